@@ -1,0 +1,222 @@
+//! The configuration as the rest of the program sees it: validated, with every
+//! default filled in and nothing left to parse.
+//!
+//! Depends on nothing else in this crate. [`crate::config`] makes it from YAML.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use serde::Serialize;
+
+/// Everything one node does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Model {
+    /// Name of this node, for people and for labels.
+    pub node: String,
+    /// Interfaces the data path is attached to, in the file's order.
+    pub interfaces: Vec<Interface>,
+    /// Sizes and times of the data path.
+    pub dataplane: Dataplane,
+    /// Where `/metrics`, `/healthz` and `/readyz` are served; none when absent.
+    pub metrics: Option<SocketAddr>,
+    /// Pools by name.
+    pub pools: BTreeMap<String, Pool>,
+    /// Services in the file's order; names are unique.
+    pub services: Vec<Service>,
+}
+
+/// One network interface the data path is attached to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Interface {
+    /// The kernel's name of it.
+    pub name: String,
+    /// How the program is attached.
+    pub xdp: XdpMode,
+}
+
+/// How the program is attached to an interface.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// Native, or generic where the driver can't.
+    #[default]
+    Auto,
+    /// In the driver; an error where it can't.
+    Native,
+    /// In the network stack, slower, works everywhere.
+    Generic,
+}
+
+/// Sizes and times of the data path.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Dataplane {
+    /// Flows in tracked slots that the flow table is sized for (16 bytes each).
+    pub max_flows: u32,
+    /// Services the maps have room for.
+    pub max_services: u32,
+    /// (service, backend) pairs the maps have room for; at most 2^20 - 1.
+    pub max_members: u32,
+    /// Slots of all services together (8 bytes each).
+    pub max_slots: u32,
+    /// A TCP flow idle for less than this never changes its backend.
+    pub tcp_idle: Duration,
+    /// A UDP flow's idle time, where UDP is tracked or its replies are.
+    pub udp_idle: Duration,
+    /// A backend that fails its checks serves its old flows for this long.
+    pub dead_after: Duration,
+    /// A backend taken out of the configuration, or drained, serves its old
+    /// flows for this long.
+    pub drain_timeout: Duration,
+    /// File with the 16-byte key of the flow hash, as 32 hexadecimal digits.
+    /// Without one a random key is made and kept with the pinned maps.
+    pub hash_secret_file: Option<PathBuf>,
+    /// Directory in a BPF file system where maps and links are pinned.
+    pub pin_dir: PathBuf,
+    /// The data path's debug log, read through aya-log. Off costs nothing.
+    pub debug_log: bool,
+    /// Set `forwarding` and `send_redirects` on the interfaces where NAT needs
+    /// it. When false, `lbctl run` refuses to start where they are wrong.
+    pub manage_sysctls: bool,
+}
+
+/// A set of backends with their checks, used by any number of services.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Pool {
+    /// Backends in the file's order; names are unique within the pool.
+    pub backends: Vec<Backend>,
+    /// Health checks; all have to pass. None: every backend counts as up.
+    pub health: Vec<Check>,
+}
+
+/// A real server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Backend {
+    /// Unique within its pool.
+    pub name: String,
+    /// Address of the server itself (not the VIP).
+    pub address: IpAddr,
+    /// Port the server listens on. `None` keeps the port of the packet. Must
+    /// be `None` or the service's port where the port isn't rewritten (L2 DSR).
+    pub port: Option<u16>,
+    /// Share of the traffic relative to the pool's other weights; 0 gets no
+    /// new flows. At most 65,535.
+    pub weight: u16,
+}
+
+/// One health check of a pool.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Check {
+    /// What is checked.
+    pub kind: CheckKind,
+    /// Port to check; the backend's, or else the service's, when absent.
+    pub port: Option<u16>,
+    /// Time from one check to the next.
+    pub interval: Duration,
+    /// A check without a result by then has failed.
+    pub timeout: Duration,
+    /// Consecutive passes that take a down backend up.
+    pub rise: u32,
+    /// Consecutive failures that take an up backend down.
+    pub fall: u32,
+}
+
+/// What a health check does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase", tag = "type")]
+pub enum CheckKind {
+    /// Passes when the TCP handshake completes.
+    Tcp,
+}
+
+/// A virtual service: an address, ports and a protocol that are balanced.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// Unique; the service's identity over reloads and restarts. At most 63 bytes.
+    pub name: String,
+    /// The VIP.
+    pub address: IpAddr,
+    /// The ports.
+    pub ports: Ports,
+    /// TCP or UDP.
+    pub protocol: Protocol,
+    /// How packets reach the backend.
+    pub forwarding: ForwardingMethod,
+    /// How replies are recognised under NAT, after `auto` was resolved.
+    pub replies: Replies,
+    /// Name of its pool (checked to exist).
+    pub pool: String,
+    /// Slots of its table: a prime, at least 100 times the pool's backends.
+    pub table_size: u32,
+}
+
+/// Ports of a service, as disjoint inclusive ranges in ascending order.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub enum Ports {
+    /// Every port.
+    Any,
+    /// Ranges; a single port is a range of one.
+    Ranges(Vec<(u16, u16)>),
+}
+
+/// Layer-4 protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Protocol {
+    /// Transmission Control Protocol.
+    Tcp,
+    /// User Datagram Protocol.
+    Udp,
+}
+
+impl Protocol {
+    /// IANA protocol number.
+    pub const fn number(self) -> u8 {
+        match self {
+            Self::Tcp => 6,
+            Self::Udp => 17,
+        }
+    }
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Tcp => "tcp",
+            Self::Udp => "udp",
+        })
+    }
+}
+
+/// How packets reach the backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ForwardingMethod {
+    /// Direct server return: only the MAC addresses change.
+    L2Dsr,
+    /// The destination is rewritten, and the source of the replies.
+    Nat,
+}
+
+impl fmt::Display for ForwardingMethod {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::L2Dsr => "l2-dsr",
+            Self::Nat => "nat",
+        })
+    }
+}
+
+/// How a reply is recognised under NAT.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Replies {
+    /// Whatever comes from the backend's address, port and protocol is a reply.
+    Port,
+    /// Only what belongs to a flow in the flow table is a reply.
+    Flow,
+}
