@@ -5,7 +5,10 @@ use aya_build::{Package, Toolchain};
 
 fn main() -> anyhow::Result<()> {
     let root_dir = concat!(env!("CARGO_MANIFEST_DIR"), "/../lb-ebpf");
-    println!("cargo:rerun-if-changed={}", concat!(env!("CARGO_MANIFEST_DIR"), "/../lb-common/src"));
+    println!(
+        "cargo:rerun-if-changed={}",
+        concat!(env!("CARGO_MANIFEST_DIR"), "/../lb-common/src")
+    );
     println!("cargo:rerun-if-env-changed=LB_BPF_TOOLCHAIN");
     // `cargo xtask setup` says which toolchain it found: rustup's nightly with
     // rust-src, or a linked one that carries a precompiled `core`.
@@ -18,7 +21,11 @@ fn main() -> anyhow::Result<()> {
         unsafe { std::env::set_var("RUSTC_BOOTSTRAP", "aya_ebpf,lb_ebpf") };
     }
     aya_build::build_ebpf(
-        [Package { name: "lb-ebpf", root_dir, ..Package::default() }],
+        [Package {
+            name: "lb-ebpf",
+            root_dir,
+            ..Package::default()
+        }],
         Toolchain::Custom(&toolchain),
     )
     .context("building the BPF data path failed; `cargo xtask setup` installs what it needs")
