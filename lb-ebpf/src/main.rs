@@ -1,6 +1,9 @@
 //! The XDP data path.
 #![no_std]
 #![no_main]
+// The attribute macro of an entry point makes a second function without the
+// first one's documentation.
+#![allow(missing_docs)]
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
