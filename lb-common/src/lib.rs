@@ -3,6 +3,20 @@
 //! This crate is the ABI: every map key and value, the reasons and counters,
 //! the limits and the map names exist here once and are used by both sides.
 //! It also holds the *decisions* taken on those values ([`track`], [`flow`],
-//! [`checksum`], [`hash`]) so that the code the kernel runs is the code the
-//! host tests run.
-#![cfg_attr(not(test), no_std)]
+//! [`checksum`], [`hash`]), so that the code that the kernel runs is the code
+//! that the host's tests run.
+//!
+//! Depends on nothing; the `user` feature marks the map types as plain data
+//! for aya.
+#![cfg_attr(not(any(test, feature = "user")), no_std)]
+
+pub mod abi;
+pub mod checksum;
+pub mod clock;
+pub mod counter;
+pub mod flow;
+pub mod hash;
+pub mod member;
+pub mod net;
+pub mod slot;
+pub mod track;

@@ -15,9 +15,6 @@ use crate::workspace::{self, BPF_CRATE, TESTS_CRATE};
 /// Name of the suite of examples in the documentation.
 pub const DOC: &str = "doc";
 
-/// Name of the suite with the unit tests of the harness itself.
-const HARNESS: &str = "harness";
-
 /// A test binary.
 #[derive(Clone, Debug)]
 pub struct Binary {
@@ -155,7 +152,7 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
             continue;
         }
         root.push(Suite {
-            name: HARNESS.to_owned(),
+            name: name.to_owned(),
             binaries: unit.into_iter().map(binary).collect(),
             serial: false,
             required: false,
@@ -250,7 +247,7 @@ mod tests {
             .into_iter()
             .map(|suite| suite.name)
             .collect();
-        assert_eq!(names, ["lb-common", DOC, HARNESS, "nat", "vrrp"]);
+        assert_eq!(names, ["lb-common", DOC, TESTS_CRATE, "nat", "vrrp"]);
     }
 
     #[test]

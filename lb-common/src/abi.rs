@@ -1,0 +1,412 @@
+//! Layout of the BPF maps.
+//!
+//! All structures are `repr(C)` without implicit padding; addresses and ports
+//! stand in network byte order behind their types, everything else is native.
+//! A change of any of it is a change of [`ABI_VERSION`].
+
+use crate::net::{Addr, Be16, Mac, NextHop};
+
+/// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
+/// of another version are refused.
+pub const ABI_VERSION: u32 = 1;
+
+/// Names of the maps, which are also the names of their pins.
+pub mod map {
+    /// `[u32; 1]`: [`super::ABI_VERSION`].
+    pub const ABI: &str = "ABI";
+    /// `[Config; 1]`, mapped.
+    pub const CONFIG: &str = "CONFIG";
+    /// Hash: [`super::ServiceKey`] to [`super::ServiceEntry`], one port each.
+    pub const SERVICES: &str = "SERVICES";
+    /// Longest prefix: [`super::RangeKey`] to [`super::ServiceEntry`].
+    pub const RANGES: &str = "RANGES";
+    /// Array by service id: name of the service, padded with zeros.
+    pub const SERVICE_NAMES: &str = "SERVICE_NAMES";
+    /// Hash: [`super::VipKey`] to [`super::VipEntry`].
+    pub const VIPS: &str = "VIPS";
+    /// Array of `u64` by owner index: see [`super::owner`].
+    pub const OWNERS: &str = "OWNERS";
+    /// Array of [`crate::slot::SlotWord`], all services' tables one after another, mapped.
+    pub const SLOTS: &str = "SLOTS";
+    /// Array by member id: [`super::MemberEntry`], mapped.
+    pub const MEMBERS: &str = "MEMBERS";
+    /// Array of buckets, mapped: flows in tracked slots.
+    pub const FLOWS: &str = "FLOWS";
+    /// Array of buckets, mapped: flows whose replies NAT has to recognise.
+    pub const REPLY_FLOWS: &str = "REPLY_FLOWS";
+    /// Hash: [`super::ReplyKey`] to [`super::ReplyEntry`].
+    pub const REPLIES: &str = "REPLIES";
+    /// Array of [`super::LinkEntry`], open addressing by interface index.
+    pub const LINKS: &str = "LINKS";
+    /// Per-CPU array by member id: [`super::MemberStats`].
+    pub const STATS: &str = "STATS";
+    /// Per-CPU array of `u64`: [`crate::counter::DropReason::index`] by service id.
+    pub const DROPS: &str = "DROPS";
+    /// Per-CPU array of `u64`: [`crate::counter::Event::index`] by service id.
+    pub const EVENTS: &str = "EVENTS";
+    /// Array of [`super::SampleEntry`], mapped.
+    pub const SAMPLE: &str = "SAMPLE";
+    /// Ring buffer of [`super::NeighbourRequest`].
+    pub const NEIGHBOUR_REQUESTS: &str = "NEIGH_REQUESTS";
+    /// `[ClockReading; 1]`, mapped, written by the program `lb_clock`.
+    pub const CLOCK: &str = "CLOCK";
+}
+
+/// Names of the programs in the object.
+pub mod program {
+    /// The data path.
+    pub const LB: &str = "lb";
+    /// Writes a [`super::ClockReading`]; run by BPF_PROG_TEST_RUN only.
+    pub const CLOCK: &str = "lb_clock";
+}
+
+/// Entries of the `LINKS` map.
+pub const LINKS: u32 = 256;
+
+/// Neighbouring entries of `LINKS` that are looked at for an interface.
+pub const LINK_PROBES: u32 = 4;
+
+/// Entries of the `OWNERS` map.
+pub const OWNERS: u32 = 256;
+
+/// Entries of the `SAMPLE` map.
+pub const SAMPLE_SIZE: u32 = 65_536;
+
+/// Bytes of a service's name in `SERVICE_NAMES`, the ending zero included.
+pub const NAME_BYTES: usize = 64;
+
+/// Words of the `OWNERS` map.
+pub mod owner {
+    /// Index for VIPs that no VRRP instance governs.
+    pub const ALWAYS_INDEX: u16 = 0;
+    /// Somebody else owns the VIP.
+    pub const NOT_OWNED: u64 = 0;
+    /// Owned, without end. Other values are the end of a lease, in jiffies.
+    pub const FOREVER: u64 = u64::MAX;
+}
+
+/// What the data path reads on every packet.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Config {
+    /// Key of the flow hash.
+    pub hash_key: [u64; 2],
+    /// See [`feature`].
+    pub features: u32,
+    /// Jiffies per tick, as a power of two ([`crate::clock`]).
+    pub clock_shift: u32,
+    /// Ticks added to the kernel's clock: zero, or what a simulation wants.
+    pub clock_offset: u32,
+    /// Ticks after a change in which a SYN may be a retransmission.
+    pub syn_window_ticks: u32,
+    /// Units after which an unconfirmed entry has expired.
+    pub half_units: u32,
+    /// Units after which a confirmed entry of any service has expired.
+    pub longest_idle_units: u32,
+    /// Buckets of `FLOWS`.
+    pub flow_buckets: u32,
+    /// Buckets of `REPLY_FLOWS`.
+    pub reply_buckets: u32,
+    /// Flows are sampled where these bits of the hash's lower half are zero.
+    pub sample_mask: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Bits of [`Config::features`].
+pub mod feature {
+    /// Some service is NAT: look for replies.
+    pub const REPLIES: u32 = 1;
+    /// Some service has a port range, or any port.
+    pub const RANGES: u32 = 2;
+}
+
+/// What names a service of one port.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ServiceKey {
+    /// The VIP.
+    pub address: Addr,
+    /// Destination port.
+    pub port: Be16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Address family.
+    pub family: u8,
+}
+
+/// Key of `RANGES`, behind the prefix length: a service of a block of ports.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RangeKey {
+    /// The VIP.
+    pub address: Addr,
+    /// Address family.
+    pub family: u8,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// First port of the block; only its leading bits count.
+    pub port: Be16,
+}
+
+/// Bits of [`RangeKey`] before the port.
+pub const RANGE_KEY_FIXED_BITS: u32 = 144;
+
+/// What the data path needs to know of a service.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceEntry {
+    /// Row of the service in `DROPS`, `EVENTS` and `SERVICE_NAMES`; not zero.
+    pub id: u32,
+    /// First slot of its table.
+    pub slot_offset: u32,
+    /// Number of its slots.
+    pub slot_size: u32,
+    /// Index in `OWNERS`.
+    pub owner: u16,
+    /// See [`service_flag`].
+    pub flags: u16,
+    /// Units after which a flow's entry has expired.
+    pub idle_units: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Bits of [`ServiceEntry::flags`].
+pub mod service_flag {
+    /// NAT whose replies are recognised by flow and not by port.
+    pub const REPLY_FLOWS: u16 = 1;
+}
+
+/// A VIP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VipKey {
+    /// The address.
+    pub address: Addr,
+    /// Address family.
+    pub family: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// What the data path needs to know of a VIP.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct VipEntry {
+    /// Index in `OWNERS`.
+    pub owner: u16,
+    /// Zero.
+    pub reserved: u16,
+}
+
+/// A backend's address, as the source of replies.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ReplyKey {
+    /// The backend's address.
+    pub address: Addr,
+    /// Its port; zero for services that keep the port.
+    pub port: Be16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Address family.
+    pub family: u8,
+}
+
+/// Whose replies they are.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ReplyEntry {
+    /// The member; zero: the one that the reply's flow names.
+    pub member: u32,
+}
+
+/// One (service, backend) pair. One cache line.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberEntry {
+    /// [`crate::member::MemberState`], changed by one atomic write.
+    pub state: u64,
+    /// [`NextHop`], changed by one atomic write.
+    pub next_hop: u64,
+    /// The backend's address. This and all below never change in the life of
+    /// the id.
+    pub address: Addr,
+    /// The service's VIP.
+    pub vip: Addr,
+    /// The service's id.
+    pub service: u32,
+    /// Port the packet is rewritten to; zero keeps it.
+    pub port: Be16,
+    /// Port a reply is rewritten to; zero keeps it.
+    pub vip_port: Be16,
+    /// See [`method`].
+    pub method: u8,
+    /// Address family.
+    pub family: u8,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
+impl MemberEntry {
+    /// The next hop.
+    #[inline(always)]
+    pub const fn next_hop(&self) -> NextHop {
+        NextHop(self.next_hop)
+    }
+}
+
+/// Values of [`MemberEntry::method`].
+pub mod method {
+    /// The MAC addresses are rewritten.
+    pub const L2_DSR: u8 = 1;
+    /// Destination address and port are rewritten, and the source of replies.
+    pub const NAT: u8 = 2;
+}
+
+/// An interface the data path is attached to. Entry `(ifindex + n) % LINKS`
+/// for the first free `n < LINK_PROBES`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LinkEntry {
+    /// Interface index; zero is free.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Zero.
+    pub reserved: u16,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+/// What was sent to and came back from a member on one core.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberStats {
+    /// Packets from clients.
+    pub packets: u64,
+    /// Their bytes, Ethernet header included, check sequence not.
+    pub bytes: u64,
+    /// TCP: SYNs. UDP: flows seen in the sample times its rate.
+    pub connections: u64,
+    /// Replies translated (NAT).
+    pub reply_packets: u64,
+    /// Their bytes.
+    pub reply_bytes: u64,
+}
+
+/// One sampled flow. The record is direct-mapped by the flow's tag; `check` is
+/// zero while it is being written and else the flow's hash.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SampleEntry {
+    /// The flow's hash; zero: none, or being written.
+    pub check: u64,
+    /// Client.
+    pub source: Addr,
+    /// VIP.
+    pub destination: Addr,
+    /// Client's port.
+    pub source_port: Be16,
+    /// VIP's port.
+    pub destination_port: Be16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Address family.
+    pub family: u8,
+    /// See [`sample_flag`].
+    pub flags: u16,
+    /// Member that got its last packet.
+    pub member: u32,
+    /// Tick of the first packet seen.
+    pub first_ticks: u32,
+    /// Tick of the last packet seen.
+    pub last_ticks: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Bits of [`SampleEntry::flags`].
+pub mod sample_flag {
+    /// More than a SYN was seen.
+    pub const CONFIRMED: u16 = 1;
+    /// FIN or RST was seen.
+    pub const CLOSING: u16 = 2;
+}
+
+/// A next hop towards a client that the kernel should resolve.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct NeighbourRequest {
+    /// Its address.
+    pub address: Addr,
+    /// Interface it is reached by.
+    pub ifindex: u32,
+    /// Address family.
+    pub family: u32,
+}
+
+/// The kernel's clocks at one moment.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ClockReading {
+    /// `jiffies_64`.
+    pub jiffies: u64,
+    /// CLOCK_MONOTONIC in nanoseconds.
+    pub monotonic_ns: u64,
+}
+
+macro_rules! layout {
+    ($($t:ty = $size:literal),+ $(,)?) => {
+        $(const _: () = assert!(core::mem::size_of::<$t>() == $size);)+
+        $(
+            // SAFETY: `repr(C)` or transparent over integers only, no padding
+            // (the sizes above are the sums of the fields), so every bit
+            // pattern is a value and every byte is initialised.
+            #[cfg(feature = "user")]
+            unsafe impl aya::Pod for $t {}
+        )+
+    };
+}
+
+layout! {
+    Config = 56,
+    ServiceKey = 20,
+    RangeKey = 20,
+    ServiceEntry = 24,
+    VipKey = 20,
+    VipEntry = 4,
+    ReplyKey = 20,
+    ReplyEntry = 4,
+    MemberEntry = 64,
+    LinkEntry = 16,
+    MemberStats = 40,
+    SampleEntry = 64,
+    NeighbourRequest = 24,
+    ClockReading = 16,
+}
+
+#[cfg(test)]
+mod tests {
+    use core::mem::offset_of;
+
+    use super::*;
+
+    #[test]
+    fn the_words_of_a_member_that_change_are_aligned() {
+        assert_eq!(offset_of!(MemberEntry, state), 0);
+        assert_eq!(offset_of!(MemberEntry, next_hop), 8);
+        assert_eq!(offset_of!(MemberEntry, service), 48);
+        assert_eq!(offset_of!(MemberEntry, reserved), 59);
+    }
+
+    #[test]
+    fn keys_have_their_fields_where_the_prefix_length_counts_them() {
+        assert_eq!(offset_of!(RangeKey, port) as u32 * 8, RANGE_KEY_FIXED_BITS);
+        assert_eq!(offset_of!(ServiceKey, port), 16);
+        assert_eq!(offset_of!(SampleEntry, member), 48);
+    }
+}

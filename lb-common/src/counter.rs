@@ -1,0 +1,121 @@
+//! Why packets are dropped, and what else is counted.
+//!
+//! Both are rows of per-CPU counters, one row a service; row 0 is for packets
+//! that belong to no service.
+
+macro_rules! names {
+    ($(#[$doc:meta])* $name:ident, $row:ident { $($(#[$item_doc:meta])* $item:ident = $text:literal,)+ }) => {
+        $(#[$doc])*
+        #[repr(u32)]
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        pub enum $name { $($(#[$item_doc])* $item,)+ }
+
+        impl $name {
+            /// All of them, by number.
+            pub const ALL: &[Self] = &[$(Self::$item,)+];
+
+            /// The name in `lbctl` and in Prometheus.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$item => $text,)+ }
+            }
+
+            /// Index in the `counters` map of `row` (a service id).
+            #[inline(always)]
+            pub const fn index(self, row: u32) -> u32 {
+                row * $row + self as u32
+            }
+        }
+
+        const _: () = assert!($name::ALL.len() <= $row as usize);
+    };
+}
+
+/// Counters a service has room for in the `DROPS` map.
+pub const DROP_ROW: u32 = 32;
+
+/// Counters a service has room for in the `EVENTS` map.
+pub const EVENT_ROW: u32 = 16;
+
+names! {
+    /// Why a packet was dropped. Exactly one for each packet that is neither
+    /// forwarded, answered nor passed to the kernel.
+    DropReason, DROP_ROW {
+        /// Addressed to a VIP of ours, but to a port or protocol without a service.
+        NoService = "no_service",
+        /// Another node owns the VIP.
+        NotOwner = "not_owner",
+        /// The service has no backend that may take the packet.
+        NoBackend = "no_backend",
+        /// The next hop's MAC address isn't known.
+        NoNeighbour = "no_neighbour",
+        /// A header field contradicts another or the frame.
+        Malformed = "malformed",
+        /// The frame ends within a header.
+        Truncated = "truncated",
+        /// A fragment; fragments can't be matched to a flow yet.
+        Fragment = "fragment",
+        /// More IPv6 extension headers than are walked, or one that can't be.
+        ExtensionHeaders = "extension_headers",
+        /// Routed hops are used up where NAT routes the packet.
+        TtlExceeded = "ttl_exceeded",
+        /// Addressed to a VIP with a protocol that isn't balanced.
+        UnknownProtocol = "unknown_protocol",
+        /// An ICMP message to a VIP other than an echo request.
+        Icmp = "icmp",
+        /// A source address that can't be replied to.
+        BadSource = "bad_source",
+        /// Under NAT the client's port is in use towards the same backend
+        /// through another service.
+        ReplyConflict = "reply_conflict",
+        /// Under NAT no reply entry could be made, so replies would be lost.
+        ReplyTableFull = "reply_table_full",
+        /// The route to the client says unreachable, prohibited or blackhole.
+        NoRoute = "no_route",
+        /// The maps contradict each other; a bug, or somebody else wrote them.
+        Inconsistent = "inconsistent",
+    }
+}
+
+names! {
+    /// What happened besides forwarding and dropping.
+    Event, EVENT_ROW {
+        /// ARP requests for a VIP answered.
+        ArpReply = "arp_reply",
+        /// Neighbour solicitations for a VIP answered.
+        NeighbourAdvertisement = "neighbour_advertisement",
+        /// Echo requests to a VIP answered.
+        EchoReply = "echo_reply",
+        /// Somebody else claimed a VIP that this node owns, by ARP or NA.
+        DuplicateVip = "duplicate_vip",
+        /// Entries made in the flow table.
+        FlowInserted = "flow_inserted",
+        /// Entries the flow table had no room for; the flow went to the slot's
+        /// older member and the slot stays tracked for longer.
+        Untracked = "untracked",
+        /// Replies whose next hop isn't resolved, left to the kernel after rewriting.
+        ReplyUnresolved = "reply_unresolved",
+        /// Packets from a backend that belong to no flow, passed untouched.
+        ReplyUnmatched = "reply_unmatched",
+        /// Replies left to the kernel untouched because forwarding is off.
+        ForwardingOff = "forwarding_off",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+
+    #[test]
+    fn names_are_unique_and_rows_do_not_overlap() {
+        let names: HashSet<_> = DropReason::ALL.iter().map(|r| r.name()).collect();
+        assert_eq!(names.len(), DropReason::ALL.len());
+        let names: HashSet<_> = Event::ALL.iter().map(|r| r.name()).collect();
+        assert_eq!(names.len(), Event::ALL.len());
+        assert_eq!(DropReason::NoService.index(3), 96);
+        for (i, reason) in DropReason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, i);
+        }
+    }
+}

@@ -1,0 +1,202 @@
+//! Just-enough tracking: which member a packet in a tracked slot goes to.
+//!
+//! In a stable slot every flow belongs to the slot's current member and
+//! nothing here is called. In a tracked one these rules hold (docs/ARCHITECTURE.md
+//! has the reasons):
+//!
+//! - `miss` = the slot's base while it serves its old flows, else the current member.
+//! - A packet with a live entry goes to the entry's member while that serves. A
+//!   SYN too, unless the member takes no new flows and the entry is closing, or
+//!   the member fails its checks and nobody ever followed up the first SYN.
+//! - A SYN without an entry goes to the current member, with an entry; in the
+//!   first three seconds after the change to the base, with an entry, while
+//!   that is not down: the first SYN may have gone there. If no entry can be
+//!   made it goes to `miss`.
+//! - Any other packet without an entry goes to `miss`, and gets an entry where
+//!   that is the base. An RST never makes one.
+//! - A refused insertion makes the slot's time now, so that it stays tracked
+//!   until the flow, which has no entry, can be told from new ones.
+//!
+//! The invariant: a flow that is idle for less than its time-out never changes
+//! its member while that member serves it, whatever the pressure on the table.
+
+use crate::{
+    flow::{self, FlowKey, FlowTable, FlowWord, Idle, Mark},
+    member::MemberState,
+    net::tcp_flags,
+    slot::SlotWord,
+};
+
+/// What a packet means to its flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Opens a TCP connection: SYN without ACK, RST and FIN.
+    Syn,
+    /// Anything in between.
+    Data,
+    /// The sender is done.
+    Fin,
+    /// The connection is broken off.
+    Rst,
+}
+
+impl Kind {
+    /// From TCP's flags byte.
+    #[inline(always)]
+    pub const fn of_tcp(flags: u8) -> Self {
+        if flags & tcp_flags::RST != 0 {
+            Self::Rst
+        } else if flags & tcp_flags::FIN != 0 {
+            Self::Fin
+        } else if flags & (tcp_flags::SYN | tcp_flags::ACK) == tcp_flags::SYN {
+            Self::Syn
+        } else {
+            Self::Data
+        }
+    }
+
+    /// What it leaves in the flow's entry.
+    #[inline(always)]
+    pub const fn mark(self) -> Mark {
+        match self {
+            Self::Syn => Mark::Half,
+            Self::Data => Mark::Open,
+            Self::Fin | Self::Rst => Mark::Closing,
+        }
+    }
+}
+
+/// The times the rules use.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Now.
+    pub now_ticks: u32,
+    /// See [`crate::clock::SYN_WINDOW_MS`].
+    pub syn_window_ticks: u32,
+    /// Idle times of the packet's service.
+    pub idle: Idle,
+    /// Idle times beyond which an entry of any service has expired.
+    pub longest_idle: Idle,
+}
+
+/// The tables around a decision.
+pub trait World {
+    /// The flow table.
+    type Flows: FlowTable;
+
+    /// The flow table.
+    fn flows(&self) -> &Self::Flows;
+
+    /// State of a member; [`MemberState::FREE`] for an id out of range.
+    fn state(&self, member: u32) -> MemberState;
+
+    /// Whether the member belongs to the packet's service: a tag may match an
+    /// entry of another one.
+    fn is_ours(&self, member: u32) -> bool;
+
+    /// Replaces the packet's slot if it is still `current`.
+    fn replace_slot(&self, current: SlotWord, new: SlotWord);
+}
+
+/// Where the packet goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decision {
+    /// The member.
+    pub member: u32,
+    /// What happened to the flow table.
+    pub entry: Entry,
+}
+
+/// What a decision did to the flow table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Entry {
+    /// Nothing was there and nothing was made.
+    None,
+    /// A live entry decided.
+    Found,
+    /// An entry was made.
+    Inserted,
+    /// An entry should have been made, but there was no room.
+    Refused,
+}
+
+/// Decides on a packet in a tracked slot. `slot` is the word as read once; all
+/// of the decision rests on that one value.
+#[inline(always)]
+pub fn decide<W: World>(
+    world: &W,
+    slot: SlotWord,
+    key: FlowKey,
+    kind: Kind,
+    times: Times,
+) -> Decision {
+    let flows = world.flows();
+    let found = flow::find(flows, key, |entry| world.is_ours(entry.member()));
+    let mut stale = None;
+    if let Some(found) = found {
+        let entry = found.entry;
+        let state = world.state(entry.member());
+        let live = entry.is_live(times.now_ticks, times.idle);
+        let keeps = kind != Kind::Syn
+            || state.takes_new()
+            || (!entry.is_closing() && (entry.is_confirmed() || !state.is_down()));
+        if live && state.serves() && keeps {
+            flow::touch(flows, &found, times.now_ticks, kind.mark());
+            return Decision {
+                member: entry.member(),
+                entry: Entry::Found,
+            };
+        }
+        stale = Some(found);
+    }
+
+    let base = world.state(slot.base());
+    let miss = if base.serves() {
+        slot.base()
+    } else {
+        slot.current()
+    };
+    let wanted = match kind {
+        Kind::Syn => {
+            let just_changed =
+                !slot.is_pressed() && slot.age(times.now_ticks) < times.syn_window_ticks;
+            if just_changed && base.serves() && !base.is_down() {
+                slot.base()
+            } else {
+                slot.current()
+            }
+        }
+        Kind::Data | Kind::Fin if miss == slot.base() => miss,
+        _ => {
+            return Decision {
+                member: miss,
+                entry: Entry::None,
+            };
+        }
+    };
+
+    let entry = FlowWord::new(key.tag, wanted, times.now_ticks, kind.mark());
+    let inserted = match stale {
+        // Its own place, so that no flow has two entries.
+        Some(found) => flows.replace(found.bucket, found.word, found.entry.0, entry.0),
+        None => flow::insert(flows, key, entry, times.now_ticks, times.longest_idle),
+    };
+    if inserted {
+        return Decision {
+            member: wanted,
+            entry: Entry::Inserted,
+        };
+    }
+    // Within the window the slot's time is recent enough as it is, and the
+    // window must not be cut short for the other flows.
+    if slot.is_pressed() || slot.age(times.now_ticks) >= times.syn_window_ticks {
+        let pressed = slot.pressed(times.now_ticks);
+        if pressed != slot {
+            world.replace_slot(slot, pressed);
+        }
+    }
+    Decision {
+        member: miss,
+        entry: Entry::Refused,
+    }
+}
