@@ -202,10 +202,19 @@ fn serial_names(package: &Value) -> Result<Vec<&str>> {
     names.context("[package.metadata.lb] serial must be a list of names")
 }
 
-/// The command that runs the examples in the documentation.
+/// The command that runs the examples in the documentation. With cargo's own
+/// choice, the profile `test`, it would build the whole tree a second time.
 pub fn doc_command() -> Command {
     let mut command = workspace::cargo();
-    command.args(["test", "--doc", "--workspace", "--exclude", BPF_CRATE]);
+    command.args([
+        "test",
+        "--doc",
+        "--profile",
+        "dev",
+        "--workspace",
+        "--exclude",
+        BPF_CRATE,
+    ]);
     command
 }
 

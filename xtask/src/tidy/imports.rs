@@ -19,6 +19,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("sync", &[]),
     ("api", &["status"]),
     ("metrics", &["status"]),
+    ("rates", &["status"]),
     ("cli", &["config", "model", "status", "api::client"]),
     ("main", &["cli", "daemon"]),
 ];
@@ -75,7 +76,7 @@ pub fn check(path: &str, source: &Source) -> Vec<Finding> {
 }
 
 fn check_direction(path: &str, file: &str, source: &Source, findings: &mut Vec<Finding>) {
-    if file.ends_with("/tests.rs") {
+    if super::is_test_file(path) {
         return;
     }
     let module = module_of(file);

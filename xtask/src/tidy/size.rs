@@ -11,11 +11,8 @@ const EXCUSE: &str = "// tidy: long because ";
 /// How many lines from the top the excuse may stand.
 const HEAD: usize = 20;
 
-/// Files longer than [`LIMIT`], unless they say why or hold tests alone.
+/// Files longer than [`LIMIT`], unless they say why.
 pub fn check(path: &str, text: &str, source: &Source) -> Vec<Finding> {
-    if path.starts_with("tests/tests/") || path.ends_with("/tests.rs") {
-        return Vec::new();
-    }
     let lines = text.lines().count().saturating_sub(source.test_lines);
     let excused = text.lines().take(HEAD).any(|line| {
         line.strip_prefix(EXCUSE)
@@ -55,7 +52,6 @@ mod tests {
             "a/src/b.rs",
             &format!("{}{tests}", lines(400))
         ));
-        assert!(!is_too_long("tests/tests/nat.rs", &lines(501)));
     }
 
     #[test]
