@@ -257,29 +257,32 @@ fn is_leftover(name: &str) -> bool {
 /// namespace made calls it.
 pub fn sweep() {
     static SWEPT: Once = Once::new();
-    SWEPT.call_once(|| {
-        let names = |dir: &Path| -> Vec<String> {
-            let entries = fs::read_dir(dir).into_iter().flatten().flatten();
-            entries
-                .filter_map(|e| e.file_name().into_string().ok())
-                .filter(|n| is_leftover(n))
-                .collect()
-        };
-        // Tests start in parallel: the other sweeper may have been first, so
-        // failures here mean nothing.
-        for name in names(Path::new(NETNS_DIR)) {
-            kill_inside(&name);
-            let _ = delete_netns(&name);
+    SWEPT.call_once(sweep_now);
+}
+
+/// As [`sweep`], however often it ran before.
+pub fn sweep_now() {
+    let names = |dir: &Path| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries
+            .filter_map(|e| e.file_name().into_string().ok())
+            .filter(|n| is_leftover(n))
+            .collect()
+    };
+    // Tests start in parallel: another sweeper may have been first, so
+    // failures here mean nothing.
+    for name in names(Path::new(NETNS_DIR)) {
+        kill_inside(&name);
+        let _ = delete_netns(&name);
+    }
+    let tmp = std::env::temp_dir();
+    for name in names(&tmp) {
+        let bpffs = tmp.join(&name).join("bpf");
+        if bpffs.exists() {
+            let _ = unmount(&bpffs);
         }
-        let tmp = std::env::temp_dir();
-        for name in names(&tmp) {
-            let bpffs = tmp.join(&name).join("bpf");
-            if bpffs.exists() {
-                let _ = unmount(&bpffs);
-            }
-            let _ = fs::remove_dir_all(tmp.join(&name));
-        }
-    });
+        let _ = fs::remove_dir_all(tmp.join(&name));
+    }
 }
 
 /// Kills the processes in a namespace that a dead process of ours left behind.

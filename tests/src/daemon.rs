@@ -47,7 +47,12 @@ impl Daemon {
 
     /// Everything but the start, for tests of a start that has to fail.
     pub fn prepare(ns: &Netns, config: &Config) -> Result<Self> {
-        let lbctl = lbctl_path()?;
+        Self::prepare_program(lbctl_path()?, ns, config)
+    }
+
+    /// As [`Self::prepare`], with another program than [`lbctl_path`]: an
+    /// older or a newer release.
+    pub fn prepare_program(lbctl: PathBuf, ns: &Netns, config: &Config) -> Result<Self> {
         let dir = TempDir::new()?;
         let bpffs = Bpffs::mount(&dir)?;
         let detach = Undo::new(Leftover::Run {

@@ -2,6 +2,8 @@
 
 use std::{cell::RefCell, path::PathBuf};
 
+use crate::process;
+
 /// One thing to show when the test turns out to have failed.
 pub(crate) type Evidence = Box<dyn FnOnce()>;
 
@@ -41,14 +43,12 @@ pub(crate) fn offer(evidence: Evidence) {
 }
 
 /// Where files that outlive a failed test go: `$LB_TEST_ARTIFACTS`, or
-/// `lb-tests` in the target directory.
+/// `lb-tests` beside the programs cargo built.
 pub(crate) fn artifacts_dir() -> PathBuf {
     std::env::var_os("LB_TEST_ARTIFACTS").map_or_else(
         || {
-            let exe = std::env::current_exe().unwrap_or_default();
-            let target = exe.ancestors().find(|p| p.join("CACHEDIR.TAG").exists());
-            target
-                .map_or_else(std::env::temp_dir, PathBuf::from)
+            process::programs_dir()
+                .unwrap_or_else(|_| std::env::temp_dir())
                 .join("lb-tests")
         },
         PathBuf::from,

@@ -303,3 +303,19 @@ pub fn workspace_program(name: &str, variable: &str, build: &str) -> Result<Path
     }
     Ok(path)
 }
+
+/// Where cargo puts the programs of the profile that the running one was
+/// built with.
+pub(crate) fn programs_dir() -> Result<PathBuf> {
+    let exe = fs::canonicalize(std::env::current_exe()?)?;
+    let dir = exe
+        .parent()
+        .context("the running program has no directory")?;
+    let is_test = dir.ends_with("deps") || dir.ends_with("examples");
+    Ok(if is_test {
+        dir.parent().unwrap_or(dir)
+    } else {
+        dir
+    }
+    .to_owned())
+}

@@ -102,7 +102,7 @@ impl Nginx {
         Ok(server)
     }
 
-    /// The requests it has answered so far, without those of its own host.
+    /// The requests it has answered so far.
     pub fn access_log(&self) -> Result<Vec<AccessLogLine>> {
         let text = fs::read_to_string(self.dir.join("access.log"))?;
         text.lines()
