@@ -492,7 +492,6 @@ fn no_dsr_backend_answers_for_the_vip() {
             ];
             send_raw(&t.router.ns, "eth1", &frames)?;
             std::thread::sleep(Duration::from_millis(300));
-            eprintln!("{:x?}", capture.seen());
             capture.stop()
         };
         // The question is a good one: for an own address there are answers.
@@ -666,7 +665,7 @@ fn an_answer_from_another_server_is_counted_as_wrong_server() {
                     lines.read_line(&mut line)?;
                     write!(stream, "b {line}")?;
                     lines.read_line(&mut line)?;
-                    write!(stream, "c 1\n")?;
+                    writeln!(stream, "c 1")?;
                     lines.read_line(&mut line)?;
                     Ok(())
                 });
