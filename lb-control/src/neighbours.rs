@@ -99,12 +99,19 @@ impl fmt::Display for Unresolved {
             ),
             Self::LinkDown { link } => write!(f, "{link} is down"),
             Self::Resolving { next_hop, link } => {
-                write!(f, "waiting for {next_hop} on {link} to tell its MAC address")
+                write!(
+                    f,
+                    "waiting for {next_hop} on {link} to tell its MAC address"
+                )
             }
             Self::Failed { next_hop, link } => write!(
                 f,
                 "{next_hop} on {link} doesn't answer {}",
-                if next_hop.is_ipv4() { "ARP" } else { "neighbour solicitations" }
+                if next_hop.is_ipv4() {
+                    "ARP"
+                } else {
+                    "neighbour solicitations"
+                }
             ),
         }
     }
