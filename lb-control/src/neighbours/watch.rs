@@ -147,7 +147,7 @@ impl Neighbours {
 
 fn open_events() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-    let options = SockRef::from(&socket);
+    let options = SockRef::from(socket.socket_ref());
     // Above net.core.rmem_max only the kernel's administrator may go; what
     // doesn't fit costs a dump and nothing else.
     options.set_recv_buffer_size(EVENT_BUFFER_BYTES)?;
