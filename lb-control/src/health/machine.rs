@@ -434,3 +434,7 @@ fn next_turn(seed: u64, check: &CheckEntry, now: Instant) -> (u64, Instant) {
     let due = nominal - jitter + part(jitter * 2, hash(seed, &check.key, turn));
     (turn, due.max(now))
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;
