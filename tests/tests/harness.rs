@@ -492,7 +492,6 @@ fn no_dsr_backend_answers_for_the_vip() {
             ];
             send_raw(&t.router.ns, "eth1", &frames)?;
             std::thread::sleep(Duration::from_millis(300));
-            eprintln!("{:x?}", capture.seen());
             capture.stop()
         };
         // The question is a good one: for an own address there are answers.

@@ -3,12 +3,13 @@
 use std::{
     fmt::Write as _,
     net::{Ipv4Addr, Ipv6Addr},
+    time::Duration,
 };
 
 use anyhow::{Result, ensure};
 
 use super::{Host, Interface, Kind, Options, Port, Topology};
-use crate::{netns::Netns, packet::Mac};
+use crate::{netns::Netns, packet::Mac, process::wait_ok};
 
 /// Third byte of the subnets: 10.<1>.0.0/24 is 10.1.0.0/24, fd00:1::/64.
 const CLIENTS: u8 = 1;
@@ -107,7 +108,16 @@ pub(super) fn topology(kind: Kind, options: &Options) -> Result<Topology> {
     if kind == Kind::Dsr {
         t.backends.iter().try_for_each(|b| vip_on_loopback(&t, b))?;
     }
+    wait_until_up(&t)?;
     Ok(t)
+}
+
+/// The other end of a host's link.
+struct FarEnd<'a> {
+    ns: &'a Netns,
+    name: &'a str,
+    mac: Mac,
+    is_switch_port: bool,
 }
 
 /// Makes the links and the switch.
@@ -117,69 +127,124 @@ fn wire(t: &mut Topology) -> Result<()> {
         "link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
          link set br0 up\n",
     )?;
-    link(&t.client, "eth0", &t.router.ns, "eth0", None)?;
+    let router_end = |i: usize| {
+        let Interface { name, mac, .. } = &t.router.interfaces[i];
+        FarEnd {
+            ns: &t.router.ns,
+            name,
+            mac: *mac,
+            is_switch_port: false,
+        }
+    };
+    link(&t.client.ns, t.client.interface(), &router_end(0))?;
     let mut plugged: Vec<(&Host, &Interface)> = vec![];
+    let mut balancer_ports = vec![];
     if t.kind == Kind::NatTwoArmed {
-        link(&t.balancer, "eth0", &t.router.ns, "eth1", None)?;
+        link(&t.balancer.ns, t.balancer.interface(), &router_end(1))?;
         plugged.push((&t.balancer, &t.balancer.interfaces[1]));
-        t.balancer_ports = vec![
-            Port {
-                ns: t.router.ns.clone(),
-                interface: "eth1".into(),
-            },
-            Port {
-                ns: t.switch.clone(),
-                interface: "balancer".into(),
-            },
-        ];
+        balancer_ports.push(Port {
+            ns: t.router.ns.clone(),
+            interface: "eth1".into(),
+        });
     } else {
         plugged.push((&t.router, &t.router.interfaces[1]));
-        plugged.push((&t.balancer, &t.balancer.interfaces[0]));
-        t.balancer_ports = vec![Port {
-            ns: t.switch.clone(),
-            interface: "balancer".into(),
-        }];
+        plugged.push((&t.balancer, t.balancer.interface()));
     }
+    balancer_ports.push(Port {
+        ns: t.switch.clone(),
+        interface: "balancer".into(),
+    });
     plugged.extend(t.backends.iter().map(|b| (b, b.interface())));
     let mut fdb = String::new();
     for (host, interface) in plugged {
-        link(host, &interface.name, &t.switch, &host.name, Some("br0"))?;
+        let [.., net, number] = interface.mac.0;
+        let mac = Mac([0x02, 0x1b, 0, 1, net, number]);
+        let port = FarEnd {
+            ns: &t.switch,
+            name: &host.name,
+            mac,
+            is_switch_port: true,
+        };
+        link(&host.ns, interface, &port)?;
         writeln!(
             fdb,
             "fdb replace {} dev {} master static",
             interface.mac, host.name
         )?;
     }
-    t.switch.feed(&["bridge", "-batch", "-"], &fdb)
+    t.switch.feed(&["bridge", "-batch", "-"], &fdb)?;
+    t.balancer_ports = balancer_ports;
+    Ok(())
 }
 
-/// A veth from a host to another namespace, both ends up.
-fn link(host: &Host, name: &str, far: &Netns, far_name: &str, bridge: Option<&str>) -> Result<()> {
-    let far_ns = far.path();
-    let mut batch = format!(
-        "link add {name} type veth peer name {far_name} netns {}\n",
-        far.name()
+/// A veth from a host's interface, both ends up.
+fn link(ns: &Netns, near: &Interface, far: &FarEnd<'_>) -> Result<()> {
+    let Interface { name, mac, .. } = near;
+    let FarEnd {
+        ns: far_ns,
+        name: far_name,
+        mac: far_mac,
+        ..
+    } = far;
+    let peer = format!(
+        "peer name {far_name} address {far_mac} netns {}",
+        far_ns.name()
     );
-    debug_assert!(far_ns.exists(), "{}", far_ns.display());
-    writeln!(batch, "link set {name} up")?;
-    host.ns.feed(&["ip", "-batch", "-"], &batch)?;
-    let mut batch = String::new();
-    if let Some(bridge) = bridge {
-        writeln!(batch, "link set {far_name} master {bridge}")?;
-    }
-    writeln!(batch, "link set {far_name} up")?;
-    far.feed(&["ip", "-batch", "-"], &batch)
+    ns.feed(
+        &["ip", "-batch", "-"],
+        &format!("link add {name} address {mac} type veth {peer}\nlink set {name} up\n"),
+    )?;
+    let master = if far.is_switch_port {
+        format!("link set {far_name} master br0\n")
+    } else {
+        String::new()
+    };
+    far_ns.feed(
+        &["ip", "-batch", "-"],
+        &format!("{master}link set {far_name} up\n"),
+    )
 }
 
-/// Sets MACs, addresses, routes and forwarding.
+/// Waits until every interface carries packets.
+///
+/// The kernel notices that a link is up with a delay of up to a second; until
+/// then the interface, and a switch port with it, drops what it should send.
+fn wait_until_up(t: &Topology) -> Result<()> {
+    let mut namespaces: Vec<(&Netns, usize)> =
+        t.hosts().map(|h| (&h.ns, h.interfaces.len())).collect();
+    let plugged: usize = t.backends.len() + if t.kind == Kind::NatTwoArmed { 1 } else { 2 };
+    namespaces.push((&t.switch, plugged + 1));
+    for (ns, interfaces) in namespaces {
+        wait_ok(
+            format!("the links of {}", ns.name()),
+            Duration::from_secs(10),
+            || {
+                let links = ns.exec(&["ip", "-o", "link"])?;
+                let up = links.lines().filter(|l| l.contains(" state UP ")).count();
+                ensure!(up == interfaces, "{up} of {interfaces} are up:\n{links}");
+                Ok(())
+            },
+        )?;
+    }
+    wait_ok("the switch's ports", Duration::from_secs(10), || {
+        let ports = t.switch.exec(&["bridge", "link"])?;
+        let forwarding = ports
+            .lines()
+            .filter(|l| l.contains(" state forwarding "))
+            .count();
+        ensure!(
+            forwarding == plugged,
+            "{forwarding} of {plugged} forward:\n{ports}"
+        );
+        Ok(())
+    })
+}
+
+/// Sets addresses, routes and forwarding.
 fn addresses(t: &Topology) -> Result<()> {
     for host in t.hosts() {
         let mut batch = String::new();
         for i in &host.interfaces {
-            // Down for the change: the link-local address follows the MAC.
-            writeln!(batch, "link set {} down", i.name)?;
-            writeln!(batch, "link set {} address {}", i.name, i.mac)?;
-            writeln!(batch, "link set {} up", i.name)?;
             for a in &i.v4 {
                 writeln!(batch, "addr add {a}/24 dev {}", i.name)?;
             }
@@ -266,7 +331,7 @@ fn offloads(t: &Topology, options: &Options) -> Result<()> {
 /// addresses of the interface that received it (or proxied ones), and joins no
 /// solicited-node group there for an address on `lo`. /128, so that no other
 /// address becomes local.
-pub(super) fn vip_on_loopback(t: &Topology, backend: &Host) -> Result<()> {
+fn vip_on_loopback(t: &Topology, backend: &Host) -> Result<()> {
     for conf in ["all", "eth0"] {
         backend
             .ns
