@@ -249,6 +249,8 @@ fn another_check_port_does_not_make_a_server_unknown_but_another_address_does() 
     assert_eq!(bench.state("a"), HealthState::Up);
     bench.update(&[backend("a", &["192.0.2.99:8080"])]);
     assert_eq!(bench.state("a"), HealthState::Unknown);
+    let last = bench.changes.last().cloned();
+    assert_eq!(last, Some(("a".to_owned(), HealthState::Unknown)));
 }
 
 #[test]
