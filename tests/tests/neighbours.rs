@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::{abi::NeighbourRequest, net::Addr};
 use lb_control::{
     health::{BackendKey, Health, HealthState},
     model::{
@@ -447,5 +448,30 @@ fn settings_for_nat_are_made_in_the_namespace_and_put_back() {
         bench.lb.run(|| sysctl::restore(&mut ProcSys, &record))??;
         ensure!(read()? == before, "{:?} instead of {before:?}", read()?);
         Ok(())
+    });
+}
+
+#[test]
+fn a_clients_next_hop_that_the_data_path_asks_for_is_resolved() {
+    check(|| {
+        let bench = Bench::new()?;
+        bench.in_lb(async || {
+            let (neighbours, views) = start(&[])?;
+            let ifindex = views.borrow().links[0].ifindex;
+            let (address, family) = Addr::from_ip(SERVER.parse()?);
+            for _ in 0..5000 {
+                neighbours.resolve_client(NeighbourRequest {
+                    address,
+                    ifindex,
+                    family: family.into(),
+                });
+            }
+            let asked = Instant::now();
+            while !ip(&bench.lb, "neigh show 10.9.0.2 dev eth0")?.contains(MAC) {
+                ensure!(asked.elapsed() < SOON, "not resolved");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+            Ok(())
+        })
     });
 }
