@@ -16,3 +16,6 @@
 
 pub mod model;
 pub mod object;
+pub mod health;
+pub mod model;
+pub mod neighbours;
