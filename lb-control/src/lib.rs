@@ -2,3 +2,4 @@
 //! and the way there. `lbctl` is a thin `main` over it.
 
 pub mod model;
+pub mod scheduler;
