@@ -1,5 +1,7 @@
 //! The controller: configuration, health, the desired state of the BPF maps
 //! and the way there. `lbctl` is a thin `main` over it.
 
+pub mod cli;
+pub mod config;
 pub mod model;
 pub mod scheduler;
