@@ -34,7 +34,10 @@ pub fn load(path: impl AsRef<Path>) -> Result<Model, ConfigErrors> {
     if let Err(error) = File::open(path)
         .and_then(|file| file.take(MAX_FILE_BYTES as u64 + 1).read_to_end(&mut bytes))
     {
-        return Err(ConfigErrors::whole_file(&name, format!("can't be read: {error}")));
+        return Err(ConfigErrors::whole_file(
+            &name,
+            format!("can't be read: {error}"),
+        ));
     }
     match std::str::from_utf8(&bytes) {
         // A character may be cut in two at the limit: leave that to `parse`.
@@ -83,11 +86,20 @@ pub fn parse(text: &str, file_name: &str) -> Result<Model, ConfigErrors> {
         .take(MAX_REPORTED)
         .map(|error| {
             let (line, column) = yaml::position(text, &error.path, error.at_key);
-            ConfigError { line, column, path: error.path.to_string(), message: error.message }
+            ConfigError {
+                line,
+                column,
+                path: error.path.to_string(),
+                message: error.message,
+            }
         })
         .collect();
     errors.sort_by_key(|error| (error.line, error.column));
-    Err(ConfigErrors { file: file_name.into(), errors, unreported })
+    Err(ConfigErrors {
+        file: file_name.into(),
+        errors,
+        unreported,
+    })
 }
 
 fn too_large(name: &str) -> ConfigErrors {
@@ -95,4 +107,4 @@ fn too_large(name: &str) -> ConfigErrors {
 }
 
 #[cfg(test)]
-mod tests {}
+mod tests;

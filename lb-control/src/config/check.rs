@@ -18,7 +18,10 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
     let Document { model, replies } = document;
     for service in &mut model.services {
         if !service.table_size_is_explicit {
-            let backends = model.pools.get(&service.pool).map_or(0, |pool| pool.backends.len());
+            let backends = model
+                .pools
+                .get(&service.pool)
+                .map_or(0, |pool| pool.backends.len());
             service.table_size = scheduler::table_size(backends);
         }
     }
@@ -40,7 +43,10 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
 
 fn duplicates<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
     let mut seen = HashSet::new();
-    names.enumerate().filter(|(_, name)| !seen.insert(*name)).collect()
+    names
+        .enumerate()
+        .filter(|(_, name)| !seen.insert(*name))
+        .collect()
 }
 
 fn names(model: &Model, errors: &Errors) {
@@ -87,7 +93,10 @@ fn no_pool(model: &Model, service: &Service, path: &Path, errors: &Errors) {
         Some(near) => format!("did you mean {near:?}?"),
         None => "define it under `pools`".into(),
     };
-    errors.add(path.key("pool"), format!("there is no pool {:?}; {hint}", service.pool));
+    errors.add(
+        path.key("pool"),
+        format!("there is no pool {:?}; {hint}", service.pool),
+    );
 }
 
 fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors) {
@@ -142,7 +151,9 @@ fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors
 fn overlaps(model: &Model, errors: &Errors) {
     let mut earlier: HashMap<(IpAddr, Protocol), Vec<&Service>> = HashMap::new();
     for (index, service) in model.services.iter().enumerate() {
-        let same = earlier.entry((service.address, service.protocol)).or_default();
+        let same = earlier
+            .entry((service.address, service.protocol))
+            .or_default();
         for other in same.iter() {
             if let Some(port) = common_port(service.ports.ranges(), other.ports.ranges()) {
                 errors.add(
@@ -179,13 +190,32 @@ fn common_port(a: &[(u16, u16)], b: &[(u16, u16)]) -> Option<u16> {
 fn capacities(model: &Model, errors: &Errors) {
     let size = &model.dataplane;
     let pool_of = |service: &Service| model.pools.get(&service.pool);
-    let members: u64 =
-        model.services.iter().filter_map(pool_of).map(|pool| pool.backends.len() as u64).sum();
+    let members: u64 = model
+        .services
+        .iter()
+        .filter_map(pool_of)
+        .map(|pool| pool.backends.len() as u64)
+        .sum();
     let slots: u64 = model.services.iter().map(|s| u64::from(s.table_size)).sum();
     for (key, limit, needed, what) in [
-        ("max_services", size.max_services, model.services.len() as u64, "services"),
-        ("max_members", size.max_members, members, "pairs of service and backend"),
-        ("max_slots", size.max_slots, slots, "table slots (`table_size` of all services)"),
+        (
+            "max_services",
+            size.max_services,
+            model.services.len() as u64,
+            "services",
+        ),
+        (
+            "max_members",
+            size.max_members,
+            members,
+            "pairs of service and backend",
+        ),
+        (
+            "max_slots",
+            size.max_slots,
+            slots,
+            "table slots (`table_size` of all services)",
+        ),
     ] {
         if needed > u64::from(limit) {
             errors.add(
@@ -198,7 +228,11 @@ fn capacities(model: &Model, errors: &Errors) {
 
 /// The ports a backend is reached at.
 fn backend_ports<'a>(service: &'a Service, own: &'a [(u16, u16)]) -> &'a [(u16, u16)] {
-    if own.is_empty() { service.ports.ranges() } else { own }
+    if own.is_empty() {
+        service.ports.ranges()
+    } else {
+        own
+    }
 }
 
 /// `port` needs that a backend's address, port and protocol belong to one
@@ -207,9 +241,17 @@ fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors)
     let own_port = |b: &Backend| b.port.map(|port| vec![(port, port)]).unwrap_or_default();
     let mut users: HashMap<(IpAddr, Protocol), Vec<(usize, Vec<(u16, u16)>)>> = HashMap::new();
     for (index, service) in model.services.iter().enumerate() {
-        for backend in model.pools.get(&service.pool).into_iter().flat_map(|p| &p.backends) {
+        for backend in model
+            .pools
+            .get(&service.pool)
+            .into_iter()
+            .flat_map(|p| &p.backends)
+        {
             let key = (backend.address, service.protocol);
-            users.entry(key).or_default().push((index, own_port(backend)));
+            users
+                .entry(key)
+                .or_default()
+                .push((index, own_port(backend)));
         }
     }
     // For each service with a shared backend, the name of one that shares it.
@@ -238,7 +280,11 @@ fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors)
             }
             continue;
         }
-        let has_range = service.ports.ranges().iter().any(|(first, last)| first != last);
+        let has_range = service
+            .ports
+            .ranges()
+            .iter()
+            .any(|(first, last)| first != last);
         let why_flow = match shared.get(&index) {
             _ if has_range => Some("the service has a range of ports".to_owned()),
             Some(other) => Some(format!("service {other:?} uses the same backend and port")),
@@ -246,7 +292,10 @@ fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors)
         };
         service.replies = match (asked, why_flow) {
             (Some(Replies::Port), Some(why)) => {
-                errors.add(path, format!("`port` is impossible here: {why}; use auto or flow"));
+                errors.add(
+                    path,
+                    format!("`port` is impossible here: {why}; use auto or flow"),
+                );
                 Replies::Flow
             }
             (Some(asked), _) => *asked,

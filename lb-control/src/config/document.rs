@@ -31,8 +31,19 @@ const MOST_MEMBERS: u32 = (1 << 20) - 1;
 
 /// Reads the whole document.
 pub(super) fn read(root: &Node, errors: &Errors) -> Document {
-    let at = At { node: root, path: Path::default(), errors };
-    let known = ["node", "interfaces", "dataplane", "metrics", "pools", "services"];
+    let at = At {
+        node: root,
+        path: Path::default(),
+        errors,
+    };
+    let known = [
+        "node",
+        "interfaces",
+        "dataplane",
+        "metrics",
+        "pools",
+        "services",
+    ];
     let fields = at.fields(&known, &["vrrp", "sync", "dns", "snmp"]);
     let mut document = Document {
         model: Model {
@@ -45,12 +56,17 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         },
         replies: Vec::new(),
     };
-    let Some(fields) = fields else { return document };
+    let Some(fields) = fields else {
+        return document;
+    };
     let model = &mut document.model;
     if let Some(node) = fields.get("node").and_then(|at| at.fields(&["name"], &[])) {
         model.node = node.or("name", "lb".into(), value::name);
     }
-    model.interfaces = fields.required("interfaces").map(interfaces).unwrap_or_default();
+    model.interfaces = fields
+        .required("interfaces")
+        .map(interfaces)
+        .unwrap_or_default();
     model.dataplane = dataplane(fields.get("dataplane"));
     model.metrics = fields
         .get("metrics")
@@ -85,7 +101,9 @@ fn interfaces(at: &At<'_>) -> Vec<Interface> {
                 ("native", XdpMode::Native),
                 ("generic", XdpMode::Generic),
             ];
-            let xdp = fields.or("xdp", XdpMode::Auto, |node| value::choice(node, &modes, &[]));
+            let xdp = fields.or("xdp", XdpMode::Auto, |node| {
+                value::choice(node, &modes, &[])
+            });
             let name = fields.required("name")?.read(value::interface)?;
             Some(Interface { name, xdp })
         })
@@ -110,9 +128,8 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
     ];
     let fields = at.and_then(|at| at.fields(&known, &[]));
     let fields = fields.as_ref();
-    let number = |key, default, range| {
-        fields.map_or(default, |f| f.or(key, default, value::number(range)))
-    };
+    let number =
+        |key, default, range| fields.map_or(default, |f| f.or(key, default, value::number(range)));
     let duration = |key, default, range| {
         fields.map_or(default, |f| f.or(key, default, value::duration(range)))
     };
@@ -132,8 +149,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         udp_idle: duration("udp_idle", seconds(60), seconds(10)..=LONGEST_IDLE),
         dead_after: duration("dead_after", seconds(30), seconds(0)..=seconds(86_400)),
         drain_timeout: duration("drain_timeout", seconds(300), seconds(0)..=seconds(86_400)),
-        hash_secret_file: fields
-            .and_then(|f| f.optional("hash_secret_file", value::absolute_path)),
+        hash_secret_file: fields.and_then(|f| f.optional("hash_secret_file", value::absolute_path)),
         pin_dir: fields.map_or_else(
             || "/sys/fs/bpf/lbctl".into(),
             |f| f.or("pin_dir", "/sys/fs/bpf/lbctl".into(), value::pin_dir),
@@ -146,9 +162,15 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
 fn pool(at: &At<'_>) -> Pool {
     let later = ["slow_start", "overflow"];
     let Some(fields) = at.fields(&["backends", "health"], &later) else {
-        return Pool { backends: Vec::new(), health: Vec::new() };
+        return Pool {
+            backends: Vec::new(),
+            health: Vec::new(),
+        };
     };
-    let backends = fields.required("backends").map(At::items).unwrap_or_default();
+    let backends = fields
+        .required("backends")
+        .map(At::items)
+        .unwrap_or_default();
     let health = fields.get("health").map(At::items).unwrap_or_default();
     Pool {
         backends: backends.iter().filter_map(backend).collect(),
@@ -162,19 +184,38 @@ fn backend(at: &At<'_>) -> Option<Backend> {
     let port = fields.optional("port", value::port);
     let weight = fields.or("weight", 1, value::weight);
     let name = fields.required("name").and_then(|at| at.read(value::name));
-    let address = fields.required("address").and_then(|at| at.read(value::address));
-    Some(Backend { name: name?, address: address?, port, weight })
+    let address = fields
+        .required("address")
+        .and_then(|at| at.read(value::address));
+    Some(Backend {
+        name: name?,
+        address: address?,
+        port,
+        weight,
+    })
 }
 
 fn check(at: &At<'_>) -> Option<Check> {
-    let later_keys =
-        ["path", "expect", "send", "host", "method", "headers", "query", "server_name", "command"];
+    let later_keys = [
+        "path",
+        "expect",
+        "send",
+        "host",
+        "method",
+        "headers",
+        "query",
+        "server_name",
+        "command",
+    ];
     let known = ["type", "port", "interval", "timeout", "rise", "fall"];
     let fields = at.fields(&known, &later_keys)?;
-    let later =
-        ["ping", "icmp", "http", "https", "tls", "dns", "udp", "smtp", "script", "agent", "snmp"]
-            .map(|name| (name, ""));
-    let kind = fields.required("type")?.read(|node| value::choice(node, &[("tcp", ())], &later));
+    let later = [
+        "ping", "icmp", "http", "https", "tls", "dns", "udp", "smtp", "script", "agent", "snmp",
+    ]
+    .map(|name| (name, ""));
+    let kind = fields
+        .required("type")?
+        .read(|node| value::choice(node, &[("tcp", ())], &later));
     let interval_range = Duration::from_millis(100)..=seconds(3600);
     let timeout_range = Duration::from_millis(10)..=seconds(3600);
     let interval = fields.or("interval", seconds(2), value::duration(interval_range));
@@ -211,9 +252,20 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         "pool",
         "table_size",
     ];
-    let later = ["persistence", "hash", "tracking", "udp", "on_backend_down", "allow", "deny"];
+    let later = [
+        "persistence",
+        "hash",
+        "tracking",
+        "udp",
+        "on_backend_down",
+        "allow",
+        "deny",
+    ];
     let fields = at.fields(&known, &later)?;
-    let methods = [("l2-dsr", ForwardingMethod::L2Dsr), ("nat", ForwardingMethod::Nat)];
+    let methods = [
+        ("l2-dsr", ForwardingMethod::L2Dsr),
+        ("nat", ForwardingMethod::Nat),
+    ];
     let later_methods = ["full-nat", "ipip", "gue"].map(|name| (name, ""));
     let later_schedulers =
         ["round-robin", "least-connections", "response-time"].map(|name| (name, ""));
@@ -221,21 +273,27 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         value::choice(node, &[("maglev", ())], &later_schedulers)
     });
     let replies = fields.or("replies", None, |node| {
-        let names =
-            [("auto", None), ("port", Some(Replies::Port)), ("flow", Some(Replies::Flow))];
+        let names = [
+            ("auto", None),
+            ("port", Some(Replies::Port)),
+            ("flow", Some(Replies::Flow)),
+        ];
         value::choice(node, &names, &[])
     });
     let table_size = fields.optional("table_size", value::table_size);
-    let protocol = |node: &Node| {
-        value::choice(node, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[])
-    };
+    let protocol =
+        |node: &Node| value::choice(node, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[]);
     let forwarding = |node: &Node| value::choice(node, &methods, &later_methods);
     // All are read before the first missing one ends it.
     let name = fields.required("name").and_then(|at| at.read(value::name));
-    let address = fields.required("address").and_then(|at| at.read(value::address));
+    let address = fields
+        .required("address")
+        .and_then(|at| at.read(value::address));
     let ports: Option<Ports> = fields.required("port").and_then(|at| at.read(value::ports));
     let protocol = fields.required("protocol").and_then(|at| at.read(protocol));
-    let forwarding = fields.required("forwarding").and_then(|at| at.read(forwarding));
+    let forwarding = fields
+        .required("forwarding")
+        .and_then(|at| at.read(forwarding));
     let pool = fields.required("pool").and_then(|at| at.read(value::name));
     let service = Service {
         name: name?,

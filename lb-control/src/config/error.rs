@@ -28,8 +28,17 @@ pub struct ConfigErrors {
 
 impl ConfigErrors {
     pub(super) fn whole_file(file: &str, message: String) -> Self {
-        let error = ConfigError { line: 0, column: 0, path: String::new(), message };
-        Self { file: file.into(), errors: vec![error], unreported: 0 }
+        let error = ConfigError {
+            line: 0,
+            column: 0,
+            path: String::new(),
+            message,
+        };
+        Self {
+            file: file.into(),
+            errors: vec![error],
+            unreported: 0,
+        }
     }
 }
 

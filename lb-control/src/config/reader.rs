@@ -63,11 +63,19 @@ pub(super) struct Errors(RefCell<Vec<Located>>);
 
 impl Errors {
     pub(super) fn add(&self, path: Path, message: impl Into<String>) {
-        self.0.borrow_mut().push(Located { path, at_key: false, message: message.into() });
+        self.0.borrow_mut().push(Located {
+            path,
+            at_key: false,
+            message: message.into(),
+        });
     }
 
     fn add_at_key(&self, path: Path, message: String) {
-        self.0.borrow_mut().push(Located { path, at_key: true, message });
+        self.0.borrow_mut().push(Located {
+            path,
+            at_key: true,
+            message,
+        });
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -108,7 +116,11 @@ impl<'a> At<'a> {
         items
             .iter()
             .enumerate()
-            .map(|(index, node)| At { node, path: self.path.index(index), errors: self.errors })
+            .map(|(index, node)| At {
+                node,
+                path: self.path.index(index),
+                errors: self.errors,
+            })
             .collect()
     }
 
@@ -121,7 +133,14 @@ impl<'a> At<'a> {
         entries
             .iter()
             .map(|(key, node)| {
-                (key.as_str(), At { node, path: self.path.key(key), errors: self.errors })
+                (
+                    key.as_str(),
+                    At {
+                        node,
+                        path: self.path.key(key),
+                        errors: self.errors,
+                    },
+                )
             })
             .collect()
     }
@@ -152,7 +171,10 @@ impl<'a> At<'a> {
             };
             self.errors.add_at_key(value.path.clone(), message);
         }
-        Some(Fields { at: self.clone(), entries })
+        Some(Fields {
+            at: self.clone(),
+            entries,
+        })
     }
 }
 
@@ -164,7 +186,10 @@ pub(super) struct Fields<'a> {
 
 impl<'a> Fields<'a> {
     pub(super) fn get(&self, key: &str) -> Option<&At<'a>> {
-        self.entries.iter().find(|(name, _)| *name == key).map(|(_, value)| value)
+        self.entries
+            .iter()
+            .find(|(name, _)| *name == key)
+            .map(|(_, value)| value)
     }
 
     /// The field, whose absence is an error.
@@ -183,7 +208,9 @@ impl<'a> Fields<'a> {
         default: T,
         read: impl FnOnce(&Node) -> Result<T, String>,
     ) -> T {
-        self.get(key).and_then(|at| at.read(read)).unwrap_or(default)
+        self.get(key)
+            .and_then(|at| at.read(read))
+            .unwrap_or(default)
     }
 
     /// What `read` makes of the field, if it is there.
@@ -198,11 +225,13 @@ impl<'a> Fields<'a> {
 
 /// The name that was probably meant.
 pub(super) fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
+    // One slip, and one more for every four letters.
+    let most = 1 + name.chars().count() / 4;
     known
         .iter()
-        .map(|known| (strsim::jaro_winkler(name, known), *known))
-        .filter(|(similarity, _)| *similarity > 0.8)
-        .max_by(|(a, _), (b, _)| a.total_cmp(b))
+        .map(|known| (strsim::damerau_levenshtein(name, known), *known))
+        .filter(|(slips, _)| *slips <= most)
+        .min()
         .map(|(_, known)| known)
 }
 
@@ -215,7 +244,14 @@ pub(super) fn shown(node: &Node) -> String {
         Node::Float(x) => format!("`{x}`"),
         Node::Text(text) => {
             let cut: String = text.chars().take(60).flat_map(char::escape_debug).collect();
-            format!("\"{cut}\"{}", if text.chars().nth(60).is_some() { "…" } else { "" })
+            format!(
+                "\"{cut}\"{}",
+                if text.chars().nth(60).is_some() {
+                    "…"
+                } else {
+                    ""
+                }
+            )
         }
         Node::List(_) => "a list".into(),
         Node::Map(_) => "a mapping".into(),

@@ -44,7 +44,13 @@ pub(super) fn number(range: RangeInclusive<u32>) -> impl Fn(&Node) -> Read<u32> 
             Node::Integer(value) => u32::try_from(*value).ok().filter(|v| range.contains(v)),
             _ => None,
         }
-        .ok_or_else(|| format!("allowed: a number from {} to {}", range.start(), range.end()))
+        .ok_or_else(|| {
+            format!(
+                "allowed: a number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        })
     }
 }
 
@@ -60,9 +66,16 @@ pub(super) fn table_size(node: &Node) -> Read<u32> {
         Ok(size) if scheduler::is_prime(size) => Ok(size),
         Ok(size) => {
             let next = (size..=*range.end()).find(|&size| scheduler::is_prime(size));
-            Err(format!("allowed: a prime, such as {}", next.unwrap_or(*range.end())))
+            Err(format!(
+                "allowed: a prime, such as {}",
+                next.unwrap_or(*range.end())
+            ))
         }
-        Err(_) => Err(format!("allowed: a prime from {} to {}", range.start(), range.end())),
+        Err(_) => Err(format!(
+            "allowed: a prime from {} to {}",
+            range.start(),
+            range.end()
+        )),
     }
 }
 
@@ -90,8 +103,11 @@ fn duration_of(text: &str) -> Option<Duration> {
     let mut smaller_than = u64::MAX;
     while !rest.is_empty() {
         let (digits, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
-        let (unit, after) =
-            after.split_at(after.find(|c: char| c.is_ascii_digit()).unwrap_or(after.len()));
+        let (unit, after) = after.split_at(
+            after
+                .find(|c: char| c.is_ascii_digit())
+                .unwrap_or(after.len()),
+        );
         let unit_ms = match unit {
             "h" => 3_600_000,
             "m" => 60_000,
@@ -145,9 +161,11 @@ pub(super) fn ports(node: &Node) -> Read<Ports> {
     };
     let mut ranges = match node {
         Node::Text(text) if text == "any" => return Ok(Ports::Any),
-        Node::List(items) if !items.is_empty() => {
-            items.iter().map(range).collect::<Option<Vec<_>>>().ok_or(ALLOWED)?
-        }
+        Node::List(items) if !items.is_empty() => items
+            .iter()
+            .map(range)
+            .collect::<Option<Vec<_>>>()
+            .ok_or(ALLOWED)?,
         node => vec![range(node).ok_or(ALLOWED)?],
     };
     ranges.sort_unstable();
@@ -155,13 +173,19 @@ pub(super) fn ports(node: &Node) -> Read<Ports> {
         [(_, last), (first, _)] => last < first,
         _ => true,
     });
-    if disjoint { Ok(Ports::Ranges(ranges)) } else { Err(ALLOWED.into()) }
+    if disjoint {
+        Ok(Ports::Ranges(ranges))
+    } else {
+        Err(ALLOWED.into())
+    }
 }
 
 /// The address of a host: one that a packet can come from and go to.
 pub(super) fn address(node: &Node) -> Read<IpAddr> {
     const ALLOWED: &str = "allowed: an IPv4 or IPv6 address";
-    let Node::Text(text) = node else { return Err(ALLOWED.into()) };
+    let Node::Text(text) = node else {
+        return Err(ALLOWED.into());
+    };
     let address: IpAddr = text.parse().map_err(|_| ALLOWED.to_owned())?;
     let refused = match address {
         IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
@@ -176,7 +200,9 @@ pub(super) fn address(node: &Node) -> Read<IpAddr> {
         _ if address.is_loopback() => Some("loopback addresses never leave a host"),
         _ => None,
     };
-    refused.map_or(Ok(address), |why| Err(format!("{why}; allowed: the unicast address of a host")))
+    refused.map_or(Ok(address), |why| {
+        Err(format!("{why}; allowed: the unicast address of a host"))
+    })
 }
 
 /// Where to listen.
@@ -220,7 +246,9 @@ pub(super) fn interface(node: &Node) -> Read<String> {
             if (1..=15).contains(&text.len())
                 && text != "."
                 && text != ".."
-                && text.bytes().all(|b| b.is_ascii_graphic() && b != b'/' && b != b':') =>
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_graphic() && b != b'/' && b != b':') =>
         {
             Ok(text.clone())
         }
@@ -243,7 +271,9 @@ pub(super) fn pin_dir(node: &Node) -> Read<std::path::PathBuf> {
     if path.file_name().is_some_and(is_plain) {
         Ok(path)
     } else {
-        Err("allowed: an absolute path whose last part has no '.' (a BPF file system refuses it)"
-            .into())
+        Err(
+            "allowed: an absolute path whose last part has no '.' (a BPF file system refuses it)"
+                .into(),
+        )
     }
 }

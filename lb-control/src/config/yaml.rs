@@ -41,7 +41,11 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
         Ok(value) => Ok(node(value)),
         Err(error) => {
             let (line, column) = location(&error);
-            Err(SyntaxError { line, column, message: message_without_location(&error) })
+            Err(SyntaxError {
+                line,
+                column,
+                message: message_without_location(&error),
+            })
         }
     }
 }
@@ -51,7 +55,10 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
 pub(super) fn position(text: &str, path: &Path, at_key: bool) -> (usize, usize) {
     let mut segments = path.segments();
     loop {
-        let seed = Seek { rest: segments, at_key };
+        let seed = Seek {
+            rest: segments,
+            at_key,
+        };
         if let Err(error) = seed.deserialize(serde_yaml::Deserializer::from_str(text))
             && error.to_string().contains(FOUND)
         {
@@ -65,13 +72,17 @@ pub(super) fn position(text: &str, path: &Path, at_key: bool) -> (usize, usize) 
 }
 
 fn location(error: &serde_yaml::Error) -> (usize, usize) {
-    error.location().map_or((1, 1), |place| (place.line(), place.column()))
+    error
+        .location()
+        .map_or((1, 1), |place| (place.line(), place.column()))
 }
 
 /// The library ends its messages with the place, which is printed in front.
 fn message_without_location(error: &serde_yaml::Error) -> String {
     let message = error.to_string();
-    let place = error.location().map(|p| format!(" at line {} column {}", p.line(), p.column()));
+    let place = error
+        .location()
+        .map(|p| format!(" at line {} column {}", p.line(), p.column()));
     let bare = place.and_then(|place| message.strip_suffix(&place).map(str::to_owned));
     format!("not valid YAML: {}", bare.unwrap_or(message))
 }
@@ -124,7 +135,11 @@ impl<'de> DeserializeSeed<'de> for Seek<'_> {
 
 impl Seek<'_> {
     fn scalar<E: de::Error>(self) -> Result<(), E> {
-        if self.rest.is_empty() { Err(E::custom(FOUND)) } else { Ok(()) }
+        if self.rest.is_empty() {
+            Err(E::custom(FOUND))
+        } else {
+            Ok(())
+        }
     }
 }
 
