@@ -14,8 +14,10 @@
 // A test may make its first `Instant`, which it then moves by hand.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
-pub mod model;
-pub mod object;
+pub mod cli;
+pub mod config;
 pub mod health;
 pub mod model;
 pub mod neighbours;
+pub mod object;
+pub mod scheduler;

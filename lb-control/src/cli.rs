@@ -1,0 +1,3 @@
+//! What the subcommands of `lbctl` do.
+
+pub mod check;
