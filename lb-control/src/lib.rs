@@ -3,4 +3,5 @@
 
 pub mod dataplane;
 pub mod model;
+pub mod object;
 pub mod scheduler;
