@@ -16,6 +16,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod dataplane;
 pub mod health;
 pub mod model;
 pub mod neighbours;
