@@ -1,4 +1,22 @@
 //! The controller: configuration, health, the desired state of the BPF maps
 //! and the way there. `lbctl` is a thin `main` over it.
 
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::unwrap_used,
+        clippy::expect_used,
+        clippy::panic,
+        clippy::indexing_slicing,
+        clippy::string_slice,
+        clippy::unreachable
+    )
+)]
+
+pub mod api;
+pub mod cli;
+pub mod daemon;
+pub mod metrics;
 pub mod model;
+pub mod rates;
+pub mod status;
