@@ -16,7 +16,9 @@
 pub mod api;
 pub mod cli;
 pub mod daemon;
+pub mod health;
 pub mod metrics;
 pub mod model;
+pub mod neighbours;
 pub mod rates;
 pub mod status;

@@ -1,0 +1,427 @@
+//! When checks run and what their results mean, without a clock or a socket.
+//!
+//! The driver tells the time with [`Machine::handle_timeout`], executes what
+//! [`Machine::next_action`] hands out, returns results with
+//! [`Machine::handle_result`] and sleeps until [`Machine::poll_timeout`].
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
+    hash::{DefaultHasher, Hash as _, Hasher as _},
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    BackendHealth, BackendKey, CheckHealth, CheckKey, CheckedBackend, HealthChange, HealthState,
+    Timing,
+};
+
+/// A new check runs for the first time within this time, however long its
+/// interval is.
+const FIRST_RESULT_WITHIN: Duration = Duration::from_secs(1);
+
+/// Jitter to either side, as a part of the interval: 1/10.
+const JITTER_DIVISOR: u32 = 10;
+
+/// Names a check while it is configured; never used again afterwards, so that
+/// a late result of a check that is gone finds nobody.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct CheckId(u64);
+
+/// What a probe's result means for the state of its check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The backend answered as it should.
+    Pass,
+    /// It did not.
+    Fail,
+    /// The probe could not be made, for reasons that are not the backend's.
+    NotMade,
+}
+
+/// What the driver has to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Run a probe and return its result.
+    Probe {
+        /// To be returned with the result.
+        id: CheckId,
+        /// What to probe.
+        key: CheckKey,
+        /// Without an answer by then it has failed.
+        timeout: Duration,
+    },
+    /// Tell that a backend's state changed.
+    Changed(HealthChange),
+}
+
+/// State and the number of consecutive results that speak against it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Standing {
+    /// The state.
+    pub state: HealthState,
+    /// Consecutive failures of an up check, passes of a down one.
+    pub against: u32,
+}
+
+impl Standing {
+    /// The standing after one more result. The first result decides at once:
+    /// after a start nobody wants to wait for `rise` intervals before traffic
+    /// flows, nor to send clients to a server that has just refused.
+    pub fn after(self, outcome: Outcome, rise: u32, fall: u32) -> Self {
+        let (limit, other) = match (self.state, outcome) {
+            (_, Outcome::NotMade) => return self,
+            (HealthState::Unknown, Outcome::Pass) => return Self::new(HealthState::Up),
+            (HealthState::Unknown, Outcome::Fail) => return Self::new(HealthState::Down),
+            (HealthState::Up, Outcome::Pass) => return Self::new(HealthState::Up),
+            (HealthState::Down, Outcome::Fail) => return Self::new(HealthState::Down),
+            (HealthState::Up, Outcome::Fail) => (fall, HealthState::Down),
+            (HealthState::Down, Outcome::Pass) => (rise, HealthState::Up),
+        };
+        let against = self.against.saturating_add(1);
+        if against >= limit {
+            Self::new(other)
+        } else {
+            Self { against, ..self }
+        }
+    }
+
+    const fn new(state: HealthState) -> Self {
+        Self { state, against: 0 }
+    }
+}
+
+#[derive(Debug)]
+struct CheckEntry {
+    key: CheckKey,
+    timing: Timing,
+    standing: Standing,
+    /// Start of the check's grid of nominal times.
+    origin: Instant,
+    /// When it is due; `None` while it waits for its turn or for its result.
+    due: Option<Instant>,
+    reason: String,
+    last_duration: Option<Duration>,
+    passes: u64,
+    failures: u64,
+    not_made: u64,
+}
+
+#[derive(Debug)]
+struct BackendEntry {
+    checks: Vec<CheckId>,
+    state: HealthState,
+    since: Instant,
+    reason: String,
+}
+
+/// All checks of all backends.
+#[derive(Debug)]
+pub struct Machine {
+    seed: u64,
+    epoch: Instant,
+    max_in_flight: usize,
+    next_id: u64,
+    ids: HashMap<CheckKey, CheckId>,
+    checks: HashMap<CheckId, CheckEntry>,
+    backends: BTreeMap<BackendKey, BackendEntry>,
+    timers: BTreeSet<(Instant, CheckId)>,
+    /// Due checks that wait for one in flight to end.
+    ready: VecDeque<CheckId>,
+    in_flight: HashSet<CheckId>,
+    changes: VecDeque<HealthChange>,
+}
+
+impl Machine {
+    /// Without checks. The seed spreads the checks of different nodes; at most
+    /// `max_in_flight` probes (at least one) run at a time.
+    pub fn new(now: Instant, seed: u64, max_in_flight: usize) -> Self {
+        Self {
+            seed,
+            epoch: now,
+            max_in_flight: max_in_flight.max(1),
+            next_id: 0,
+            ids: HashMap::new(),
+            checks: HashMap::new(),
+            backends: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            ready: VecDeque::new(),
+            in_flight: HashSet::new(),
+            changes: VecDeque::new(),
+        }
+    }
+
+    /// From now on these backends are checked. A check that stays keeps its
+    /// verdict, counters and turn. A backend that gets another check keeps its
+    /// state until the set of results is complete, unless its address changed:
+    /// then it is another server.
+    pub fn update(&mut self, now: Instant, backends: &[CheckedBackend]) {
+        let mut gone: HashSet<CheckId> = self.checks.keys().copied().collect();
+        let mut before = std::mem::take(&mut self.backends);
+        for backend in backends {
+            let old = before.remove(&backend.key);
+            let old_addresses: HashSet<IpAddr> = old
+                .iter()
+                .flat_map(|entry| &entry.checks)
+                .filter_map(|id| self.checks.get(id))
+                .map(|check| check.key.target.ip())
+                .collect();
+            let same_server = old_addresses.is_empty()
+                || backend.checks.is_empty()
+                || backend
+                    .checks
+                    .iter()
+                    .any(|(key, _)| old_addresses.contains(&key.target.ip()));
+            let checks = backend
+                .checks
+                .iter()
+                .map(|(key, timing)| {
+                    let id = self.configure(now, key, *timing);
+                    gone.remove(&id);
+                    id
+                })
+                .collect();
+            let entry = match old.filter(|_| same_server) {
+                Some(old) => BackendEntry { checks, ..old },
+                None => BackendEntry {
+                    checks,
+                    state: HealthState::Unknown,
+                    since: now,
+                    reason: "not checked yet".to_owned(),
+                },
+            };
+            self.backends.insert(backend.key.clone(), entry);
+            self.judge(now, &backend.key);
+        }
+        for id in gone {
+            self.forget(id);
+        }
+    }
+
+    /// A probe has ended, after `took`; `words` says how.
+    pub fn handle_result(
+        &mut self,
+        now: Instant,
+        id: CheckId,
+        outcome: Outcome,
+        words: &str,
+        took: Duration,
+    ) {
+        self.in_flight.remove(&id);
+        let Some(check) = self.checks.get_mut(&id) else {
+            return;
+        };
+        match outcome {
+            Outcome::Pass => check.passes += 1,
+            Outcome::Fail => check.failures += 1,
+            Outcome::NotMade => check.not_made += 1,
+        }
+        check.standing = check
+            .standing
+            .after(outcome, check.timing.rise, check.timing.fall);
+        words.clone_into(&mut check.reason);
+        check.last_duration = Some(took);
+        let due = next_turn(self.seed, check, now);
+        check.due = Some(due);
+        self.timers.insert((due, id));
+        let backend = check.key.backend.clone();
+        self.judge(now, &backend);
+    }
+
+    /// The time is now `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((due, id)) = self.timers.first().copied() {
+            if due > now {
+                break;
+            }
+            self.timers.pop_first();
+            if let Some(check) = self.checks.get_mut(&id) {
+                check.due = None;
+                self.ready.push_back(id);
+            }
+        }
+    }
+
+    /// When [`Machine::handle_timeout`] wants to be called next.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.timers.first().map(|(due, _)| *due)
+    }
+
+    /// What to do next; `None` until something else happens.
+    pub fn next_action(&mut self) -> Option<Action> {
+        if let Some(change) = self.changes.pop_front() {
+            return Some(Action::Changed(change));
+        }
+        while self.in_flight.len() < self.max_in_flight {
+            let id = self.ready.pop_front()?;
+            if let Some(check) = self.checks.get(&id) {
+                self.in_flight.insert(id);
+                return Some(Action::Probe {
+                    id,
+                    key: check.key.clone(),
+                    timeout: check.timing.timeout,
+                });
+            }
+        }
+        None
+    }
+
+    /// Every backend as of now.
+    pub fn snapshot(&self, now: Instant) -> BTreeMap<BackendKey, BackendHealth> {
+        self.backends
+            .iter()
+            .map(|(key, backend)| (key.clone(), self.describe(now, backend)))
+            .collect()
+    }
+
+    fn describe(&self, now: Instant, backend: &BackendEntry) -> BackendHealth {
+        let checks: Vec<CheckHealth> = backend
+            .checks
+            .iter()
+            .filter_map(|id| self.checks.get(id))
+            .map(|check| CheckHealth {
+                kind: check.key.kind,
+                target: check.key.target,
+                state: check.standing.state,
+                reason: check.reason.clone(),
+                last_duration: check.last_duration,
+                passes: check.passes,
+                failures: check.failures,
+                not_made: check.not_made,
+            })
+            .collect();
+        BackendHealth {
+            state: backend.state,
+            in_state_for: now.saturating_duration_since(backend.since),
+            reason: backend.reason.clone(),
+            last_duration: checks.iter().filter_map(|check| check.last_duration).max(),
+            passes: checks.iter().map(|check| check.passes).sum(),
+            failures: checks.iter().map(|check| check.failures).sum(),
+            not_made: checks.iter().map(|check| check.not_made).sum(),
+            checks,
+        }
+    }
+
+    /// The id of the check, made if need be.
+    fn configure(&mut self, now: Instant, key: &CheckKey, timing: Timing) -> CheckId {
+        if let Some(id) = self.ids.get(key).copied() {
+            if let Some(check) = self.checks.get_mut(&id) {
+                let interval_changed = check.timing.interval != timing.interval;
+                check.timing = timing;
+                if interval_changed && let Some(due) = check.due {
+                    self.timers.remove(&(due, id));
+                    let due = first_turn(self.seed, &check.key, timing, now);
+                    check.due = Some(due);
+                    check.origin = grid(self.seed, self.epoch, &check.key, timing);
+                    self.timers.insert((due, id));
+                }
+                return id;
+            }
+        }
+        let id = CheckId(self.next_id);
+        self.next_id += 1;
+        let due = first_turn(self.seed, key, timing, now);
+        self.ids.insert(key.clone(), id);
+        self.checks.insert(
+            id,
+            CheckEntry {
+                key: key.clone(),
+                timing,
+                standing: Standing::default(),
+                origin: grid(self.seed, self.epoch, key, timing),
+                due: Some(due),
+                reason: "not checked yet".to_owned(),
+                last_duration: None,
+                passes: 0,
+                failures: 0,
+                not_made: 0,
+            },
+        );
+        self.timers.insert((due, id));
+        id
+    }
+
+    fn forget(&mut self, id: CheckId) {
+        if let Some(check) = self.checks.remove(&id) {
+            self.ids.remove(&check.key);
+            if let Some(due) = check.due {
+                self.timers.remove(&(due, id));
+            }
+        }
+    }
+
+    /// Draws the conclusion from the checks of a backend.
+    fn judge(&mut self, now: Instant, key: &BackendKey) {
+        let Some(backend) = self.backends.get_mut(key) else {
+            return;
+        };
+        let checks = || backend.checks.iter().filter_map(|id| self.checks.get(id));
+        let down = checks().find(|check| check.standing.state == HealthState::Down);
+        let (state, reason) = if let Some(check) = down {
+            (HealthState::Down, check.reason.clone())
+        } else if checks().all(|check| check.standing.state == HealthState::Up) {
+            let reason = checks().last().map(|check| check.reason.clone());
+            (
+                HealthState::Up,
+                reason.unwrap_or_else(|| "not checked".to_owned()),
+            )
+        } else {
+            // A check without a result: what was known stays true till then.
+            return;
+        };
+        if state != backend.state {
+            self.changes.push_back(HealthChange {
+                key: key.clone(),
+                was: backend.state,
+                state,
+                reason: reason.clone(),
+            });
+            backend.state = state;
+            backend.since = now;
+            backend.reason = reason;
+        }
+    }
+}
+
+fn hash(seed: u64, key: &CheckKey, turn: u64) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    (seed, key, turn).hash(&mut hasher);
+    hasher.finish()
+}
+
+/// The part of `whole` that a hash picks, evenly spread.
+fn part(whole: Duration, hash: u64) -> Duration {
+    let nanos = u64::try_from(whole.as_nanos()).unwrap_or(u64::MAX);
+    let picked = (u128::from(nanos) * u128::from(hash)) >> 64;
+    Duration::from_nanos(u64::try_from(picked).unwrap_or(u64::MAX))
+}
+
+/// Start of a check's grid: its phase is a hash of its identity.
+fn grid(seed: u64, epoch: Instant, key: &CheckKey, timing: Timing) -> Instant {
+    epoch + part(timing.interval, hash(seed, key, 0))
+}
+
+fn first_turn(seed: u64, key: &CheckKey, timing: Timing, now: Instant) -> Instant {
+    now + part(timing.interval.min(FIRST_RESULT_WITHIN), hash(seed, key, 0))
+}
+
+/// The first turn after `now`. Turns stand on a fixed grid, so that the length
+/// of probes doesn't add up to a drift; the jitter moves each by at most a
+/// tenth of the interval.
+fn next_turn(seed: u64, check: &CheckEntry, now: Instant) -> Instant {
+    let interval = check.timing.interval.max(Duration::from_millis(1));
+    let passed = now.saturating_duration_since(check.origin);
+    let turn = u64::try_from(passed.as_nanos() / interval.as_nanos()).unwrap_or(u64::MAX);
+    let on_grid = |turn: u64| {
+        let offset = interval.as_nanos().saturating_mul(u128::from(turn));
+        check.origin + Duration::from_nanos(u64::try_from(offset).unwrap_or(u64::MAX))
+    };
+    let jitter = interval / JITTER_DIVISOR;
+    // A turn that was early leaves its grid point ahead of us: it is done.
+    let done_until = now + jitter;
+    let mut next = turn;
+    while on_grid(next) <= done_until {
+        next += 1;
+    }
+    on_grid(next) - jitter + part(jitter * 2, hash(seed, &check.key, next.wrapping_add(1)))
+}

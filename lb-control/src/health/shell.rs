@@ -1,0 +1,183 @@
+//! Runs the checks: one task that drives [`Machine`] with the clock, probes
+//! and a channel.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    task::{AbortHandle, JoinSet},
+    time::{self, Instant},
+};
+
+use super::{
+    BackendHealth, BackendKey, CheckKey, HealthState, ProbeKind, checked_backends,
+    machine::{Action, CheckId, Machine},
+    tcp::{self, Verdict},
+};
+use crate::model::Model;
+
+/// Probes in flight at most, where the limit of file descriptors allows it.
+const MAX_IN_FLIGHT: usize = 16_384;
+
+/// A backend's state changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthChange {
+    /// Which backend.
+    pub key: BackendKey,
+    /// The state it left.
+    pub was: HealthState,
+    /// The state it has now.
+    pub state: HealthState,
+    /// The result that decided, in words.
+    pub reason: String,
+}
+
+/// The running checks. Dropping it ends them.
+#[derive(Debug)]
+pub struct Health {
+    shared: Arc<Shared>,
+    task: AbortHandle,
+}
+
+#[derive(Debug)]
+struct Shared {
+    machine: Mutex<Machine>,
+    updated: Notify,
+}
+
+impl Health {
+    /// Starts the checks of the model on the current tokio runtime. The seed
+    /// spreads the checks of different nodes; any number will do.
+    ///
+    /// Every change of a backend's state is sent once, in order. A backend
+    /// without checks is up from the start.
+    pub fn start(model: &Model, seed: u64) -> (Self, mpsc::UnboundedReceiver<HealthChange>) {
+        let machine = Machine::new(Instant::now().into_std(), seed, max_in_flight());
+        let shared = Arc::new(Shared {
+            machine: Mutex::new(machine),
+            updated: Notify::new(),
+        });
+        let (sender, receiver) = mpsc::unbounded_channel();
+        let task = tokio::spawn(run(Arc::clone(&shared), sender)).abort_handle();
+        let health = Self { shared, task };
+        health.update(model);
+        (health, receiver)
+    }
+
+    /// Takes over another model. Verdicts of checks that stay the same are
+    /// kept, new ones start, gone ones end (without a change being sent).
+    pub fn update(&self, model: &Model) {
+        let backends = checked_backends(model);
+        self.shared
+            .machine()
+            .update(Instant::now().into_std(), &backends);
+        self.shared.updated.notify_one();
+    }
+
+    /// Every backend's state as of now.
+    pub fn snapshot(&self) -> BTreeMap<BackendKey, BackendHealth> {
+        self.shared.machine().snapshot(Instant::now().into_std())
+    }
+}
+
+impl Drop for Health {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Shared {
+    /// The machine is consistent between any two of its calls, so a panic of
+    /// another holder doesn't spoil it.
+    fn machine(&self) -> MutexGuard<'_, Machine> {
+        self.machine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+struct Done {
+    id: CheckId,
+    verdict: Verdict,
+    words: String,
+    took: Duration,
+}
+
+async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) {
+    let mut probes: JoinSet<Done> = JoinSet::new();
+    loop {
+        let wake_at = {
+            let mut machine = shared.machine();
+            machine.handle_timeout(Instant::now().into_std());
+            while let Some(action) = machine.next_action() {
+                match action {
+                    Action::Probe { id, key, timeout } => {
+                        probes.spawn(probe(id, key, timeout));
+                    }
+                    // Nobody listens any more: the daemon is about to end.
+                    Action::Changed(change) => drop(changes.send(change)),
+                }
+            }
+            machine.poll_timeout()
+        };
+        let sleep = async {
+            match wake_at {
+                Some(at) => time::sleep_until(Instant::from_std(at)).await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            () = sleep => {}
+            () = shared.updated.notified() => {}
+            Some(result) = probes.join_next() => {
+                let mut machine = shared.machine();
+                let now = Instant::now().into_std();
+                let mut next = Some(result);
+                while let Some(result) = next {
+                    if let Ok(done) = result {
+                        machine.handle_result(
+                            now, done.id, done.verdict.outcome(), &done.words, done.took,
+                        );
+                    }
+                    next = probes.try_join_next();
+                }
+            }
+        }
+    }
+}
+
+async fn probe(id: CheckId, key: CheckKey, timeout: Duration) -> Done {
+    let started = Instant::now();
+    let (verdict, words) = match key.kind {
+        ProbeKind::Tcp => tcp::probe(key.target, timeout).await,
+    };
+    Done {
+        id,
+        verdict,
+        words,
+        took: started.elapsed(),
+    }
+}
+
+/// Half of the file descriptors this process may have: the rest is for maps,
+/// sockets and clients of the API.
+fn max_in_flight() -> usize {
+    fs::read_to_string("/proc/self/limits")
+        .ok()
+        .and_then(|limits| soft_limit_of_files(&limits))
+        .map_or(MAX_IN_FLIGHT, |files| (files / 2).min(MAX_IN_FLIGHT))
+}
+
+/// `None` where it is unlimited or not to be read.
+fn soft_limit_of_files(limits: &str) -> Option<usize> {
+    limits
+        .lines()
+        .find_map(|line| line.strip_prefix("Max open files"))?
+        .split_whitespace()
+        .next()?
+        .parse()
+        .ok()
+}

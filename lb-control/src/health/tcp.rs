@@ -1,0 +1,84 @@
+//! The TCP check: passes when the handshake completes.
+
+use std::{io, net::SocketAddr, time::Duration};
+
+use tokio::{net::TcpSocket, time};
+
+use super::machine::Outcome;
+
+/// What a probe found, apart from what follows from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// The handshake completed.
+    Passed,
+    /// The backend refused the connection.
+    Refused,
+    /// It accepted and reset it, or reset it at once.
+    Reset,
+    /// Nothing came back in time.
+    TimedOut,
+    /// The network, or the backend's firewall, said that it can't be reached.
+    Unreachable,
+    /// The probe could not be made for reasons of our own.
+    NotMade,
+}
+
+impl Verdict {
+    /// What the verdict means for the check's state.
+    pub const fn outcome(self) -> Outcome {
+        match self {
+            Self::Passed => Outcome::Pass,
+            Self::Refused | Self::Reset | Self::TimedOut | Self::Unreachable => Outcome::Fail,
+            Self::NotMade => Outcome::NotMade,
+        }
+    }
+}
+
+/// Connects to `target` and closes at once with a reset: the backend's
+/// application sees no data, and neither side keeps a connection in TIME_WAIT.
+/// Returns what was found, also in words.
+pub async fn probe(target: SocketAddr, timeout: Duration) -> (Verdict, String) {
+    match time::timeout(timeout, connect(target)).await {
+        Ok(Ok(())) => (Verdict::Passed, "connected".to_owned()),
+        Ok(Err(error)) => explain(&error),
+        Err(_) => (Verdict::TimedOut, format!("no answer within {timeout:?}")),
+    }
+}
+
+async fn connect(target: SocketAddr) -> io::Result<()> {
+    let socket = if target.is_ipv4() {
+        TcpSocket::new_v4()
+    } else {
+        TcpSocket::new_v6()
+    }?;
+    socket.set_zero_linger()?;
+    socket.connect(target).await.map(drop)
+}
+
+fn explain(error: &io::Error) -> (Verdict, String) {
+    match error.raw_os_error() {
+        Some(libc::ECONNREFUSED) => (Verdict::Refused, "connection refused".to_owned()),
+        Some(libc::ECONNRESET) => (Verdict::Reset, "connection reset".to_owned()),
+        // The kernel gave up before we did (tcp_syn_retries).
+        Some(libc::ETIMEDOUT) => (Verdict::TimedOut, "no answer".to_owned()),
+        Some(libc::EHOSTUNREACH) => (Verdict::Unreachable, "host unreachable".to_owned()),
+        Some(libc::ENETUNREACH) => (Verdict::Unreachable, "network unreachable".to_owned()),
+        // The backend answered with an ICMP error of another kind.
+        Some(libc::EACCES | libc::ENOPROTOOPT | libc::EPROTO | libc::EHOSTDOWN) => {
+            (Verdict::Unreachable, format!("unreachable: {error}"))
+        }
+        Some(libc::EMFILE | libc::ENFILE) => (
+            Verdict::NotMade,
+            "could not check: out of file descriptors".to_owned(),
+        ),
+        Some(libc::EADDRNOTAVAIL) => (
+            Verdict::NotMade,
+            "could not check: out of local ports or without a source address".to_owned(),
+        ),
+        Some(libc::EPERM) => (
+            Verdict::NotMade,
+            "could not check: forbidden by this machine's firewall".to_owned(),
+        ),
+        _ => (Verdict::NotMade, format!("could not check: {error}")),
+    }
+}

@@ -1,0 +1,1 @@
+//! The next hop of every target, decided without a socket.
