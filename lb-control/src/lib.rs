@@ -16,9 +16,11 @@
 pub mod api;
 pub mod cli;
 pub mod daemon;
+pub mod dataplane;
 pub mod health;
 pub mod metrics;
 pub mod model;
 pub mod neighbours;
 pub mod rates;
+pub mod scheduler;
 pub mod status;

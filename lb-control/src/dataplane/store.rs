@@ -1,0 +1,77 @@
+//! What a plan is executed on.
+
+use lb_common::{
+    abi::{
+        Config, LinkEntry, MemberEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey, VipEntry,
+        VipKey,
+    },
+    member::MemberState,
+    slot::SlotWord,
+};
+
+use super::state::{MapSnapshot, PortBlock};
+
+/// A map refused an operation.
+#[derive(Debug, thiserror::Error)]
+#[error("map {map}: {what}")]
+pub struct StoreError {
+    /// Name of the map.
+    pub map: &'static str,
+    /// What was tried.
+    pub what: String,
+    /// The kernel's reason.
+    #[source]
+    pub source: std::io::Error,
+}
+
+/// The maps of a data path, running or imagined. Every method is atomic to
+/// packets.
+pub trait MapStore {
+    /// Everything the maps hold.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    fn snapshot(&self) -> Result<MapSnapshot, StoreError>;
+    /// Writes the fields of the configuration that differ.
+    ///
+    /// # Errors
+    /// The map can't be written; so for all below.
+    fn set_config(&mut self, config: &Config) -> Result<(), StoreError>;
+    /// Writes the owner word of VIPs that no VRRP instance governs.
+    fn own_always(&mut self) -> Result<(), StoreError>;
+    /// Writes or frees an interface's entry.
+    fn set_link(&mut self, index: u16, link: Option<&LinkEntry>) -> Result<(), StoreError>;
+    /// Names or frees a service id; a new name starts with its counters at zero.
+    fn set_service_name(&mut self, id: u32, name: Option<&str>) -> Result<(), StoreError>;
+    /// Writes a member's whole record and sets its counters to zero.
+    fn write_member(&mut self, id: u32, member: &MemberEntry) -> Result<(), StoreError>;
+    /// Writes a member's state.
+    fn set_member_state(&mut self, id: u32, state: MemberState) -> Result<(), StoreError>;
+    /// Writes a member's next hop.
+    fn set_next_hop(&mut self, id: u32, next_hop: u64) -> Result<(), StoreError>;
+    /// Reads a slot.
+    fn slot(&self, index: u32) -> Result<SlotWord, StoreError>;
+    /// Replaces a slot if it is still `current`; otherwise returns what it is.
+    fn replace_slot(
+        &mut self,
+        index: u32,
+        current: SlotWord,
+        new: SlotWord,
+    ) -> Result<Result<(), SlotWord>, StoreError>;
+    /// Adds or replaces a service of one port.
+    fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<(), StoreError>;
+    /// Removes one; that it isn't there is no error, here and below.
+    fn remove_service(&mut self, key: &ServiceKey) -> Result<(), StoreError>;
+    /// Adds or replaces a service of a block of ports.
+    fn put_range(&mut self, block: &PortBlock, entry: &ServiceEntry) -> Result<(), StoreError>;
+    /// Removes one.
+    fn remove_range(&mut self, block: &PortBlock) -> Result<(), StoreError>;
+    /// Adds or replaces a VIP.
+    fn put_vip(&mut self, key: &VipKey, entry: &VipEntry) -> Result<(), StoreError>;
+    /// Removes one.
+    fn remove_vip(&mut self, key: &VipKey) -> Result<(), StoreError>;
+    /// Adds or replaces a source of replies.
+    fn put_reply(&mut self, key: &ReplyKey, entry: &ReplyEntry) -> Result<(), StoreError>;
+    /// Removes one.
+    fn remove_reply(&mut self, key: &ReplyKey) -> Result<(), StoreError>;
+}
