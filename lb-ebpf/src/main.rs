@@ -1,16 +1,47 @@
 //! The XDP data path.
+//!
+//! `parse` says what a packet is, `lookup` whose it is, `select` which member
+//! gets it, `forward` how; `neighbour` and `icmp` answer for the VIPs. Packet
+//! memory is touched in `packet` alone, map memory in `maps` alone. What can be
+//! decided without either stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
+#![feature(core_intrinsics)]
+#![allow(internal_features)]
+// The attribute macros make public items that have nobody to read about them.
+#![allow(missing_docs)]
+
+mod balance;
+mod clock;
+mod forward;
+mod icmp;
+mod lookup;
+mod maps;
+mod neighbour;
+mod packet;
+mod parse;
+mod reply;
+mod sample;
+mod select;
+mod stats;
+mod verdict;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
 /// Entry point of every packet.
 #[xdp]
-pub fn lb(_ctx: XdpContext) -> u32 {
+pub fn lb(ctx: XdpContext) -> u32 {
+    balance::packet(&ctx).finish(&ctx)
+}
+
+/// Reads the clocks for the controller, which can't read jiffies. Started by
+/// BPF_PROG_TEST_RUN only; attached nowhere.
+#[xdp]
+pub fn lb_clock(_ctx: XdpContext) -> u32 {
+    clock::publish();
     xdp_action::XDP_PASS
 }
 
-#[cfg(not(test))]
 #[panic_handler]
 fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

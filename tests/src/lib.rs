@@ -1,1 +1,2 @@
 //! Harness for the suites that need root.
+pub mod program;

@@ -1,0 +1,179 @@
+//! The way of a packet through the data path.
+
+use aya_ebpf::programs::XdpContext;
+use lb_common::{
+    abi::{Config, LinkEntry, ServiceEntry, feature, method, service_flag},
+    counter::DropReason,
+    hash,
+    net::{Addr, Be16, family},
+};
+
+use crate::{
+    forward::{l2, nat},
+    icmp, lookup, maps, neighbour,
+    packet::{Ethernet, Header, MacWords, Packet},
+    parse::{self, Other, Parsed, Segment, What},
+    reply, sample, select, stats,
+    verdict::{NO_SERVICE, Verdict},
+};
+
+const ETHER_IPV4: u16 = 0x0800;
+const ETHER_ARP: u16 = 0x0806;
+const ETHER_IPV6: u16 = 0x86dd;
+
+/// What all steps need to know of the packet at hand.
+pub struct Frame<'a> {
+    pub ctx: &'a XdpContext,
+    pub packet: Packet,
+    pub ethernet: Header<Ethernet>,
+    pub config: &'static Config,
+    /// The interface it came in by.
+    pub ingress: &'static LinkEntry,
+}
+
+/// What becomes of a packet.
+#[inline(always)]
+pub fn packet(ctx: &XdpContext) -> Verdict {
+    let packet = Packet::new(ctx);
+    let Some(ethernet) = packet.at::<Ethernet>(0) else {
+        return Verdict::PASS;
+    };
+    let ether_type = ethernet.ether_type().get();
+    if !matches!(ether_type, ETHER_IPV4 | ETHER_IPV6 | ETHER_ARP) {
+        return Verdict::PASS;
+    }
+    let Some(config) = maps::config() else {
+        return Verdict::PASS;
+    };
+    let Some(ingress) = maps::link_of(ctx.ingress_ifindex() as u32) else {
+        return Verdict::PASS;
+    };
+    let frame = Frame {
+        ctx,
+        packet,
+        ethernet,
+        config,
+        ingress,
+    };
+    // A switch floods frames for an address it has forgotten. One that isn't
+    // addressed to this interface would come back and be forwarded again.
+    let for_us = ethernet.destination() == MacWords::new(ingress.mac);
+    match ether_type {
+        ETHER_ARP => neighbour::arp(&frame),
+        ETHER_IPV4 if for_us => ip(&frame, parse::ipv4(&packet)),
+        ETHER_IPV6 if for_us || ethernet.destination().is_ipv6_multicast() => {
+            let parsed = parse::ipv6(&packet);
+            if for_us {
+                return ip(&frame, parsed);
+            }
+            match parsed {
+                Err(Some(Other {
+                    what: What::Icmp(icmp),
+                    ..
+                })) => neighbour::ndp(&frame, icmp),
+                _ => Verdict::PASS,
+            }
+        }
+        _ => Verdict::PASS,
+    }
+}
+
+#[inline(always)]
+fn ip(frame: &Frame<'_>, parsed: Parsed) -> Verdict {
+    match parsed {
+        Ok(segment) => match lookup::service(frame.config, &segment.tuple) {
+            Some(service) => forward(frame, &segment, service)
+                .unwrap_or_else(|reason| Verdict::drop(service.id, reason)),
+            None => unserved(frame, &segment),
+        },
+        Err(Some(other)) => unbalanced(frame, &other),
+        Err(None) => Verdict::PASS,
+    }
+}
+
+/// A packet of a service.
+#[inline(always)]
+fn forward(
+    frame: &Frame<'_>,
+    segment: &Segment,
+    service: &'static ServiceEntry,
+) -> Result<Verdict, DropReason> {
+    let tuple = &segment.tuple;
+    if !lookup::owns(service.owner) {
+        return Err(DropReason::NotOwner);
+    }
+    if !can_be_replied_to(tuple.source, tuple.family) || tuple.source == tuple.destination {
+        return Err(DropReason::BadSource);
+    }
+    let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
+    let (id, member) = select::member(frame.config, service, flow_hash, segment.kind)?;
+    // All refusals come before the first change of the packet.
+    if !member.next_hop().is_resolved() {
+        return Err(DropReason::NoNeighbour);
+    }
+    if member.method == method::NAT {
+        if !nat::has_hop(segment.ip) {
+            return Err(DropReason::TtlExceeded);
+        }
+        if service.flags & service_flag::REPLY_FLOWS != 0 {
+            reply::expect(frame.config, service, segment, id, member)?;
+        }
+    }
+    let link = l2::address(frame.ethernet, member)?;
+    if member.method == method::NAT {
+        nat::hop(segment.ip);
+        nat::rewrite(segment, nat::End::Destination, member.address, member.port);
+    }
+    let connections = sample::note(frame.config, service, segment, flow_hash, id);
+    stats::forwarded(id, frame.packet.len() as u64, connections);
+    Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
+}
+
+/// A TCP or UDP packet that no service is there for.
+#[inline(always)]
+fn unserved(frame: &Frame<'_>, segment: &Segment) -> Verdict {
+    match lookup::vip(segment.tuple.destination, segment.tuple.family) {
+        Some(true) => Verdict::drop(NO_SERVICE, DropReason::NoService),
+        Some(false) => Verdict::drop(NO_SERVICE, DropReason::NotOwner),
+        None if frame.config.features & feature::REPLIES != 0 => reply::translate(frame, segment),
+        None => Verdict::PASS,
+    }
+}
+
+/// Anything else that is addressed to this interface.
+#[inline(always)]
+fn unbalanced(frame: &Frame<'_>, other: &Other) -> Verdict {
+    if let What::Icmp(icmp) = other.what
+        && other.family == family::V6
+        && neighbour::is_ndp(icmp)
+    {
+        return neighbour::ndp(frame, icmp);
+    }
+    match lookup::vip(other.destination, other.family) {
+        None => Verdict::PASS,
+        Some(false) => Verdict::drop(NO_SERVICE, DropReason::NotOwner),
+        Some(true) => match other.what {
+            What::Icmp(icmp) => icmp::answer(frame, other, icmp),
+            What::Bad(reason) => Verdict::drop(NO_SERVICE, reason),
+        },
+    }
+}
+
+/// Whether an answer to this address can reach anybody: not unspecified, not
+/// loopback, not multicast, not broadcast (RFC 1122 §3.2.1.3, RFC 4291 §2.7).
+#[inline(always)]
+fn can_be_replied_to(source: Addr, family: u8) -> bool {
+    if family == family::V4 {
+        let first = source.0[0].to_ne_bytes()[0];
+        return first != 0 && first != 127 && first < 224;
+    }
+    let [a, b, c, d] = source.0;
+    let is_low = a == 0 && b == 0 && c == 0 && u32::from_be(d) <= 1;
+    !is_low && a.to_ne_bytes()[0] != 0xff
+}
+
+/// The port that a packet of the member's service stands for at the backend.
+#[inline(always)]
+pub fn backend_port(port: Be16, original: Be16) -> Be16 {
+    if port.is_zero() { original } else { port }
+}

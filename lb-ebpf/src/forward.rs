@@ -1,0 +1,4 @@
+//! How a packet reaches the member.
+
+pub mod l2;
+pub mod nat;

@@ -1,0 +1,49 @@
+//! Whose packet it is: VIPs, services, owners.
+
+use lb_common::{
+    abi::{Config, RangeKey, ServiceEntry, ServiceKey, VipKey, feature, owner},
+    hash::Tuple,
+    net::Addr,
+};
+
+use crate::{clock, maps};
+
+/// The service a packet is addressed to.
+#[inline(always)]
+pub fn service(config: &Config, tuple: &Tuple) -> Option<&'static ServiceEntry> {
+    let exact = maps::service(&ServiceKey {
+        address: tuple.destination,
+        port: tuple.destination_port,
+        protocol: tuple.protocol,
+        family: tuple.family,
+    });
+    if exact.is_some() || config.features & feature::RANGES == 0 {
+        return exact;
+    }
+    maps::service_in_range(RangeKey {
+        address: tuple.destination,
+        family: tuple.family,
+        protocol: tuple.protocol,
+        port: tuple.destination_port,
+    })
+}
+
+/// Whether this node owns what owner word `index` stands for.
+#[inline(always)]
+pub fn owns(index: u16) -> bool {
+    match maps::owner(index) {
+        owner::FOREVER => true,
+        lease_end => clock::jiffies() < lease_end,
+    }
+}
+
+/// Whether the address is a VIP, and whether this node owns it.
+#[inline(always)]
+pub fn vip(address: Addr, family: u8) -> Option<bool> {
+    let entry = maps::vip(&VipKey {
+        address,
+        family,
+        reserved: [0; 3],
+    })?;
+    Some(owns(entry.owner))
+}

@@ -1,0 +1,305 @@
+//! The maps, and all access to their memory.
+//!
+//! Every map is pinned by name, so that a restarted controller finds what runs.
+//! The sizes here are the smallest; the controller sets those of its
+//! configuration before it loads the object.
+
+use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+
+use aya_ebpf::{
+    bindings::BPF_F_MMAPABLE,
+    macros::map,
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
+};
+use lb_common::{
+    abi::{
+        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
+        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
+        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey,
+        VipEntry, VipKey,
+    },
+    counter::{DROP_ROW, EVENT_ROW},
+    flow::{BUCKET_WORDS, FlowTable},
+    member::MemberState,
+    slot::SlotWord,
+};
+
+/// Memory that other cores and the controller change at any time.
+type Bucket = [u64; BUCKET_WORDS];
+
+#[map]
+static ABI: Array<u32> = Array::pinned(1, 0);
+#[map]
+static CONFIG: Array<Config> = Array::pinned(1, BPF_F_MMAPABLE);
+#[map]
+static SERVICES: HashMap<ServiceKey, ServiceEntry> = HashMap::pinned(64, 0);
+#[map]
+static RANGES: LpmTrie<RangeKey, ServiceEntry> = LpmTrie::pinned(64, 0);
+#[map]
+static SERVICE_NAMES: Array<[u8; NAME_BYTES]> = Array::pinned(64, 0);
+#[map]
+static VIPS: HashMap<VipKey, VipEntry> = HashMap::pinned(64, 0);
+#[map]
+static OWNERS: Array<u64> = Array::pinned(OWNER_COUNT, 0);
+#[map]
+static SLOTS: Array<u64> = Array::pinned(1024, BPF_F_MMAPABLE);
+#[map]
+static MEMBERS: Array<MemberEntry> = Array::pinned(64, BPF_F_MMAPABLE);
+#[map]
+static FLOWS: Array<Bucket> = Array::pinned(64, BPF_F_MMAPABLE);
+#[map]
+static REPLY_FLOWS: Array<Bucket> = Array::pinned(64, BPF_F_MMAPABLE);
+#[map]
+static REPLIES: HashMap<ReplyKey, ReplyEntry> = HashMap::pinned(64, 0);
+#[map]
+static LINKS: Array<LinkEntry> = Array::pinned(LINK_COUNT, 0);
+#[map]
+static STATS: PerCpuArray<MemberStats> = PerCpuArray::pinned(64, 0);
+#[map]
+static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(64 * DROP_ROW, 0);
+#[map]
+static EVENTS: PerCpuArray<u64> = PerCpuArray::pinned(64 * EVENT_ROW, 0);
+#[map]
+static SAMPLE: Array<SampleEntry> = Array::pinned(SAMPLE_SIZE, BPF_F_MMAPABLE);
+#[map]
+static NEIGH_REQUESTS: RingBuf = RingBuf::pinned(1 << 16, 0);
+#[map]
+static CLOCK: Array<ClockReading> = Array::pinned(1, BPF_F_MMAPABLE);
+
+#[inline(always)]
+pub fn config() -> Option<&'static Config> {
+    CONFIG.get(0)
+}
+
+#[inline(always)]
+pub fn service(key: &ServiceKey) -> Option<&'static ServiceEntry> {
+    // SAFETY: entries are replaced as a whole by the controller; a value read
+    // while it is replaced is an old or a new one, word by word, and every
+    // word is right by itself in both.
+    unsafe { SERVICES.get(key) }
+}
+
+#[inline(always)]
+pub fn service_in_range(key: RangeKey) -> Option<&'static ServiceEntry> {
+    RANGES.get(Key::new(RANGE_KEY_FIXED_BITS + 16, key))
+}
+
+#[inline(always)]
+pub fn vip(key: &VipKey) -> Option<&'static VipEntry> {
+    // SAFETY: as in `service`.
+    unsafe { VIPS.get(key) }
+}
+
+#[inline(always)]
+pub fn reply(key: &ReplyKey) -> Option<&'static ReplyEntry> {
+    // SAFETY: as in `service`.
+    unsafe { REPLIES.get(key) }
+}
+
+#[inline(always)]
+pub fn owner(index: u16) -> u64 {
+    // SAFETY: a valid element of a map of `u64`.
+    OWNERS
+        .get_ptr(u32::from(index))
+        .map_or(0, |word| unsafe { word.read_volatile() })
+}
+
+/// The managed interface with this index; none where the program got a packet
+/// of another one.
+#[inline(always)]
+pub fn link_of(ifindex: u32) -> Option<&'static LinkEntry> {
+    let mut probe = 0;
+    while probe < LINK_PROBES {
+        let link = LINKS.get(ifindex.wrapping_add(probe) % LINK_COUNT)?;
+        if link.ifindex == ifindex {
+            return Some(link);
+        }
+        probe += 1;
+    }
+    None
+}
+
+#[inline(always)]
+pub fn link(index: u16) -> Option<&'static LinkEntry> {
+    LINKS.get(u32::from(index)).filter(|link| link.ifindex != 0)
+}
+
+#[inline(always)]
+pub fn member(id: u32) -> Option<&'static MemberEntry> {
+    MEMBERS.get(id)
+}
+
+/// State of a member, read once.
+#[inline(always)]
+pub fn member_state(id: u32) -> MemberState {
+    MEMBERS.get_ptr(id).map_or(MemberState::FREE, |m| {
+        // SAFETY: `m` is a valid element; the controller stores the word atomically.
+        MemberState(unsafe { (&raw const (*m).state).read_volatile() })
+    })
+}
+
+/// A slot's address in its table, and its word, read once.
+#[derive(Clone, Copy)]
+pub struct Slot {
+    at: *mut u64,
+    pub word: SlotWord,
+}
+
+#[inline(always)]
+pub fn slot(index: u32) -> Option<Slot> {
+    let at = SLOTS.get_ptr_mut(index)?;
+    // SAFETY: a valid element of a map of `u64`.
+    Some(Slot {
+        at,
+        word: SlotWord(unsafe { at.read_volatile() }),
+    })
+}
+
+impl Slot {
+    #[inline(always)]
+    pub fn replace(&self, current: SlotWord, new: SlotWord) -> bool {
+        compare_exchange(self.at, current.0, new.0)
+    }
+}
+
+/// Which flow table.
+pub struct Flows {
+    map: &'static Array<Bucket>,
+    buckets: u32,
+}
+
+impl Flows {
+    /// Flows in tracked slots.
+    #[inline(always)]
+    pub fn forward(config: &Config) -> Self {
+        Self {
+            map: &FLOWS,
+            buckets: config.flow_buckets,
+        }
+    }
+
+    /// Flows whose replies are recognised one by one.
+    #[inline(always)]
+    pub fn replies(config: &Config) -> Self {
+        Self {
+            map: &REPLY_FLOWS,
+            buckets: config.reply_buckets,
+        }
+    }
+}
+
+impl FlowTable for Flows {
+    type Bucket = *mut Bucket;
+
+    #[inline(always)]
+    fn buckets(&self) -> u32 {
+        self.buckets
+    }
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<*mut Bucket> {
+        self.map.get_ptr_mut(index)
+    }
+
+    #[inline(always)]
+    fn load(&self, bucket: *mut Bucket, word: usize) -> u64 {
+        // SAFETY: `bucket` is a valid element and `word` below BUCKET_WORDS,
+        // which the verifier checks as well. LLVM selects no atomic load for
+        // BPF; an aligned 64-bit load is one instruction.
+        unsafe { bucket.cast::<u64>().add(word).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn replace(&self, bucket: *mut Bucket, word: usize, current: u64, new: u64) -> bool {
+        // SAFETY: as in `load`.
+        compare_exchange(unsafe { bucket.cast::<u64>().add(word) }, current, new)
+    }
+}
+
+#[inline(always)]
+fn compare_exchange(at: *mut u64, current: u64, new: u64) -> bool {
+    // SAFETY: every caller passes an aligned element of a map. The BPF
+    // target's `AtomicU64` has no compare-and-exchange, the instruction exists.
+    let (_, done) = unsafe {
+        atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+            at, current, new,
+        )
+    };
+    done
+}
+
+/// This core's row of a member's statistics.
+#[inline(always)]
+pub fn with_stats(member: u32, change: impl FnOnce(&mut MemberStats)) {
+    if let Some(row) = STATS.get_ptr_mut(member) {
+        // SAFETY: the row is this core's, and XDP programs don't nest on one.
+        change(unsafe { &mut *row });
+    }
+}
+
+#[inline(always)]
+pub fn count_drop(index: u32) {
+    increment(DROPS.get_ptr_mut(index));
+}
+
+#[inline(always)]
+pub fn count_event(index: u32) {
+    increment(EVENTS.get_ptr_mut(index));
+}
+
+#[inline(always)]
+fn increment(counter: Option<*mut u64>) {
+    if let Some(counter) = counter {
+        // SAFETY: a valid element, this core's.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+#[inline(always)]
+pub fn sample(index: u32) -> Option<*mut SampleEntry> {
+    SAMPLE.get_ptr_mut(index)
+}
+
+/// Reads a sample's record; it may be torn, which its reader detects.
+#[inline(always)]
+pub fn read_sample(at: *mut SampleEntry) -> SampleEntry {
+    // SAFETY: `at` came from `sample`.
+    unsafe { at.read_volatile() }
+}
+
+/// Writes a whole record so that no reader takes half of it for one.
+#[inline(always)]
+pub fn write_sample(at: *mut SampleEntry, new: &SampleEntry) {
+    // SAFETY: `at` came from `sample`. `check` is zero while the rest changes.
+    unsafe {
+        (&raw mut (*at).check).write_volatile(0);
+        at.write_volatile(SampleEntry { check: 0, ..*new });
+        (&raw mut (*at).check).write_volatile(new.check);
+    }
+}
+
+/// Notes another packet in a record, whose other fields stay.
+#[inline(always)]
+pub fn touch_sample(at: *mut SampleEntry, member: u32, flags: u16, last_ticks: u32) {
+    // SAFETY: `at` came from `sample`.
+    unsafe {
+        (&raw mut (*at).member).write_volatile(member);
+        (&raw mut (*at).flags).write_volatile(flags);
+        (&raw mut (*at).last_ticks).write_volatile(last_ticks);
+    }
+}
+
+/// Asks the controller to have a next hop resolved; a full ring loses nothing
+/// but time.
+#[inline(always)]
+pub fn request_neighbour(request: NeighbourRequest) {
+    let _ = NEIGH_REQUESTS.output::<NeighbourRequest>(&request, 0);
+}
+
+#[inline(always)]
+pub fn publish_clock(reading: ClockReading) {
+    if let Some(at) = CLOCK.get_ptr_mut(0) {
+        // SAFETY: a valid element.
+        unsafe { at.write_volatile(reading) };
+    }
+}

@@ -1,0 +1,191 @@
+//! ARP (RFC 826) and neighbour discovery (RFC 4861 §7.2) for the VIPs that this
+//! node owns. The kernel never sees these questions.
+
+use lb_common::{
+    abi::VipKey,
+    checksum::fold,
+    counter::Event,
+    net::{Addr, Be16, family},
+};
+
+use crate::{
+    balance::Frame,
+    lookup, maps,
+    packet::{
+        Arp, ETHERNET, Ethernet, Header, Icmp, Ipv6, LinkLayerOption, MacWords, Neighbour, Packet,
+        resize,
+    },
+    stats,
+    verdict::{NO_SERVICE, Verdict},
+};
+
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
+const ADVERTISEMENT_BYTES: usize = 24 + 8;
+
+/// An ARP packet: an answer if it asks for a VIP.
+#[inline(always)]
+pub fn arp(frame: &Frame<'_>) -> Verdict {
+    let Some(at) = frame.packet.at::<Arp>(ETHERNET) else {
+        return Verdict::PASS;
+    };
+    let arp = at.read();
+    // Ethernet, IPv4, their address lengths.
+    if arp.hardware.get() != 1 || arp.protocol.get() != 0x0800 || arp.lengths != [6, 4] {
+        return Verdict::PASS;
+    }
+    let own_mac = MacWords::new(frame.ingress.mac);
+    if arp.sender_mac != own_mac && is_owned(address(arp.sender), family::V4) {
+        stats::event(NO_SERVICE, Event::DuplicateVip);
+    }
+    if arp.operation.get() != 1 || !is_owned(address(arp.target), family::V4) {
+        return Verdict::PASS;
+    }
+    at.write(Arp {
+        operation: Be16::new(2),
+        sender_mac: own_mac,
+        sender: arp.target,
+        target_mac: arp.sender_mac,
+        target: arp.sender,
+        ..arp
+    });
+    frame.ethernet.set_destination(arp.sender_mac);
+    frame.ethernet.set_source(own_mac);
+    stats::event(NO_SERVICE, Event::ArpReply);
+    Verdict::BOUNCE
+}
+
+/// An address that stands at an odd place in its packet.
+#[inline(always)]
+fn address(halves: [u16; 2]) -> Addr {
+    let [a, b] = halves.map(u16::to_ne_bytes);
+    Addr::v4(u32::from_ne_bytes([a[0], a[1], b[0], b[1]]))
+}
+
+#[inline(always)]
+fn is_owned(address: Addr, family: u8) -> bool {
+    maps::vip(&VipKey {
+        address,
+        family,
+        reserved: [0; 3],
+    })
+    .is_some_and(|vip| lookup::owns(vip.owner))
+}
+
+/// Whether the message is a solicitation or an advertisement.
+#[inline(always)]
+pub fn is_ndp(icmp: Header<Icmp>) -> bool {
+    matches!(icmp.type_code(), [SOLICITATION | ADVERTISEMENT, 0])
+}
+
+/// An ICMPv6 message directly behind its IPv6 header: an answer if it is a
+/// solicitation for a VIP.
+#[inline(always)]
+pub fn ndp(frame: &Frame<'_>, icmp: Header<Icmp>) -> Verdict {
+    let (Some(ip), Some(message)) = (
+        frame.packet.at::<Ipv6>(ETHERNET),
+        frame.packet.at::<Neighbour>(ETHERNET + 40),
+    ) else {
+        return Verdict::PASS;
+    };
+    // §7.1.1: hop limit 255 proves that no router forwarded it. A message
+    // behind an extension header isn't at this offset and is left alone.
+    let header = ip.read();
+    if !is_ndp(icmp) || header.hop_limit != 255 || header.next_header != 58 {
+        return Verdict::PASS;
+    }
+    let target = message.target();
+    if !is_owned(target, family::V6) {
+        return Verdict::PASS;
+    }
+    if message.type_code()[0] == ADVERTISEMENT {
+        if frame.ethernet.source() != MacWords::new(frame.ingress.mac) {
+            stats::event(NO_SERVICE, Event::DuplicateVip);
+        }
+        return Verdict::PASS;
+    }
+    let asker = Asker {
+        mac: frame.ethernet.source(),
+        address: header.source,
+    };
+    advertise(frame, asker, target).unwrap_or(Verdict::PASS)
+}
+
+struct Asker {
+    mac: MacWords,
+    address: Addr,
+}
+
+/// Turns the frame into the advertisement that answers it (§7.2.4).
+#[inline(always)]
+fn advertise(frame: &Frame<'_>, asker: Asker, target: Addr) -> Option<Verdict> {
+    const FRAME_BYTES: i32 = (ETHERNET + 40 + ADVERTISEMENT_BYTES) as i32;
+    let packet: Packet = resize(frame.ctx, FRAME_BYTES - frame.packet.len() as i32)?;
+    let ethernet: Header<Ethernet> = packet.at(0)?;
+    let ip: Header<Ipv6> = packet.at(ETHERNET)?;
+    let message: Header<Neighbour> = packet.at(ETHERNET + 40)?;
+    let option: Header<LinkLayerOption> = packet.at(ETHERNET + 40 + 24)?;
+
+    // The unspecified address checks for duplicates; it learns of one by an
+    // unsolicited advertisement to all nodes.
+    let checks_for_duplicates = asker.address == Addr::default();
+    let all_nodes = Addr::from_bytes([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+    let (destination, mac, solicited) = if checks_for_duplicates {
+        (all_nodes, MacWords::new([0x33, 0x33, 0, 0, 0, 1]), 0)
+    } else {
+        (asker.address, asker.mac, 0x4000_0000u32)
+    };
+    // Override: the VIP may have been another node's.
+    let flags = (solicited | 0x2000_0000).to_be();
+    let mut advertisement = Neighbour {
+        type_code: [ADVERTISEMENT, 0],
+        checksum: 0,
+        flags,
+        target,
+    };
+    // Target link-layer address.
+    let own_mac = MacWords::new(frame.ingress.mac);
+    let link_layer = LinkLayerOption {
+        kind_length: [2, 1],
+        mac: own_mac,
+    };
+    advertisement.checksum = checksum(target, destination, &advertisement, &link_layer);
+
+    ethernet.set_destination(mac);
+    ethernet.set_source(own_mac);
+    ip.write(Ipv6 {
+        version: 0x60,
+        flow: [0; 3],
+        payload_length: Be16::new(ADVERTISEMENT_BYTES as u16),
+        next_header: 58,
+        hop_limit: 255,
+        source: target,
+        destination,
+    });
+    message.write(advertisement);
+    option.write(link_layer);
+    stats::event(NO_SERVICE, Event::NeighbourAdvertisement);
+    Some(Verdict::BOUNCE)
+}
+
+/// ICMPv6's checksum over the pseudo-header and the message (RFC 4443 §2.3).
+#[inline(always)]
+fn checksum(source: Addr, destination: Addr, message: &Neighbour, option: &LinkLayerOption) -> u16 {
+    let word = |w: u32| (w & 0xffff) + (w >> 16);
+    let addr = |a: Addr| word(a.0[0]) + word(a.0[1]) + word(a.0[2]) + word(a.0[3]);
+    let pair = |a: u8, b: u8| u32::from(u16::from_ne_bytes([a, b]));
+    let [mac0, mac1, mac2] = option.mac.0.map(u32::from);
+    let target = message.target;
+    let sum = addr(source)
+        + addr(destination)
+        + pair(0, ADVERTISEMENT_BYTES as u8)
+        + pair(0, 58)
+        + pair(message.type_code[0], message.type_code[1])
+        + word(message.flags)
+        + addr(target)
+        + pair(option.kind_length[0], option.kind_length[1])
+        + mac0
+        + mac1
+        + mac2;
+    !fold(sum)
+}

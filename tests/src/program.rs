@@ -1,0 +1,450 @@
+//! The real data path without an interface: its object loaded into the kernel,
+//! its maps filled by hand, packets run through it by BPF_PROG_TEST_RUN.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use anyhow::{Context as _, Result, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRunOptions, VerifierLogLevel,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::Key, lpm_trie::LpmTrie},
+    programs::{ProgramInfo, TestRun as _, Xdp},
+};
+use lb_common::{
+    abi::{self, Config, LinkEntry, MemberEntry, MemberStats, SampleEntry, ServiceEntry, map},
+    counter::{DropReason, Event},
+    net::{Addr, Be16, Mac, NextHop},
+    slot::SlotWord,
+};
+use lb_control::object::DATA_PATH;
+
+/// XDP's actions by number.
+pub mod action {
+    /// The packet was dropped by an error.
+    pub const ABORTED: u32 = 0;
+    /// The packet was dropped.
+    pub const DROP: u32 = 1;
+    /// The kernel gets it.
+    pub const PASS: u32 = 2;
+    /// Out of the interface it came in by.
+    pub const TX: u32 = 3;
+    /// Out of another.
+    pub const REDIRECT: u32 = 4;
+}
+
+/// Loopback's index: where BPF_PROG_TEST_RUN says that packets come from.
+pub const INGRESS: u32 = 1;
+
+/// A BPF file system of the test's own, unmounted on drop.
+#[derive(Debug)]
+pub struct BpfFs(PathBuf);
+
+impl BpfFs {
+    /// Mounts one in a new temporary directory.
+    pub fn mount() -> Result<Self> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let path = std::env::temp_dir().join(format!("lb-bpffs-{}-{number}", std::process::id()));
+        std::fs::create_dir_all(&path)?;
+        let target = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
+        // SAFETY: all pointers are to strings that end with zero, or null.
+        let result = unsafe {
+            libc::mount(
+                c"bpf".as_ptr(),
+                target.as_ptr(),
+                c"bpf".as_ptr(),
+                0,
+                std::ptr::null(),
+            )
+        };
+        ensure!(
+            result == 0,
+            "can't mount a BPF file system on {}: {} (the suites need root)",
+            path.display(),
+            std::io::Error::last_os_error()
+        );
+        Ok(Self(path))
+    }
+
+    /// Where it is mounted.
+    pub fn path(&self) -> &Path {
+        &self.0
+    }
+}
+
+impl Drop for BpfFs {
+    fn drop(&mut self) {
+        if let Ok(target) = std::ffi::CString::new(self.0.as_os_str().as_encoded_bytes()) {
+            // SAFETY: a string that ends with zero.
+            unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
+        }
+        let _ = std::fs::remove_dir(&self.0);
+    }
+}
+
+/// Sizes of the maps.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    /// Services, and keys of them.
+    pub services: u32,
+    /// Members.
+    pub members: u32,
+    /// Slots of all tables.
+    pub slots: u32,
+    /// Buckets of each flow table.
+    pub buckets: u32,
+}
+
+impl Default for Sizes {
+    fn default() -> Self {
+        Self {
+            services: 64,
+            members: 1024,
+            slots: 1 << 17,
+            buckets: 1024,
+        }
+    }
+}
+
+/// What became of a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// See [`action`].
+    pub action: u32,
+    /// The frame afterwards.
+    pub frame: Vec<u8>,
+}
+
+/// The loaded data path.
+pub struct Program {
+    ebpf: Ebpf,
+    fs: BpfFs,
+    sizes: Sizes,
+}
+
+impl Program {
+    /// Loads the object with a configuration under which time stands still
+    /// until [`Self::set_ticks`] moves it, and one link, loopback.
+    pub fn load(sizes: Sizes) -> Result<Self> {
+        let fs = BpfFs::mount()?;
+        let mut loader = EbpfLoader::new();
+        loader
+            .default_map_pin_directory(fs.path())
+            .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
+        loader
+            .map_max_entries(map::SERVICES, sizes.services)
+            .map_max_entries(map::RANGES, sizes.services * 32)
+            .map_max_entries(map::VIPS, sizes.services)
+            .map_max_entries(map::REPLIES, sizes.members)
+            .map_max_entries(map::SLOTS, sizes.slots)
+            .map_max_entries(map::MEMBERS, sizes.members)
+            .map_max_entries(map::STATS, sizes.members)
+            .map_max_entries(map::FLOWS, sizes.buckets)
+            .map_max_entries(map::REPLY_FLOWS, sizes.buckets)
+            .override_global(aya_log_level(), &0u8, true);
+        let mut ebpf = loader
+            .load(DATA_PATH)
+            .context("can't load the data path's object")?;
+        for name in [abi::program::LB, abi::program::CLOCK] {
+            let program: &mut Xdp = ebpf
+                .program_mut(name)
+                .context("the object lacks a program")?
+                .try_into()?;
+            program
+                .load()
+                .with_context(|| format!("the kernel refused the program {name}"))?;
+        }
+        let mut this = Self { ebpf, fs, sizes };
+        this.configure(|config| {
+            *config = Config {
+                hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
+                clock_shift: 63,
+                syn_window_ticks: 4,
+                half_units: 9,
+                longest_idle_units: 990,
+                flow_buckets: sizes.buckets,
+                reply_buckets: sizes.buckets,
+                ..Config::default()
+            };
+        })?;
+        this.array::<u64>(map::OWNERS)?
+            .set(0, abi::owner::FOREVER, 0)?;
+        Ok(this)
+    }
+
+    /// Where its maps are pinned.
+    pub fn pins(&self) -> &Path {
+        self.fs.path()
+    }
+
+    /// Instructions the verifier looked at.
+    pub fn verified_instructions(&self) -> Result<u32> {
+        let info: ProgramInfo = self.lb()?.info()?;
+        info.verified_instruction_count()
+            .context("the kernel doesn't tell")
+    }
+
+    /// The program that every packet goes through.
+    pub fn lb(&self) -> Result<&Xdp> {
+        Ok(self
+            .ebpf
+            .program(abi::program::LB)
+            .context("the object lacks a program")?
+            .try_into()?)
+    }
+
+    fn map(&mut self, name: &str) -> Result<&mut Map> {
+        self.ebpf
+            .map_mut(name)
+            .with_context(|| format!("the object lacks the map {name}"))
+    }
+
+    /// A map as an array.
+    pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Ok(self.map(name)?.try_into()?)
+    }
+
+    /// A map as a hash.
+    pub fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
+        Ok(self.map(name)?.try_into()?)
+    }
+
+    /// Changes the configuration word by word.
+    pub fn configure(&mut self, change: impl FnOnce(&mut Config)) -> Result<()> {
+        let mut array = self.array::<Config>(map::CONFIG)?;
+        let mut config = array.get(&0, 0)?;
+        change(&mut config);
+        Ok(array.set(0, config, 0)?)
+    }
+
+    /// The configuration.
+    pub fn config(&mut self) -> Result<Config> {
+        Ok(self.array::<Config>(map::CONFIG)?.get(&0, 0)?)
+    }
+
+    /// Sets the data path's time.
+    pub fn set_ticks(&mut self, ticks: u32) -> Result<()> {
+        self.configure(|config| config.clock_offset = ticks)
+    }
+
+    /// Adds an interface; the index of its entry.
+    pub fn add_link(&mut self, ifindex: u32, mac: Mac) -> Result<u16> {
+        let index = ifindex % abi::LINKS;
+        let entry = LinkEntry {
+            ifindex,
+            mac,
+            reserved: 0,
+            mtu: 1500,
+        };
+        self.array::<LinkEntry>(map::LINKS)?.set(index, entry, 0)?;
+        Ok(index as u16)
+    }
+
+    /// Makes an address a VIP, owned as owner word `owner` says.
+    pub fn add_vip(&mut self, address: IpAddr, owner: u16) -> Result<()> {
+        let (address, family) = Addr::from_ip(address);
+        let key = abi::VipKey {
+            address,
+            family,
+            reserved: [0; 3],
+        };
+        let entry = abi::VipEntry { owner, reserved: 0 };
+        Ok(self.hash(map::VIPS)?.insert(key, entry, 0)?)
+    }
+
+    /// Adds a service of one port.
+    pub fn add_service(
+        &mut self,
+        address: IpAddr,
+        port: u16,
+        protocol: u8,
+        entry: ServiceEntry,
+    ) -> Result<()> {
+        let (address, family) = Addr::from_ip(address);
+        let key = abi::ServiceKey {
+            address,
+            port: Be16::new(port),
+            protocol,
+            family,
+        };
+        Ok(self.hash(map::SERVICES)?.insert(key, entry, 0)?)
+    }
+
+    /// Adds a service of the ports that share `bits` leading bits with `port`.
+    pub fn add_range(
+        &mut self,
+        address: IpAddr,
+        (port, bits): (u16, u32),
+        protocol: u8,
+        entry: ServiceEntry,
+    ) -> Result<()> {
+        let (address, family) = Addr::from_ip(address);
+        let key = abi::RangeKey {
+            address,
+            family,
+            protocol,
+            port: Be16::new(port),
+        };
+        let key = Key::new(abi::RANGE_KEY_FIXED_BITS + bits, key);
+        let mut ranges: LpmTrie<_, abi::RangeKey, ServiceEntry> =
+            self.map(map::RANGES)?.try_into()?;
+        Ok(ranges.insert(&key, entry, 0)?)
+    }
+
+    /// Makes packets from a backend's address and port replies of `member`
+    /// (zero: of the one that their flow names).
+    pub fn add_reply(
+        &mut self,
+        backend: IpAddr,
+        port: u16,
+        protocol: u8,
+        member: u32,
+    ) -> Result<()> {
+        let (address, family) = Addr::from_ip(backend);
+        let key = abi::ReplyKey {
+            address,
+            port: Be16::new(port),
+            protocol,
+            family,
+        };
+        Ok(self
+            .hash(map::REPLIES)?
+            .insert(key, abi::ReplyEntry { member }, 0)?)
+    }
+
+    /// Sets a member's record.
+    pub fn set_member(&mut self, id: u32, entry: MemberEntry) -> Result<()> {
+        Ok(self.array::<MemberEntry>(map::MEMBERS)?.set(id, entry, 0)?)
+    }
+
+    /// A member's record.
+    pub fn member(&mut self, id: u32) -> Result<MemberEntry> {
+        Ok(self.array::<MemberEntry>(map::MEMBERS)?.get(&id, 0)?)
+    }
+
+    /// Sets a slot.
+    pub fn set_slot(&mut self, index: u32, slot: SlotWord) -> Result<()> {
+        Ok(self.array::<u64>(map::SLOTS)?.set(index, slot.0, 0)?)
+    }
+
+    /// A slot.
+    pub fn slot(&mut self, index: u32) -> Result<SlotWord> {
+        Ok(SlotWord(self.array::<u64>(map::SLOTS)?.get(&index, 0)?))
+    }
+
+    /// Runs one frame through the program.
+    pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
+        let mut out = vec![0; frame.len() + 256];
+        let result = self.lb()?.test_run(TestRunOptions {
+            data_in: Some(frame),
+            data_out: Some(&mut out),
+            ..TestRunOptions::new()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Outcome {
+            action: result.return_value,
+            frame: out,
+        })
+    }
+
+    /// Drops of a service so far, by reason; zeros left out.
+    pub fn drops(&mut self, service: u32) -> Result<BTreeMap<&'static str, u64>> {
+        let row = DropReason::ALL
+            .iter()
+            .map(|r| (r.name(), r.index(service)))
+            .collect();
+        self.counters(map::DROPS, row)
+    }
+
+    /// Events of a service so far, by name; zeros left out.
+    pub fn events(&mut self, service: u32) -> Result<BTreeMap<&'static str, u64>> {
+        let row = Event::ALL
+            .iter()
+            .map(|e| (e.name(), e.index(service)))
+            .collect();
+        self.counters(map::EVENTS, row)
+    }
+
+    fn counters(
+        &mut self,
+        name: &str,
+        row: Vec<(&'static str, u32)>,
+    ) -> Result<BTreeMap<&'static str, u64>> {
+        let counters: PerCpuArray<_, u64> = self.map(name)?.try_into()?;
+        let mut result = BTreeMap::new();
+        for (label, index) in row {
+            let sum = counters.get(&index, 0)?.iter().sum();
+            if sum > 0 {
+                result.insert(label, sum);
+            }
+        }
+        Ok(result)
+    }
+
+    /// Statistics of a member, all cores together.
+    pub fn stats(&mut self, member: u32) -> Result<MemberStats> {
+        let stats: PerCpuArray<_, MemberStats> = self.map(map::STATS)?.try_into()?;
+        let mut sum = MemberStats::default();
+        for row in stats.get(&member, 0)?.iter() {
+            sum.packets += row.packets;
+            sum.bytes += row.bytes;
+            sum.connections += row.connections;
+            sum.reply_packets += row.reply_packets;
+            sum.reply_bytes += row.reply_bytes;
+        }
+        Ok(sum)
+    }
+
+    /// All sampled flows.
+    pub fn sample(&mut self) -> Result<Vec<SampleEntry>> {
+        let sample = self.array::<SampleEntry>(map::SAMPLE)?;
+        let mut found = Vec::new();
+        for entry in sample.iter() {
+            let entry = entry?;
+            if entry.check != 0 {
+                found.push(entry);
+            }
+        }
+        Ok(found)
+    }
+
+    /// The sizes it was loaded with.
+    pub fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+}
+
+fn aya_log_level() -> &'static str {
+    "AYA_LOG_LEVEL"
+}
+
+/// A member of service `service` at `address`, reached through link `link`.
+#[allow(clippy::too_many_arguments)]
+pub fn member(
+    service: u32,
+    method: u8,
+    protocol: u8,
+    address: IpAddr,
+    port: u16,
+    (vip, vip_port): (IpAddr, u16),
+    (mac, link): (Mac, u16),
+) -> MemberEntry {
+    let (address, family) = Addr::from_ip(address);
+    MemberEntry {
+        state: lb_common::member::MemberState::UP.0,
+        next_hop: NextHop::new(mac, link).0,
+        address,
+        vip: Addr::from_ip(vip).0,
+        service,
+        port: Be16::new(port),
+        vip_port: Be16::new(vip_port),
+        method,
+        family,
+        protocol,
+        reserved: [0; 5],
+    }
+}

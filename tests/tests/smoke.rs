@@ -1,0 +1,6 @@
+//! x
+#[test]
+fn loads() {
+    let p = lb_tests::program::Program::load(Default::default()).unwrap();
+    println!("{}", p.verified_instructions().unwrap());
+}
