@@ -6,7 +6,9 @@
 //! [`crate::model`] and lb-common only.
 
 pub mod links;
+mod messages;
 pub mod multicast;
+mod netlink;
 pub mod resolve;
 pub mod sysctl;
 pub mod watch;

@@ -20,6 +20,9 @@ use super::{
 /// interval is.
 const FIRST_RESULT_WITHIN: Duration = Duration::from_secs(1);
 
+/// Guards the arithmetic; the configuration doesn't allow shorter ones.
+const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
+
 /// Jitter to either side, as a part of the interval: 1/10.
 const JITTER_DIVISOR: u32 = 10;
 
@@ -98,6 +101,8 @@ struct CheckEntry {
     standing: Standing,
     /// Start of the check's grid of nominal times.
     origin: Instant,
+    /// Number of the turn that is due or running.
+    turn: u64,
     /// When it is due; `None` while it waits for its turn or for its result.
     due: Option<Instant>,
     reason: String,
@@ -221,7 +226,8 @@ impl Machine {
             .after(outcome, check.timing.rise, check.timing.fall);
         words.clone_into(&mut check.reason);
         check.last_duration = Some(took);
-        let due = next_turn(self.seed, check, now);
+        let (turn, due) = next_turn(self.seed, check, now);
+        check.turn = turn;
         check.due = Some(due);
         self.timers.insert((due, id));
         let backend = check.key.backend.clone();
@@ -313,6 +319,7 @@ impl Machine {
                     let due = first_turn(self.seed, &check.key, timing, now);
                     check.due = Some(due);
                     check.origin = grid(self.seed, self.epoch, &check.key, timing);
+                    check.turn = turn_at(check.origin, timing.interval, due);
                     self.timers.insert((due, id));
                 }
                 return id;
@@ -321,6 +328,7 @@ impl Machine {
         let id = CheckId(self.next_id);
         self.next_id += 1;
         let due = first_turn(self.seed, key, timing, now);
+        let origin = grid(self.seed, self.epoch, key, timing);
         self.ids.insert(key.clone(), id);
         self.checks.insert(
             id,
@@ -328,7 +336,8 @@ impl Machine {
                 key: key.clone(),
                 timing,
                 standing: Standing::default(),
-                origin: grid(self.seed, self.epoch, key, timing),
+                origin,
+                turn: turn_at(origin, timing.interval, due),
                 due: Some(due),
                 reason: "not checked yet".to_owned(),
                 last_duration: None,
@@ -405,23 +414,23 @@ fn first_turn(seed: u64, key: &CheckKey, timing: Timing, now: Instant) -> Instan
     now + part(timing.interval.min(FIRST_RESULT_WITHIN), hash(seed, key, 0))
 }
 
-/// The first turn after `now`. Turns stand on a fixed grid, so that the length
-/// of probes doesn't add up to a drift; the jitter moves each by at most a
-/// tenth of the interval.
-fn next_turn(seed: u64, check: &CheckEntry, now: Instant) -> Instant {
-    let interval = check.timing.interval.max(Duration::from_millis(1));
-    let passed = now.saturating_duration_since(check.origin);
-    let turn = u64::try_from(passed.as_nanos() / interval.as_nanos()).unwrap_or(u64::MAX);
-    let on_grid = |turn: u64| {
-        let offset = interval.as_nanos().saturating_mul(u128::from(turn));
-        check.origin + Duration::from_nanos(u64::try_from(offset).unwrap_or(u64::MAX))
-    };
+/// The number of the last turn whose nominal time is not after `at`.
+fn turn_at(origin: Instant, interval: Duration, at: Instant) -> u64 {
+    let interval = interval.max(SHORTEST_INTERVAL);
+    let passed = at.saturating_duration_since(origin);
+    u64::try_from(passed.as_nanos() / interval.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The turn after the last one, and when. Turns stand on a fixed grid, so that
+/// the length of probes doesn't add up to a drift; the jitter moves each by at
+/// most a tenth of the interval. A probe that outlasted its interval is
+/// followed by the next at once; turns it outlasted altogether are left out.
+fn next_turn(seed: u64, check: &CheckEntry, now: Instant) -> (u64, Instant) {
+    let interval = check.timing.interval.max(SHORTEST_INTERVAL);
+    let turn = (check.turn + 1).max(turn_at(check.origin, interval, now));
+    let offset = interval.as_nanos().saturating_mul(u128::from(turn));
+    let nominal = check.origin + Duration::from_nanos(u64::try_from(offset).unwrap_or(u64::MAX));
     let jitter = interval / JITTER_DIVISOR;
-    // A turn that was early leaves its grid point ahead of us: it is done.
-    let done_until = now + jitter;
-    let mut next = turn;
-    while on_grid(next) <= done_until {
-        next += 1;
-    }
-    on_grid(next) - jitter + part(jitter * 2, hash(seed, &check.key, next.wrapping_add(1)))
+    let due = nominal - jitter + part(jitter * 2, hash(seed, &check.key, turn));
+    (turn, due.max(now))
 }

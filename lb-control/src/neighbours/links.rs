@@ -1,5 +1,6 @@
 //! Network interfaces as the kernel describes them.
 
+use rtnetlink::packet_route::link::{LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use serde::Serialize;
 
 /// A network interface.
@@ -17,4 +18,38 @@ pub struct Link {
     pub up: bool,
     /// Kind of a virtual device as `ip -d link` shows it: "veth", "vlan".
     pub kind: Option<String>,
+}
+
+impl Link {
+    /// From the kernel's message; `None` where it lacks the name, as the
+    /// messages of a bridge about its ports do.
+    pub fn from_message(message: &LinkMessage) -> Option<Self> {
+        let flags = message.header.flags;
+        let mut name = None;
+        let mut link = Self {
+            name: String::new(),
+            ifindex: message.header.index,
+            mac: [0; 6],
+            mtu: 0,
+            up: flags.contains(LinkFlags::Up) && flags.contains(LinkFlags::LowerUp),
+            kind: None,
+        };
+        for attribute in &message.attributes {
+            match attribute {
+                LinkAttribute::IfName(value) => name = Some(value.clone()),
+                LinkAttribute::Address(value) => {
+                    link.mac = value.as_slice().try_into().unwrap_or_default();
+                }
+                LinkAttribute::Mtu(value) => link.mtu = *value,
+                LinkAttribute::LinkInfo(infos) => {
+                    link.kind = infos.iter().find_map(|info| match info {
+                        LinkInfo::Kind(kind) => Some(kind.to_string()),
+                        _ => None,
+                    });
+                }
+                _ => {}
+            }
+        }
+        name.map(|name| Self { name, ..link })
+    }
 }
