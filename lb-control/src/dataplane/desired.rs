@@ -120,7 +120,8 @@ pub struct DesiredState {
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
     pub links: BTreeMap<u16, LinkEntry>,
-    /// Ids of members that left the configuration and still serve.
+    /// Ids of members that left the configuration, whether they still serve or
+    /// only wait for a sweep to give their ids back.
     pub departed: BTreeSet<u32>,
 }
 
@@ -655,8 +656,8 @@ impl<'a> Builder<'a> {
                     ..*entry
                 },
             );
+            self.state.departed.insert(id);
             if let Some(service) = service.filter(|_| state.serves()) {
-                self.state.departed.insert(id);
                 let port = (!entry.port.is_zero()).then(|| entry.port.get());
                 for (key, reply) in reply_keys(service, address, port, id) {
                     // Whoever is configured has precedence.

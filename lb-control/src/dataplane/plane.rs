@@ -3,21 +3,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use lb_common::{
-    abi::{SampleEntry, owner},
-    member::MemberState,
-};
+use lb_common::{clock::UNIT_SHIFT, member::MemberState};
 
 use super::{
-    apply::{Applied, apply},
-    aya_maps::AyaMaps,
+    apply::{apply, execute},
+    attach, clock,
     desired::{DesiredState, Given, Runtime, TableCache, desired},
     error::PlaneError,
-    load::{self, Attached, Loaded},
+    links,
+    load::{self, Loaded},
+    log::DebugLog,
+    neighbours::NeighbourRequests,
     plan::{MapOp, plan},
     state::{Capacity, MapSnapshot},
     stats::{self, PlaneStats, SampledFlow},
@@ -29,13 +29,458 @@ use crate::model::Model;
 /// The data path of this node: its maps, its program and where that is attached.
 ///
 /// Dropping it leaves everything running; [`detach`] removes it.
-#[derive(Debug)]
 pub struct Plane {
     loaded: Loaded,
+    capacity: Capacity,
+    drain_timeout: Duration,
     tables: TableCache,
     sweeper: sweep::Sweeper,
     /// When members left the configuration.
     departed: BTreeMap<u32, Instant>,
     desired: DesiredState,
-    last_sweep: SweepReport,
+    swept: SweepReport,
+}
+
+/// What [`Plane::apply`] did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ApplySummary {
+    /// Slots of living services that went to another member.
+    pub slots_moved: usize,
+    /// Steps taken.
+    pub ops: usize,
+}
+
+impl Plane {
+    /// Loads and attaches the data path, or adopts the running one: the maps
+    /// stay as they are and the program is replaced without a gap.
+    ///
+    /// # Errors
+    /// With a remedy; nothing that this call made stays behind.
+    pub fn open(model: &Model) -> Result<Self, PlaneError> {
+        Ok(Self {
+            loaded: load::open(model)?,
+            capacity: Capacity::of(&model.dataplane),
+            drain_timeout: model.dataplane.drain_timeout,
+            tables: TableCache::default(),
+            sweeper: sweep::Sweeper::default(),
+            departed: BTreeMap::new(),
+            desired: DesiredState::default(),
+            swept: SweepReport::default(),
+        })
+    }
+
+    /// Whether a running data path was adopted.
+    pub fn adopted(&self) -> bool {
+        self.loaded.adopted
+    }
+
+    /// Brings the maps to what configuration and run-time knowledge ask for.
+    /// Safe to repeat: after an error the next call completes what is missing.
+    ///
+    /// # Errors
+    /// There is no room, the configuration contradicts what lives in the maps
+    /// (in both cases nothing was changed), or a map can't be written.
+    pub fn apply(&mut self, model: &Model, runtime: &Runtime) -> Result<ApplySummary, PlaneError> {
+        self.drain_timeout = model.dataplane.drain_timeout;
+        let (desired, snapshot) = self.desired(model, runtime)?;
+        let ops = plan(&desired, &snapshot);
+        let now = self.now_ticks()?;
+        let applied = apply(&mut self.loaded.maps, &ops, now)?;
+        self.note_departed(&desired);
+        self.desired = desired;
+        Ok(ApplySummary {
+            slots_moved: applied.slots_moved,
+            ops: applied.ops,
+        })
+    }
+
+    /// What [`Self::apply`] would do, without doing it.
+    ///
+    /// # Errors
+    /// As [`Self::apply`].
+    pub fn dry_run(&mut self, model: &Model, runtime: &Runtime) -> Result<Vec<MapOp>, PlaneError> {
+        let (desired, snapshot) = self.desired(model, runtime)?;
+        Ok(plan(&desired, &snapshot))
+    }
+
+    fn desired(
+        &mut self,
+        model: &Model,
+        runtime: &Runtime,
+    ) -> Result<(DesiredState, MapSnapshot), PlaneError> {
+        let snapshot = self.loaded.maps.snapshot()?;
+        let expired: BTreeSet<u32> = self
+            .departed
+            .iter()
+            .filter(|(_, since)| since.elapsed() >= self.drain_timeout)
+            .map(|(id, _)| *id)
+            .collect();
+        let given = Given {
+            snapshot: &snapshot,
+            capacity: self.capacity,
+            hz: self.loaded.hz,
+            expired: &expired,
+        };
+        let desired = desired(model, runtime, given, &mut self.tables)?;
+        Ok((desired, snapshot))
+    }
+
+    fn note_departed(&mut self, desired: &DesiredState) {
+        #[allow(clippy::disallowed_methods, reason = "this is the shell")]
+        let now = Instant::now();
+        self.departed.retain(|id, _| desired.departed.contains(id));
+        for id in &desired.departed {
+            self.departed.entry(*id).or_insert(now);
+        }
+    }
+
+    /// When [`Self::apply`] has to be called again though nothing changed: the
+    /// drain of a member that left the configuration ends.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.departed
+            .iter()
+            .filter(|(id, _)| {
+                self.desired
+                    .members
+                    .get(id)
+                    .is_some_and(|m| MemberState(m.state).serves())
+            })
+            .map(|(_, since)| *since + self.drain_timeout)
+            .min()
+    }
+
+    /// Backends whose next hops are needed though they left the configuration.
+    pub fn departed_backends(&self) -> BTreeSet<IpAddr> {
+        self.desired
+            .departed
+            .iter()
+            .filter_map(|id| self.desired.members.get(id))
+            .filter(|m| MemberState(m.state).serves())
+            .map(|m| m.address.to_ip(m.family))
+            .collect()
+    }
+
+    /// Cleans the tables and gives back ids that nothing names any more. Takes
+    /// tens of milliseconds for a million flows; once in ten seconds is right.
+    ///
+    /// # Errors
+    /// A map can't be read or written.
+    pub fn sweep(&mut self) -> Result<&SweepReport, PlaneError> {
+        let now_ticks = self.now_ticks()?;
+        let maps = &self.loaded.maps;
+        let snapshot = maps.snapshot_without_slots()?;
+        let highest = snapshot.members.keys().next_back().copied().unwrap_or(0);
+        let mut members = vec![sweep::MemberInfo::default(); highest as usize + 1];
+        for (id, member) in &snapshot.members {
+            if let Some(info) = members.get_mut(*id as usize) {
+                *info = sweep::MemberInfo {
+                    state: MemberState(member.state),
+                    service: member.service,
+                };
+            }
+        }
+        let services: BTreeMap<u32, sweep::ServiceInfo> = snapshot
+            .services
+            .values()
+            .chain(snapshot.ranges.values())
+            .map(|s| {
+                let info = sweep::ServiceInfo {
+                    id: s.id,
+                    offset: s.slot_offset,
+                    size: s.slot_size,
+                    idle_units: s.idle_units,
+                    idle_ticks: (s.idle_units + 1) << UNIT_SHIFT,
+                };
+                (s.id, info)
+            })
+            .collect();
+        let services: Vec<_> = services.into_values().collect();
+        self.swept = self.sweeper.sweep(sweep::World {
+            flows: &maps.flows(),
+            reply_flows: &maps.reply_flows(),
+            slots: maps.slots(),
+            members: &members,
+            services: &services,
+            half_units: snapshot.config.half_units,
+            now_ticks,
+        });
+        self.free(&snapshot, now_ticks)?;
+        self.adapt_sample(now_ticks)?;
+        Ok(&self.swept)
+    }
+
+    /// Gives back members and names that nothing refers to.
+    fn free(&mut self, snapshot: &MapSnapshot, now_ticks: u32) -> Result<(), PlaneError> {
+        let freed: BTreeSet<u32> = self
+            .swept
+            .unnamed_members
+            .iter()
+            .copied()
+            .filter(|id| self.desired.departed.contains(id))
+            .collect();
+        let mut ops: Vec<MapOp> = freed.iter().map(|id| MapOp::FreeMember(*id)).collect();
+        let referred: BTreeSet<u32> = snapshot
+            .members
+            .iter()
+            .filter(|(id, _)| !freed.contains(id))
+            .map(|(_, m)| m.service)
+            .chain(snapshot.slot_ranges().into_keys())
+            .chain(self.desired.tables.keys().copied())
+            .collect();
+        // Before the first apply it isn't known which names are in use.
+        if !self.desired.service_names.is_empty() {
+            ops.extend(
+                snapshot
+                    .service_names
+                    .keys()
+                    .filter(|id| !referred.contains(id))
+                    .map(|id| MapOp::SetServiceName(*id, None)),
+            );
+        }
+        for op in &ops {
+            execute(&mut self.loaded.maps, op, now_ticks)?;
+        }
+        for id in &freed {
+            self.desired.members.remove(id);
+            self.desired.departed.remove(id);
+            self.departed.remove(id);
+        }
+        Ok(())
+    }
+
+    fn longest_idle_ticks(&self) -> u32 {
+        (self.loaded.maps.config().longest_idle_units + 1) << UNIT_SHIFT
+    }
+
+    fn adapt_sample(&mut self, now_ticks: u32) -> Result<(), PlaneError> {
+        let idle = self.longest_idle_ticks();
+        let occupied = self
+            .loaded
+            .maps
+            .sample()
+            .filter(|s| now_ticks.wrapping_sub(s.last_ticks) <= idle)
+            .count() as u64;
+        let mut config = self.loaded.maps.config();
+        let mask = stats::next_sample_mask(config.sample_mask, occupied);
+        if mask != config.sample_mask {
+            config.sample_mask = mask;
+            self.loaded.maps.set_config(&config)?;
+        }
+        Ok(())
+    }
+
+    /// All counters.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn stats(&mut self) -> Result<PlaneStats, PlaneError> {
+        let now = self.now_ticks()?;
+        let maps = &self.loaded.maps;
+        let snapshot = maps.snapshot()?;
+        let highest_member = snapshot.members.keys().next_back().copied().unwrap_or(0);
+        let highest_service = snapshot
+            .service_names
+            .keys()
+            .next_back()
+            .copied()
+            .unwrap_or(0);
+        let name = |id: u32| snapshot.service_names.get(&id).cloned();
+        let counters = maps.member_stats(highest_member)?;
+        let mut rows: BTreeMap<u32, stats::MemberRow> = snapshot
+            .members
+            .iter()
+            .map(|(id, member)| {
+                let counters = counters.get(*id as usize).copied().unwrap_or_default();
+                let service = name(member.service).unwrap_or_default();
+                let mut row = stats::MemberRow::new(*id, service, member, counters);
+                row.departed = self.desired.departed.contains(id);
+                (*id, row)
+            })
+            .collect();
+        for word in snapshot.slots.values().flatten() {
+            if let Some(row) = rows.get_mut(&word.current()) {
+                row.slots += 1;
+            }
+        }
+        let mask = snapshot.config.sample_mask;
+        let sample_occupancy = self.estimate(&snapshot, now, &mut rows);
+        Ok(PlaneStats {
+            members: rows.into_values().collect(),
+            drops: stats::drop_rows(&maps.drops(highest_service)?, name),
+            events: stats::event_rows(&maps.events(highest_service)?, name),
+            services: self.service_rows(&snapshot),
+            flow_table: stats::FlowTableStats {
+                entries: self.swept.flows,
+                reply_entries: self.swept.reply_flows,
+                max_flows: u64::from(self.capacity.flow_buckets) * 4,
+            },
+            sample_mask: mask,
+            sample_occupancy,
+            interfaces: self.interface_rows(),
+            verified_instructions: self.loaded.verified_instructions,
+        })
+    }
+
+    /// Estimates the members' concurrent connections; returns the sample's occupancy.
+    fn estimate(
+        &self,
+        snapshot: &MapSnapshot,
+        now: u32,
+        rows: &mut BTreeMap<u32, stats::MemberRow>,
+    ) -> f64 {
+        let mask = snapshot.config.sample_mask;
+        let idle: BTreeMap<u32, u32> = snapshot
+            .services
+            .values()
+            .chain(snapshot.ranges.values())
+            .map(|s| (s.id, (s.idle_units + 1) << UNIT_SHIFT))
+            .collect();
+        let longest = self.longest_idle_ticks();
+        let mut open: BTreeMap<u32, u64> = BTreeMap::new();
+        let mut occupied = 0u64;
+        for sample in self.loaded.maps.sample() {
+            // Of before the mask grew: its flow isn't sampled any more.
+            if sample.check as u32 & mask != 0 {
+                continue;
+            }
+            occupied += u64::from(now.wrapping_sub(sample.last_ticks) <= longest);
+            let service = snapshot.members.get(&sample.member).map(|m| m.service);
+            let idle = service.and_then(|s| idle.get(&s)).copied().unwrap_or(0);
+            if stats::is_open(&sample, now, idle) {
+                *open.entry(sample.member).or_default() += 1;
+            }
+        }
+        for (member, counted) in open {
+            if let Some(row) = rows.get_mut(&member) {
+                row.concurrent = stats::estimate(counted, occupied, mask.saturating_add(1));
+            }
+        }
+        occupied as f64 / f64::from(lb_common::abi::SAMPLE_SIZE)
+    }
+
+    fn service_rows(&self, snapshot: &MapSnapshot) -> Vec<stats::ServiceRow> {
+        snapshot
+            .slots
+            .iter()
+            .map(|(id, words)| {
+                let flows = self.swept.services.get(id).copied().unwrap_or_default();
+                stats::ServiceRow {
+                    service: snapshot.service_names.get(id).cloned().unwrap_or_default(),
+                    id: *id,
+                    slots: words.len() as u32,
+                    tracked_slots: words.iter().filter(|w| w.is_tracked()).count() as u32,
+                    flow_entries: flows.living + flows.closing + flows.half_open,
+                    reply_entries: flows.reply_flows,
+                }
+            })
+            .collect()
+    }
+
+    /// The interfaces and how the program is attached to each.
+    pub fn interface_rows(&self) -> Vec<stats::InterfaceRow> {
+        self.loaded
+            .attached
+            .iter()
+            .map(|a| stats::InterfaceRow {
+                name: a.name.clone(),
+                ifindex: a.ifindex,
+                mode: links::xdp_on(a.ifindex).ok().flatten().map(|x| x.mode),
+                fallback_reason: a.fallback_reason.clone(),
+            })
+            .collect()
+    }
+
+    /// Flows of the sample that `filter` wants, at most `limit`.
+    ///
+    /// # Errors
+    /// A map can't be read.
+    pub fn sample(
+        &mut self,
+        limit: usize,
+        filter: impl Fn(&SampledFlow) -> bool,
+    ) -> Result<Vec<SampledFlow>, PlaneError> {
+        let now = self.now_ticks()?;
+        let snapshot = self.loaded.maps.snapshot_without_slots()?;
+        let longest = self.longest_idle_ticks();
+        Ok(self
+            .loaded
+            .maps
+            .sample()
+            .filter(|s| now.wrapping_sub(s.last_ticks) <= longest)
+            .filter_map(|s| {
+                let member = snapshot.members.get(&s.member)?;
+                let seconds = |ticks: u32| self.seconds(now.wrapping_sub(ticks));
+                Some(SampledFlow {
+                    source: s.source.to_ip(s.family),
+                    source_port: s.source_port.get(),
+                    destination: s.destination.to_ip(s.family),
+                    destination_port: s.destination_port.get(),
+                    protocol: s.protocol,
+                    service: snapshot.service_names.get(&member.service)?.clone(),
+                    backend: member.address.to_ip(member.family),
+                    age_seconds: seconds(s.first_ticks),
+                    idle_seconds: seconds(s.last_ticks),
+                    closing: s.flags & lb_common::abi::sample_flag::CLOSING != 0,
+                })
+            })
+            .filter(filter)
+            .take(limit)
+            .collect())
+    }
+
+    fn seconds(&self, ticks: u32) -> u32 {
+        let shift = lb_common::clock::shift_for_hz(self.loaded.hz);
+        ((u64::from(ticks) << shift) / u64::from(self.loaded.hz)) as u32
+    }
+
+    /// The data path's time.
+    ///
+    /// # Errors
+    /// The program that reads it can't be run.
+    pub fn now_ticks(&mut self) -> Result<u32, PlaneError> {
+        let reading = load::read_clock(&mut self.loaded.ebpf, &self.loaded.maps)?;
+        let offset = self.loaded.maps.config().clock_offset;
+        Ok(clock::ticks_at(reading, self.loaded.hz, offset))
+    }
+
+    /// Requests of the data path to resolve next hops towards clients; once.
+    /// Has to be called within a tokio runtime.
+    pub fn neighbour_requests(&mut self) -> Option<NeighbourRequests> {
+        NeighbourRequests::new(self.loaded.neighbour_requests.take()?)
+            .inspect_err(|e| tracing::warn!("neighbour requests: {e}"))
+            .ok()
+    }
+
+    /// The data path's debug log, where the configuration asks for it; once.
+    /// Has to be called within a tokio runtime.
+    pub fn debug_log(&mut self) -> Option<DebugLog> {
+        DebugLog::new(&mut self.loaded.ebpf)
+    }
+
+    /// The last sweep's report.
+    pub fn last_sweep(&self) -> &SweepReport {
+        &self.swept
+    }
+}
+
+/// What [`detach`] removed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Detached {
+    /// Interfaces the program was taken off.
+    pub interfaces: Vec<String>,
+    /// Pins and directories removed.
+    pub removed: Vec<PathBuf>,
+}
+
+/// Ends the data path whose pins are in `dir` and removes them. Nothing there
+/// is no error.
+pub fn detach(dir: &Path) -> Detached {
+    let interfaces = attach::pinned_links(dir)
+        .into_iter()
+        .map(|(index, _)| links::ifname(index).unwrap_or_else(|| format!("index {index}")))
+        .collect();
+    Detached {
+        interfaces,
+        removed: load::remove_pins(dir),
+    }
 }

@@ -1,0 +1,53 @@
+//! Requests of the data path to resolve next hops towards clients.
+
+use std::{
+    io,
+    os::fd::{AsRawFd, RawFd},
+};
+
+use aya::maps::{MapData, RingBuf};
+use lb_common::abi::NeighbourRequest;
+use tokio::io::unix::AsyncFd;
+
+struct Ring(RingBuf<MapData>);
+
+impl AsRawFd for Ring {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+/// A stream of requests.
+pub struct NeighbourRequests(AsyncFd<Ring>);
+
+impl NeighbourRequests {
+    pub(super) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
+        AsyncFd::new(Ring(ring)).map(Self)
+    }
+
+    /// The next request. Cancel-safe.
+    ///
+    /// # Errors
+    /// The ring buffer can't be waited for.
+    pub async fn next(&mut self) -> io::Result<NeighbourRequest> {
+        loop {
+            if let Some(item) = self.0.get_mut().0.next() {
+                if let Some(request) = parse(&item) {
+                    return Ok(request);
+                }
+                continue;
+            }
+            self.0.readable_mut().await?.clear_ready();
+            // Something may have come between the look and the wait.
+        }
+    }
+}
+
+fn parse(bytes: &[u8]) -> Option<NeighbourRequest> {
+    let bytes: &[u8; size_of::<NeighbourRequest>()] = bytes.try_into().ok()?;
+    let mut words = [0u64; size_of::<NeighbourRequest>() / 8];
+    for (word, chunk) in words.iter_mut().zip(bytes.chunks_exact(8)) {
+        *word = u64::from_ne_bytes(chunk.try_into().ok()?);
+    }
+    Some(super::mapping::from_words(words))
+}

@@ -1,0 +1,351 @@
+//! Keeps the tables clean: zeroes what expired, and makes slots stable again
+//! once all their old flows have entries. Pure, over memory that the data path
+//! changes meanwhile; every change is one compare-and-exchange of one word, so
+//! that a race lost is a change left to the next sweep.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use lb_common::{
+    flow::{BUCKET_WORDS, CONTROL, FlowTable, FlowWord, Idle, alternate},
+    hash::scale,
+    member::MemberState,
+    slot::SlotWord,
+};
+
+/// What a sweep needs to know of a member.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberInfo {
+    /// Its state.
+    pub state: MemberState,
+    /// Its service; zero where the id is free.
+    pub service: u32,
+}
+
+/// What a sweep needs to know of a service that packets can reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ServiceInfo {
+    /// Its id.
+    pub id: u32,
+    /// First slot.
+    pub offset: u32,
+    /// Number of slots.
+    pub size: u32,
+    /// Units after which its confirmed entries expire.
+    pub idle_units: u32,
+    /// Its idle time in ticks: how long a slot stays tracked after its time.
+    pub idle_ticks: u32,
+}
+
+/// The tables and what is known of them.
+#[derive(Clone, Copy, Debug)]
+pub struct World<'a, F, R> {
+    /// Flows in tracked slots.
+    pub flows: &'a F,
+    /// Flows of NAT replies.
+    pub reply_flows: &'a R,
+    /// All slots.
+    pub slots: &'a [AtomicU64],
+    /// Members by id.
+    pub members: &'a [MemberInfo],
+    /// Services that packets can reach.
+    pub services: &'a [ServiceInfo],
+    /// Units after which an unconfirmed entry expires.
+    pub half_units: u32,
+    /// Now.
+    pub now_ticks: u32,
+}
+
+/// What a sweep found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SweepReport {
+    /// Entries of `FLOWS` and `REPLY_FLOWS` by service id.
+    pub services: BTreeMap<u32, ServiceFlows>,
+    /// Entries that live in `FLOWS`.
+    pub flows: u64,
+    /// Entries that live in `REPLY_FLOWS`.
+    pub reply_flows: u64,
+    /// Entries that were removed.
+    pub freed: u64,
+    /// Members that serve nobody and that no slot and no entry named, now and
+    /// in the sweep before: a packet that was on its way with an old slot may
+    /// make an entry once more.
+    pub unnamed_members: Vec<u32>,
+}
+
+/// What a sweep found of one service.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ServiceFlows {
+    /// Living entries of `FLOWS` that are confirmed and not closing.
+    pub living: u64,
+    /// Those a FIN or RST was seen of.
+    pub closing: u64,
+    /// Those of which only a SYN was seen.
+    pub half_open: u64,
+    /// Living entries of `REPLY_FLOWS`.
+    pub reply_flows: u64,
+    /// Slots in which flows are looked up.
+    pub tracked_slots: u32,
+}
+
+/// The sweeper's memory from one sweep to the next.
+#[derive(Debug, Default)]
+pub struct Sweeper {
+    flows: Overflows,
+    reply_flows: Overflows,
+    /// Members that nothing named in the last sweep.
+    unnamed: Vec<u32>,
+}
+
+/// Control words of the last sweep that were not zero and of whose home no
+/// entry was found elsewhere, by bucket.
+#[derive(Debug, Default)]
+struct Overflows(Vec<(u32, u64)>);
+
+/// One bit for each index.
+struct Bits(Vec<u64>);
+
+impl Bits {
+    fn new(n: usize) -> Self {
+        Self(vec![0; n.div_ceil(64)])
+    }
+
+    fn set(&mut self, index: u32) {
+        if let Some(word) = self.0.get_mut(index as usize / 64) {
+            *word |= 1 << (index % 64);
+        }
+    }
+
+    fn has(&self, index: u32) -> bool {
+        self.0
+            .get(index as usize / 64)
+            .is_some_and(|word| word >> (index % 64) & 1 == 1)
+    }
+}
+
+/// A service's part of what a sweep looks up for every entry.
+#[derive(Clone, Copy, Default)]
+struct Row {
+    size: u32,
+    offset: u32,
+    idle_units: u32,
+    flows: ServiceFlows,
+}
+
+impl Sweeper {
+    /// One sweep over everything. Runs through each table once, at memory
+    /// speed; allocates a bit for each slot, member and bucket and nothing for
+    /// an entry.
+    pub fn sweep<F: FlowTable, R: FlowTable>(&mut self, world: World<'_, F, R>) -> SweepReport {
+        let mut report = SweepReport::default();
+        let mut named = Bits::new(world.members.len());
+        let mut rows = rows(&world);
+        let mut disagree = Bits::new(world.slots.len());
+        let mut seen = Seen {
+            world: &world,
+            rows: &mut rows,
+            named: &mut named,
+        };
+        self.flows
+            .sweep_table(world.flows, &mut report.freed, |entry| {
+                seen.flow(entry, &mut disagree)
+            });
+        self.reply_flows
+            .sweep_table(world.reply_flows, &mut report.freed, |entry| {
+                seen.reply_flow(entry)
+            });
+        stabilise(&world, &mut rows, &disagree, &mut named);
+        rebase(&world);
+
+        for (id, row) in (0u32..).zip(&rows) {
+            if row.size > 0 {
+                let f = row.flows;
+                report.flows += f.living + f.closing + f.half_open;
+                report.reply_flows += f.reply_flows;
+                report.services.insert(id, f);
+            }
+        }
+        let unnamed: Vec<u32> = (0u32..)
+            .zip(world.members)
+            .skip(1)
+            .filter(|(id, m)| m.service != 0 && !m.state.serves() && !named.has(*id))
+            .map(|(id, _)| id)
+            .collect();
+        report.unnamed_members = unnamed
+            .iter()
+            .copied()
+            .filter(|id| self.unnamed.binary_search(id).is_ok())
+            .collect();
+        self.unnamed = unnamed;
+        report
+    }
+}
+
+fn rows<F, R>(world: &World<'_, F, R>) -> Vec<Row> {
+    let highest = world.services.iter().map(|s| s.id).max().unwrap_or(0);
+    let mut rows = vec![Row::default(); highest as usize + 1];
+    for service in world.services {
+        if let Some(row) = rows.get_mut(service.id as usize) {
+            *row = Row {
+                size: service.size,
+                offset: service.offset,
+                idle_units: service.idle_units,
+                flows: ServiceFlows::default(),
+            };
+        }
+    }
+    rows
+}
+
+fn slots_of<'a, F, R>(world: &World<'a, F, R>, service: &ServiceInfo) -> &'a [AtomicU64] {
+    let first = service.offset as usize;
+    world
+        .slots
+        .get(first..first.saturating_add(service.size as usize))
+        .unwrap_or(&[])
+}
+
+/// One idle period after a slot's time every living old flow has an entry.
+/// This comes last in a sweep, so that an entry that a packet makes by the old
+/// word meanwhile is seen by the next sweep before the slot can become stable.
+fn rebase<F, R>(world: &World<'_, F, R>) {
+    for service in world.services {
+        for slot in slots_of(world, service) {
+            let word = SlotWord(slot.load(Relaxed));
+            if word.is_tracked()
+                && word.base() != word.current()
+                && word.age(world.now_ticks) > service.idle_ticks
+            {
+                let _ = slot.compare_exchange(word.0, word.rebased().0, Relaxed, Relaxed);
+            }
+        }
+    }
+}
+
+/// What is looked at and noted for each entry.
+struct Seen<'a, 'b, F, R> {
+    world: &'b World<'a, F, R>,
+    rows: &'b mut [Row],
+    named: &'b mut Bits,
+}
+
+impl<F, R> Seen<'_, '_, F, R> {
+    /// The service of a living entry whose member serves.
+    fn row(&mut self, entry: FlowWord) -> Option<&mut Row> {
+        let member = self.world.members.get(entry.member() as usize)?;
+        let row = self.rows.get_mut(member.service as usize)?;
+        let idle = Idle {
+            open_units: row.idle_units,
+            half_units: self.world.half_units,
+        };
+        let stays =
+            row.size > 0 && member.state.serves() && entry.is_live(self.world.now_ticks, idle);
+        stays.then_some(row)
+    }
+
+    /// Whether the entry stays.
+    fn flow(&mut self, entry: FlowWord, disagree: &mut Bits) -> bool {
+        let slots = self.world.slots;
+        let Some(row) = self.row(entry) else {
+            return false;
+        };
+        let index = row.offset + scale(entry.tag(), row.size);
+        let slot = SlotWord(slots.get(index as usize).map_or(0, |s| s.load(Relaxed)));
+        let is_settled = !slot.is_tracked() || slot.base() == slot.current();
+        if is_settled && slot.current() == entry.member() {
+            return false;
+        }
+        if entry.is_closing() {
+            row.flows.closing += 1;
+        } else if entry.is_confirmed() {
+            row.flows.living += 1;
+        } else {
+            row.flows.half_open += 1;
+        }
+        disagree.set(index);
+        self.named.set(entry.member());
+        true
+    }
+
+    fn reply_flow(&mut self, entry: FlowWord) -> bool {
+        let Some(row) = self.row(entry) else {
+            return false;
+        };
+        row.flows.reply_flows += 1;
+        self.named.set(entry.member());
+        true
+    }
+}
+
+/// Ends the tracking of slots without an entry that disagrees.
+fn stabilise<F, R>(world: &World<'_, F, R>, rows: &mut [Row], disagree: &Bits, named: &mut Bits) {
+    for service in world.services {
+        let mut tracked = 0;
+        for (index, slot) in (service.offset..).zip(slots_of(world, service)) {
+            let word = SlotWord(slot.load(Relaxed));
+            let done = word.is_tracked() && word.base() == word.current() && !disagree.has(index);
+            let stable = SlotWord::stable(word.current());
+            if !(done
+                && slot
+                    .compare_exchange(word.0, stable.0, Relaxed, Relaxed)
+                    .is_ok())
+            {
+                tracked += u32::from(word.is_tracked());
+            }
+            named.set(word.current());
+            named.set(word.base());
+        }
+        if let Some(row) = rows.get_mut(service.id as usize) {
+            row.flows.tracked_slots = tracked;
+        }
+    }
+}
+
+impl Overflows {
+    /// Frees the entries that don't `stay`, and the control words that stayed
+    /// the same since the last sweep while no entry of their home was in its
+    /// alternate bucket, in either sweep.
+    fn sweep_table<T: FlowTable>(
+        &mut self,
+        table: &T,
+        freed: &mut u64,
+        mut stays: impl FnMut(FlowWord) -> bool,
+    ) {
+        let buckets = table.buckets();
+        let mut overflowed = Bits::new(buckets as usize);
+        let mut controls = Vec::new();
+        for index in 0..buckets {
+            let Some(bucket) = table.bucket(index) else {
+                break;
+            };
+            let control = table.load(bucket, CONTROL);
+            if control != 0 {
+                controls.push((index, control));
+            }
+            for word in CONTROL + 1..BUCKET_WORDS {
+                let entry = FlowWord(table.load(bucket, word));
+                if entry.is_empty() {
+                    continue;
+                }
+                if !stays(entry) && table.replace(bucket, word, entry.0, FlowWord::EMPTY.0) {
+                    *freed += 1;
+                } else {
+                    // It isn't known which of the two is the home, so it
+                    // counts for the other one, which is right either way.
+                    overflowed.set(alternate(entry.tag(), index, buckets));
+                }
+            }
+        }
+        controls.retain(|(index, _)| !overflowed.has(*index));
+        for &(index, control) in &controls {
+            if self.0.binary_search(&(index, control)).is_ok()
+                && let Some(bucket) = table.bucket(index)
+            {
+                table.replace(bucket, CONTROL, control, 0);
+            }
+        }
+        self.0 = controls;
+    }
+}
