@@ -150,8 +150,11 @@ pub struct Service {
     pub replies: Replies,
     /// Name of its pool (checked to exist).
     pub pool: String,
-    /// Slots of its table: a prime, at least 100 times the pool's backends.
+    /// Slots of its table: a prime. A live service keeps the size it has.
     pub table_size: u32,
+    /// Whether the file asks for that size. Otherwise it is the default for
+    /// the pool as it is now, and no reason to refuse a reload.
+    pub table_size_is_explicit: bool,
 }
 
 /// Ports of a service, as disjoint inclusive ranges in ascending order.

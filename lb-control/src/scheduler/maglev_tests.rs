@@ -64,7 +64,7 @@ fn over_all_members(
     make: fn(u32, u64) -> Vec<Member>,
     count: u32,
     size: u32,
-    change: fn(&mut Vec<Member>, usize) -> u32,
+    mut change: impl FnMut(&mut Vec<Member>, usize) -> u32,
 ) -> Spread {
     let mut moved = Vec::new();
     for seed in 0..3 {
@@ -98,7 +98,7 @@ fn add(members: &mut Vec<Member>, index: usize) -> u32 {
     id
 }
 
-fn ten_percent_more_weight(members: &mut Vec<Member>, index: usize) -> u32 {
+fn ten_percent_more_weight(members: &mut [Member], index: usize) -> u32 {
     members[index].share = (members[index].share * 11).div_ceil(10);
     members[index].id
 }
@@ -123,9 +123,13 @@ fn adding_one_to_100_moves_at_most_2_percent_of_the_slots_beyond_its_own() {
 
 #[test]
 fn ten_percent_more_weight_for_one_of_100_moves_less_than_one_percent_elsewhere() {
-    let coarse = over_all_members(equal, 100, table_size(100), ten_percent_more_weight);
+    let coarse = over_all_members(equal, 100, table_size(100), |members, index| {
+        ten_percent_more_weight(members, index)
+    });
     assert!(coarse.median < 0.35 && coarse.max < 0.6);
-    let uneven = over_all_members(weighted, 100, table_size(100), ten_percent_more_weight);
+    let uneven = over_all_members(weighted, 100, table_size(100), |members, index| {
+        ten_percent_more_weight(members, index)
+    });
     assert!(uneven.median < 0.35 && uneven.max < 0.8);
 }
 
