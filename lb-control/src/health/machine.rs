@@ -186,6 +186,17 @@ impl Machine {
                     id
                 })
                 .collect();
+            if let Some(old) = &old
+                && !same_server
+                && old.state != HealthState::Unknown
+            {
+                self.changes.push_back(HealthChange {
+                    key: backend.key.clone(),
+                    was: old.state,
+                    state: HealthState::Unknown,
+                    reason: "has another address, not checked yet".to_owned(),
+                });
+            }
             let entry = match old.filter(|_| same_server) {
                 Some(old) => BackendEntry { checks, ..old },
                 None => BackendEntry {
@@ -310,20 +321,20 @@ impl Machine {
 
     /// The id of the check, made if need be.
     fn configure(&mut self, now: Instant, key: &CheckKey, timing: Timing) -> CheckId {
-        if let Some(id) = self.ids.get(key).copied() {
-            if let Some(check) = self.checks.get_mut(&id) {
-                let interval_changed = check.timing.interval != timing.interval;
-                check.timing = timing;
-                if interval_changed && let Some(due) = check.due {
-                    self.timers.remove(&(due, id));
-                    let due = first_turn(self.seed, &check.key, timing, now);
-                    check.due = Some(due);
-                    check.origin = grid(self.seed, self.epoch, &check.key, timing);
-                    check.turn = turn_at(check.origin, timing.interval, due);
-                    self.timers.insert((due, id));
-                }
-                return id;
+        if let Some(id) = self.ids.get(key).copied()
+            && let Some(check) = self.checks.get_mut(&id)
+        {
+            let interval_changed = check.timing.interval != timing.interval;
+            check.timing = timing;
+            if interval_changed && let Some(due) = check.due {
+                self.timers.remove(&(due, id));
+                let due = first_turn(self.seed, &check.key, timing, now);
+                check.due = Some(due);
+                check.origin = grid(self.seed, self.epoch, &check.key, timing);
+                check.turn = turn_at(check.origin, timing.interval, due);
+                self.timers.insert((due, id));
             }
+            return id;
         }
         let id = CheckId(self.next_id);
         self.next_id += 1;
@@ -369,7 +380,7 @@ impl Machine {
         let (state, reason) = if let Some(check) = down {
             (HealthState::Down, check.reason.clone())
         } else if checks().all(|check| check.standing.state == HealthState::Up) {
-            let reason = checks().last().map(|check| check.reason.clone());
+            let reason = checks().next_back().map(|check| check.reason.clone());
             (
                 HealthState::Up,
                 reason.unwrap_or_else(|| "not checked".to_owned()),
@@ -434,3 +445,7 @@ fn next_turn(seed: u64, check: &CheckEntry, now: Instant) -> (u64, Instant) {
     let due = nominal - jitter + part(jitter * 2, hash(seed, &check.key, turn));
     (turn, due.max(now))
 }
+
+#[cfg(test)]
+#[path = "machine_tests.rs"]
+mod tests;

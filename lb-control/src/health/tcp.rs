@@ -82,3 +82,66 @@ fn explain(error: &io::Error) -> (Verdict, String) {
         _ => (Verdict::NotMade, format!("could not check: {error}")),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_listener_passes_and_its_connection_is_reset_at_once() {
+        let listener = tokio::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+            .await
+            .unwrap();
+        let target = listener.local_addr().unwrap();
+        let (verdict, words) = probe(target, Duration::from_secs(1)).await;
+        assert_eq!((verdict, words.as_str()), (Verdict::Passed, "connected"));
+        // Accepting a connection that was reset succeeds; reading tells.
+        let (stream, _) = listener.accept().await.unwrap();
+        stream.readable().await.unwrap();
+        let error = stream.try_read(&mut [0; 1]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::ConnectionReset);
+    }
+
+    #[tokio::test]
+    async fn a_closed_port_is_refused() {
+        let target = {
+            let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            listener.local_addr().unwrap()
+        };
+        let (verdict, words) = probe(target, Duration::from_secs(1)).await;
+        assert_eq!(
+            (verdict, words.as_str()),
+            (Verdict::Refused, "connection refused")
+        );
+    }
+
+    #[test]
+    fn what_is_our_own_fault_says_nothing_of_the_backend() {
+        for code in [
+            libc::EMFILE,
+            libc::ENFILE,
+            libc::EADDRNOTAVAIL,
+            libc::EPERM,
+            libc::ENOBUFS,
+        ] {
+            let (verdict, words) = explain(&io::Error::from_raw_os_error(code));
+            assert_eq!(verdict.outcome(), Outcome::NotMade, "{words}");
+            assert!(words.starts_with("could not check: "), "{words}");
+        }
+    }
+
+    #[test]
+    fn what_the_network_says_counts_as_a_failure() {
+        for code in [
+            libc::ECONNREFUSED,
+            libc::ECONNRESET,
+            libc::EHOSTUNREACH,
+            libc::ENETUNREACH,
+        ] {
+            let (verdict, words) = explain(&io::Error::from_raw_os_error(code));
+            assert_eq!(verdict.outcome(), Outcome::Fail, "{words}");
+        }
+    }
+}

@@ -36,7 +36,6 @@ impl Requests {
         let options = SockRef::from(&socket);
         options.set_read_timeout(Some(Duration::from_secs(2)))?;
         options.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
-        drop(options);
         Ok(Self {
             socket,
             sequence: 0,

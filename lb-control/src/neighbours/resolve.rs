@@ -332,3 +332,7 @@ fn contains(network: IpAddr, length: u8, address: IpAddr) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+#[path = "resolve_tests.rs"]
+mod tests;

@@ -13,7 +13,9 @@ use std::{
 use lb_common::abi::NeighbourRequest;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NetlinkPayload},
-    packet_route::{RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage,
+    },
     sys::{AsyncSocket as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
 use socket2::SockRef;
@@ -147,11 +149,8 @@ impl Neighbours {
 
 fn open_events() -> io::Result<TokioSocket> {
     let mut socket = TokioSocket::new(NETLINK_ROUTE)?;
-    let options = SockRef::from(socket.socket_ref());
-    // Above net.core.rmem_max only the kernel's administrator may go; what
-    // doesn't fit costs a dump and nothing else.
-    options.set_recv_buffer_size(EVENT_BUFFER_BYTES)?;
-    drop(options);
+    // The kernel cuts it to net.core.rmem_max.
+    SockRef::from(socket.socket_ref()).set_recv_buffer_size(EVENT_BUFFER_BYTES)?;
     let groups = GROUPS.iter().fold(0, |bits, group| bits | 1 << (group - 1));
     socket.socket_mut().bind(&SocketAddr::new(0, groups))?;
     Ok(socket)
@@ -249,17 +248,16 @@ impl Watcher {
     fn handle(&mut self, message: &RouteNetlinkMessage) {
         use RouteNetlinkMessage as M;
         match message {
+            // A bridge describes its ports by messages of its own family, with
+            // less in them, and says that way that a port has left.
+            M::NewLink(message) | M::DelLink(message)
+                if message.header.interface_family != AddressFamily::Unspec => {}
             M::NewLink(message) => {
                 if let Some(link) = Link::from_message(message) {
                     self.resolver.handle_link(link);
                 }
             }
-            M::DelLink(message) => {
-                // A port that leaves its bridge sends one of family AF_BRIDGE.
-                if u8::from(message.header.interface_family) == 0 {
-                    self.resolver.handle_link_gone(message.header.index);
-                }
-            }
+            M::DelLink(message) => self.resolver.handle_link_gone(message.header.index),
             M::NewNeighbour(message) => {
                 if let Some((key, neighbour)) = neighbour(message) {
                     self.resolver.handle_neighbour(key, neighbour);

@@ -1,0 +1,360 @@
+use std::net::SocketAddr;
+
+use super::*;
+use crate::health::ProbeKind;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+fn timing() -> Timing {
+    Timing {
+        interval: SECOND,
+        timeout: SECOND,
+        rise: 2,
+        fall: 3,
+    }
+}
+
+fn key(name: &str) -> BackendKey {
+    BackendKey {
+        pool: "web".to_owned(),
+        backend: name.to_owned(),
+    }
+}
+
+fn check(name: &str, target: &str) -> (CheckKey, Timing) {
+    let key = CheckKey {
+        backend: key(name),
+        kind: ProbeKind::Tcp,
+        target: target.parse().unwrap(),
+    };
+    (key, timing())
+}
+
+fn backend(name: &str, targets: &[&str]) -> CheckedBackend {
+    CheckedBackend {
+        key: key(name),
+        checks: targets.iter().map(|target| check(name, target)).collect(),
+    }
+}
+
+/// A machine with a virtual clock.
+struct Bench {
+    machine: Machine,
+    now: Instant,
+    /// What a target answers.
+    answers: HashMap<SocketAddr, Outcome>,
+    changes: Vec<(String, HealthState)>,
+}
+
+impl Bench {
+    fn new(backends: &[CheckedBackend]) -> Self {
+        let now = Instant::now();
+        let mut machine = Machine::new(now, 7, 10_000);
+        machine.update(now, backends);
+        Self {
+            machine,
+            now,
+            answers: HashMap::new(),
+            changes: Vec::new(),
+        }
+    }
+
+    fn answer(&mut self, target: &str, outcome: Outcome) {
+        self.answers.insert(target.parse().unwrap(), outcome);
+    }
+
+    fn update(&mut self, backends: &[CheckedBackend]) {
+        self.machine.update(self.now, backends);
+        self.drain();
+    }
+
+    /// Runs for `time`; probes take none. Returns the times of all probes.
+    fn run(&mut self, time: Duration) -> Vec<(CheckId, Instant)> {
+        let end = self.now + time;
+        let mut probes = self.drain();
+        while let Some(at) = self.machine.poll_timeout().filter(|at| *at <= end) {
+            self.now = self.now.max(at);
+            self.machine.handle_timeout(self.now);
+            probes.extend(self.drain());
+        }
+        self.now = end;
+        probes
+    }
+
+    fn drain(&mut self) -> Vec<(CheckId, Instant)> {
+        let mut probes = Vec::new();
+        while let Some(action) = self.machine.next_action() {
+            match action {
+                Action::Changed(change) => self.changes.push((change.key.backend, change.state)),
+                Action::Probe { id, key, .. } => {
+                    probes.push((id, self.now));
+                    if let Some(outcome) = self.answers.get(&key.target) {
+                        self.machine.handle_result(
+                            self.now,
+                            id,
+                            *outcome,
+                            &format!("{outcome:?}"),
+                            Duration::from_millis(3),
+                        );
+                    }
+                }
+            }
+        }
+        probes
+    }
+
+    fn state(&self, name: &str) -> HealthState {
+        self.machine.snapshot(self.now)[&key(name)].state
+    }
+}
+
+#[test]
+fn every_state_and_result_leads_to_the_state_the_table_says() {
+    use HealthState::{Down, Unknown, Up};
+    use Outcome::{Fail, NotMade, Pass};
+    let (rise, fall) = (2, 3);
+    // (state, results against it) and result → (state, results against it)
+    let table = [
+        ((Unknown, 0), Pass, (Up, 0)),
+        ((Unknown, 0), Fail, (Down, 0)),
+        ((Unknown, 0), NotMade, (Unknown, 0)),
+        ((Up, 0), Pass, (Up, 0)),
+        ((Up, 1), Pass, (Up, 0)),
+        ((Up, 2), Pass, (Up, 0)),
+        ((Up, 0), Fail, (Up, 1)),
+        ((Up, 1), Fail, (Up, 2)),
+        ((Up, 2), Fail, (Down, 0)),
+        ((Up, 0), NotMade, (Up, 0)),
+        ((Up, 1), NotMade, (Up, 1)),
+        ((Up, 2), NotMade, (Up, 2)),
+        ((Down, 0), Fail, (Down, 0)),
+        ((Down, 1), Fail, (Down, 0)),
+        ((Down, 0), Pass, (Down, 1)),
+        ((Down, 1), Pass, (Up, 0)),
+        ((Down, 0), NotMade, (Down, 0)),
+        ((Down, 1), NotMade, (Down, 1)),
+    ];
+    for ((state, against), outcome, expected) in table {
+        let after = Standing { state, against }.after(outcome, rise, fall);
+        assert_eq!(
+            (after.state, after.against),
+            expected,
+            "{state:?} with {against} against, {outcome:?}"
+        );
+    }
+}
+
+#[test]
+fn a_limit_of_one_or_a_lowered_one_decides_at_once() {
+    let up = Standing::new(HealthState::Up);
+    assert_eq!(up.after(Outcome::Fail, 1, 1).state, HealthState::Down);
+    let shaken = Standing { against: 5, ..up };
+    assert_eq!(shaken.after(Outcome::Fail, 2, 3).state, HealthState::Down);
+}
+
+#[test]
+fn a_backend_without_checks_is_up_at_once() {
+    let mut bench = Bench::new(&[backend("a", &[])]);
+    bench.run(Duration::ZERO);
+    assert_eq!(bench.changes, [("a".to_owned(), HealthState::Up)]);
+}
+
+#[test]
+fn a_backend_is_unknown_until_all_its_checks_have_a_result() {
+    let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80", "192.0.2.1:443"])]);
+    bench.answer("192.0.2.1:80", Outcome::Pass);
+    bench.run(3 * SECOND);
+    assert_eq!(bench.state("a"), HealthState::Unknown);
+}
+
+#[test]
+fn a_backend_is_up_when_all_its_checks_pass() {
+    let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80", "192.0.2.1:443"])]);
+    bench.answer("192.0.2.1:80", Outcome::Pass);
+    bench.answer("192.0.2.1:443", Outcome::Pass);
+    bench.run(SECOND);
+    assert_eq!(bench.changes, [("a".to_owned(), HealthState::Up)]);
+}
+
+#[test]
+fn one_failing_check_takes_a_backend_down_and_rise_passes_bring_it_back() {
+    let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80", "192.0.2.1:443"])]);
+    bench.answer("192.0.2.1:80", Outcome::Pass);
+    bench.answer("192.0.2.1:443", Outcome::Pass);
+    bench.run(SECOND);
+    bench.answer("192.0.2.1:443", Outcome::Fail);
+    bench.run(SECOND * 5);
+    assert_eq!(bench.state("a"), HealthState::Down);
+    assert_eq!(
+        bench.machine.snapshot(bench.now)[&key("a")].reason,
+        "Fail",
+        "the reason is the failing check's"
+    );
+    bench.answer("192.0.2.1:443", Outcome::Pass);
+    bench.run(SECOND * 4);
+    assert_eq!(
+        bench
+            .changes
+            .iter()
+            .map(|(_, state)| *state)
+            .collect::<Vec<_>>(),
+        [HealthState::Up, HealthState::Down, HealthState::Up]
+    );
+}
+
+#[test]
+fn probes_that_could_not_be_made_are_counted_and_change_nothing() {
+    let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80"])]);
+    bench.answer("192.0.2.1:80", Outcome::Pass);
+    bench.run(SECOND);
+    bench.answer("192.0.2.1:80", Outcome::NotMade);
+    bench.run(SECOND * 10);
+    let health = bench.machine.snapshot(bench.now).remove(&key("a")).unwrap();
+    assert_eq!((health.state, health.failures), (HealthState::Up, 0));
+    assert!((9..=11).contains(&health.not_made), "{}", health.not_made);
+}
+
+#[test]
+fn a_reload_keeps_verdicts_drops_what_is_gone_and_starts_what_is_new() {
+    let mut bench = Bench::new(&[
+        backend("stays", &["192.0.2.1:80"]),
+        backend("goes", &["192.0.2.2:80"]),
+    ]);
+    for target in ["192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80"] {
+        bench.answer(target, Outcome::Pass);
+    }
+    bench.run(SECOND);
+    bench.changes.clear();
+    bench.update(&[
+        backend("stays", &["192.0.2.1:80"]),
+        backend("new", &["192.0.2.3:80"]),
+    ]);
+    assert_eq!(bench.state("stays"), HealthState::Up);
+    assert_eq!(bench.state("new"), HealthState::Unknown);
+    assert_eq!(bench.changes, []);
+    let passes = bench.machine.snapshot(bench.now)[&key("stays")].passes;
+    assert!(passes > 0, "counters are kept too");
+    bench.run(SECOND);
+    assert_eq!(bench.changes, [("new".to_owned(), HealthState::Up)]);
+    assert_eq!(bench.machine.checks.len(), 2);
+    assert_eq!(bench.machine.timers.len(), 2);
+}
+
+#[test]
+fn another_check_port_does_not_make_a_server_unknown_but_another_address_does() {
+    let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80"])]);
+    bench.answer("192.0.2.1:80", Outcome::Pass);
+    bench.run(SECOND);
+    bench.update(&[backend("a", &["192.0.2.1:8080"])]);
+    assert_eq!(bench.state("a"), HealthState::Up);
+    bench.update(&[backend("a", &["192.0.2.99:8080"])]);
+    assert_eq!(bench.state("a"), HealthState::Unknown);
+    let last = bench.changes.last().cloned();
+    assert_eq!(last, Some(("a".to_owned(), HealthState::Unknown)));
+}
+
+#[test]
+fn the_result_of_a_check_that_is_gone_is_ignored() {
+    let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80"])]);
+    let (id, _) = bench.run(SECOND)[0];
+    bench.update(&[]);
+    bench
+        .machine
+        .handle_result(bench.now, id, Outcome::Fail, "late", SECOND);
+    assert_eq!(bench.machine.next_action(), None);
+    assert!(bench.machine.in_flight.is_empty());
+}
+
+#[test]
+fn no_more_probes_run_than_the_cap_allows_and_the_others_wait_their_turn() {
+    let backends: Vec<CheckedBackend> = (1..=9)
+        .map(|n| backend(&format!("b{n}"), &[&format!("192.0.2.{n}:80")]))
+        .collect();
+    let now = Instant::now();
+    let mut machine = Machine::new(now, 7, 4);
+    machine.update(now, &backends);
+    machine.handle_timeout(now + SECOND);
+    let mut ids = Vec::new();
+    while let Some(Action::Probe { id, .. }) = machine.next_action() {
+        ids.push(id);
+    }
+    assert_eq!(ids.len(), 4);
+    machine.handle_result(now + SECOND, ids[0], Outcome::NotMade, "", SECOND);
+    assert!(matches!(machine.next_action(), Some(Action::Probe { .. })));
+    assert_eq!(machine.next_action(), None);
+}
+
+#[test]
+fn ten_thousand_backends_are_checked_every_second_evenly_and_without_drift() {
+    const BACKENDS: usize = 10_000;
+    const SECONDS: usize = 30;
+    let backends: Vec<CheckedBackend> = (0..BACKENDS)
+        .map(|n| {
+            let target = format!("10.0.{}.{}:80", n / 250, n % 250);
+            backend(&format!("b{n}"), &[&target])
+        })
+        .collect();
+    let mut bench = Bench::new(&backends);
+    for backend in &backends {
+        bench
+            .answers
+            .insert(backend.checks[0].0.target, Outcome::Pass);
+    }
+    let start = bench.now;
+    let probes = bench.run(SECOND * SECONDS as u32);
+    let expected = BACKENDS * SECONDS;
+    assert!(
+        probes.len().abs_diff(expected) <= BACKENDS / 2,
+        "{} probes, expected about {expected}",
+        probes.len()
+    );
+    // Poisson around 100 in each 10 ms: seven standard deviations.
+    let mut buckets = vec![0_u32; SECONDS * 100];
+    let mut per_check: HashMap<CheckId, Vec<Instant>> = HashMap::new();
+    for (id, at) in probes {
+        let bucket = (at - start).as_millis() as usize / 10;
+        if let Some(count) = buckets.get_mut(bucket) {
+            *count += 1;
+        }
+        per_check.entry(id).or_default().push(at);
+    }
+    // The first bucket has no checks whose jitter would have brought them here.
+    let (low, high) = (buckets[20..].iter().min(), buckets.iter().max());
+    assert!(low >= Some(&30) && high <= Some(&170), "{low:?} {high:?}");
+    for times in per_check.values() {
+        let turns = (times.len() - 1) as f64;
+        let mean = (times[times.len() - 1] - times[0]).as_secs_f64() / turns;
+        assert!(
+            (mean - 1.0).abs() < 0.25 / turns,
+            "a mean interval of {mean} s"
+        );
+        for pair in times.windows(2) {
+            let gap = (pair[1] - pair[0]).as_secs_f64();
+            assert!((0.79..=1.21).contains(&gap), "a gap of {gap} s");
+        }
+    }
+}
+
+#[test]
+fn a_probe_that_outlasts_its_interval_is_followed_by_the_next_at_once() {
+    let now = Instant::now();
+    let mut machine = Machine::new(now, 7, 10);
+    machine.update(now, &[backend("a", &["192.0.2.1:80"])]);
+    let at = now + SECOND;
+    machine.handle_timeout(at);
+    let Some(Action::Probe { id, .. }) = machine.next_action() else {
+        panic!("no probe");
+    };
+    let end = at + SECOND * 5 / 2;
+    machine.handle_result(end, id, Outcome::Fail, "no answer", SECOND);
+    let wait = machine.poll_timeout().unwrap() - end;
+    assert!(wait <= SECOND / 10, "{wait:?}");
+}
+
+#[test]
+fn a_check_with_a_long_interval_has_its_first_result_within_a_second() {
+    let mut slow = backend("a", &["192.0.2.1:80"]);
+    slow.checks[0].1.interval = SECOND * 60;
+    let mut bench = Bench::new(&[slow]);
+    assert_eq!(bench.run(SECOND).len(), 1);
+}

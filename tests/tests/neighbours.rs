@@ -1,0 +1,405 @@
+//! Next hops and TCP checks against the real kernel, in namespaces.
+
+use std::{
+    collections::BTreeMap,
+    future::Future,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lb_control::{
+    health::{BackendKey, Health, HealthState},
+    model::{
+        Backend, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
+        Protocol, Replies, Service, XdpMode,
+    },
+    neighbours::{NeighbourView, Neighbours, Target, Unresolved},
+};
+use lb_tests::{check, netns::Netns, servers::EchoServer};
+use tokio::sync::watch;
+
+/// A failed resolution takes the kernel three probes of a second.
+const SOON: Duration = Duration::from_secs(12);
+
+const SERVER: &str = "10.9.0.2";
+const SERVER6: &str = "fd09::2";
+const MAC: &str = "02:00:00:00:09:02";
+
+/// A balancer with `eth0`, where the server is, and `eth9`, which leads to the
+/// same namespace but isn't managed.
+struct Bench {
+    lb: Netns,
+    server: Netns,
+}
+
+impl Bench {
+    fn new() -> Result<Self> {
+        let (lb, server) = (Netns::new("lb")?, Netns::new("server")?);
+        for (link, subnet) in [("eth0", 9), ("eth9", 99)] {
+            ip(
+                &lb,
+                &format!(
+                    "link add {link} type veth peer name {link} netns {}",
+                    server.name()
+                ),
+            )?;
+            for (ns, host) in [(&lb, 1), (&server, 2)] {
+                ip(
+                    ns,
+                    &format!("link set {link} address 02:00:00:00:{subnet:02}:0{host}"),
+                )?;
+                ip(ns, &format!("addr add 10.{subnet}.0.{host}/24 dev {link}"))?;
+                ip(
+                    ns,
+                    &format!("addr add fd{subnet:02}::{host}/64 dev {link} nodad"),
+                )?;
+                ip(ns, &format!("link set {link} up"))?;
+            }
+        }
+        Ok(Self { lb, server })
+    }
+
+    /// Runs asynchronous code in the balancer's namespace.
+    fn in_lb<F: Future<Output = Result<()>>>(&self, f: impl FnOnce() -> F + Send) -> Result<()> {
+        self.lb.run(|| {
+            tokio::runtime::Builder::new_current_thread()
+                .enable_all()
+                .build()?
+                .block_on(f())
+        })?
+    }
+}
+
+fn ip(ns: &Netns, arguments: &str) -> Result<String> {
+    let argv: Vec<&str> = ["ip"].into_iter().chain(arguments.split(' ')).collect();
+    ns.exec(&argv)
+}
+
+fn target(address: &str, on_link_only: bool) -> Result<Target> {
+    Ok(Target {
+        address: address.parse()?,
+        on_link_only,
+    })
+}
+
+type Views = watch::Receiver<Arc<NeighbourView>>;
+
+fn start(targets: &[Target]) -> Result<(Neighbours, Views)> {
+    let (neighbours, views) = Neighbours::start(vec!["eth0".to_owned()])?;
+    neighbours.set_targets(targets.to_vec());
+    Ok((neighbours, views))
+}
+
+/// The MAC address of the target's next hop, or the reason in words.
+fn hop(view: &NeighbourView, address: &str) -> Result<String, String> {
+    let address: IpAddr = address.parse().map_err(|_| "not an address".to_owned())?;
+    match view.hops.get(&address) {
+        Some(Ok(hop)) => Ok(hop.mac.map(|byte| format!("{byte:02x}")).join(":")),
+        Some(Err(Unresolved::Resolving { .. })) => Err("resolving".to_owned()),
+        Some(Err(reason)) => Err(reason.to_string()),
+        None => Err("not a target".to_owned()),
+    }
+}
+
+async fn wait(views: &mut Views, address: &str, expected: Result<&str, &str>) -> Result<()> {
+    let expected = expected.map(str::to_owned).map_err(str::to_owned);
+    let found = tokio::time::timeout(SOON, views.wait_for(|view| hop(view, address) == expected))
+        .await
+        .map(|view| view.map(drop));
+    match found {
+        Ok(found) => Ok(found?),
+        Err(_) => bail!(
+            "expected {expected:?} for {address}, it stayed {:?}",
+            hop(&views.borrow(), address)
+        ),
+    }
+}
+
+#[test]
+fn next_hops_of_both_families_are_found_and_their_mac_changes_followed() {
+    check(|| {
+        let bench = Bench::new()?;
+        bench.in_lb(async || {
+            let (_neighbours, mut views) = start(&[target(SERVER, true)?, target(SERVER6, true)?])?;
+            let links = views.borrow().links.clone();
+            ensure!(
+                links.len() == 1 && links[0].kind.as_deref() == Some("veth") && links[0].up,
+                "the first view has the managed link: {links:?}"
+            );
+            wait(&mut views, SERVER, Ok(MAC)).await?;
+            wait(&mut views, SERVER6, Ok(MAC)).await?;
+            let managed = ip(&bench.lb, "neigh show 10.9.0.2 dev eth0")?;
+            ensure!(managed.contains("managed"), "not kept resolved: {managed}");
+            ip(&bench.server, "link set eth0 address 02:00:00:00:09:77")?;
+            bench.server.exec(&["ping", "-c1", "-W2", "10.9.0.1"])?;
+            bench.server.exec(&["ping", "-c1", "-W2", "fd09::1"])?;
+            wait(&mut views, SERVER, Ok("02:00:00:00:09:77")).await?;
+            wait(&mut views, SERVER6, Ok("02:00:00:00:09:77")).await
+        })
+    });
+}
+
+#[test]
+fn a_change_of_the_gateway_is_followed() {
+    check(|| {
+        let bench = Bench::new()?;
+        ip(&bench.lb, "route add 203.0.113.0/24 via 10.9.0.2")?;
+        // The second gateway is reached at another MAC address.
+        ip(
+            &bench.lb,
+            "neigh add 10.9.0.3 lladdr 02:00:00:00:09:03 dev eth0 nud permanent",
+        )?;
+        bench.in_lb(async || {
+            let (_neighbours, mut views) = start(&[target("203.0.113.5", false)?])?;
+            wait(&mut views, "203.0.113.5", Ok(MAC)).await?;
+            ip(&bench.lb, "route replace 203.0.113.0/24 via 10.9.0.3")?;
+            wait(&mut views, "203.0.113.5", Ok("02:00:00:00:09:03")).await?;
+            let entry = ip(&bench.lb, "neigh show 10.9.0.3 dev eth0")?;
+            ensure!(
+                entry.contains("PERMANENT"),
+                "a permanent entry was touched: {entry}"
+            );
+            ip(&bench.lb, "route del 203.0.113.0/24")?;
+            wait(
+                &mut views,
+                "203.0.113.5",
+                Err("no route: network unreachable"),
+            )
+            .await
+        })
+    });
+}
+
+#[test]
+fn a_link_that_goes_down_and_comes_back_is_followed() {
+    check(|| {
+        let bench = Bench::new()?;
+        bench.in_lb(async || {
+            let (_neighbours, mut views) = start(&[target(SERVER, true)?])?;
+            wait(&mut views, SERVER, Ok(MAC)).await?;
+            // The peer goes down: the carrier is lost, the route stays.
+            ip(&bench.server, "link set eth0 down")?;
+            wait(&mut views, SERVER, Err("eth0 is down")).await?;
+            ip(&bench.server, "link set eth0 up")?;
+            wait(&mut views, SERVER, Ok(MAC)).await?;
+            ip(&bench.lb, "link set eth0 down")?;
+            wait(&mut views, SERVER, Err("no route: network unreachable")).await?;
+            ip(&bench.lb, "link set eth0 up")?;
+            wait(&mut views, SERVER, Ok(MAC)).await
+        })
+    });
+}
+
+#[test]
+fn what_cannot_be_resolved_says_why() {
+    check(|| {
+        let bench = Bench::new()?;
+        ip(&bench.lb, "route add 203.0.113.0/24 via 10.9.0.2")?;
+        bench.in_lb(async || {
+            let targets = [
+                target("10.9.0.77", true)?,
+                target("fd09::77", true)?,
+                target("10.99.0.2", false)?,
+                target("203.0.113.5", true)?,
+                target("10.9.0.1", true)?,
+            ];
+            let (_neighbours, mut views) = start(&targets)?;
+            for (address, reason) in [
+                ("10.99.0.2", "reached over eth9, which isn't under interfaces"),
+                (
+                    "203.0.113.5",
+                    "reached through the router 10.9.0.2 on eth0; L2 DSR needs it on a link of this machine",
+                ),
+                ("10.9.0.1", "is an address of this machine"),
+                ("10.9.0.77", "10.9.0.77 on eth0 doesn't answer ARP"),
+                ("fd09::77", "fd09::77 on eth0 doesn't answer neighbour solicitations"),
+            ] {
+                wait(&mut views, address, Err(reason)).await?;
+            }
+            // The server appears: the kernel goes on asking, so no event of
+            // ours is needed.
+            ip(&bench.server, "addr add 10.9.0.77/24 dev eth0")?;
+            wait(&mut views, "10.9.0.77", Ok(MAC)).await
+        })
+    });
+}
+
+#[test]
+fn stopping_lets_go_of_the_neighbours_and_dropping_does_not() {
+    check(|| {
+        let bench = Bench::new()?;
+        bench.in_lb(async || {
+            let managed = || -> Result<bool> {
+                Ok(ip(&bench.lb, "neigh show 10.9.0.2 dev eth0")?.contains("managed"))
+            };
+            let (neighbours, mut views) = start(&[target(SERVER, true)?])?;
+            wait(&mut views, SERVER, Ok(MAC)).await?;
+            drop(neighbours);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            ensure!(managed()?, "a crash must not take the next hops with it");
+            let (neighbours, mut views) = start(&[target(SERVER, true)?])?;
+            wait(&mut views, SERVER, Ok(MAC)).await?;
+            neighbours.stop().await;
+            ensure!(!managed()?, "the flag is still there");
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn two_thousand_targets_are_resolved_and_a_route_change_does_not_stall() {
+    check(|| {
+        let bench = Bench::new()?;
+        ip(&bench.lb, "route add 198.18.0.0/16 via 10.9.0.2")?;
+        bench.in_lb(async || {
+            let targets = (0..2000_u32)
+                .map(|n| target(&format!("198.18.{}.{}", n / 250, n % 250 + 1), false))
+                .collect::<Result<Vec<Target>>>()?;
+            let started = Instant::now();
+            let (_neighbours, mut views) = start(&targets)?;
+            tokio::time::timeout(
+                SOON,
+                views.wait_for(|view| {
+                    view.hops.len() == 2000 && view.hops.values().all(Result::is_ok)
+                }),
+            )
+            .await
+            .context("not all were resolved")??;
+            ensure!(
+                started.elapsed() < Duration::from_secs(3),
+                "took {:?}",
+                started.elapsed()
+            );
+            ip(&bench.lb, "route replace 198.18.0.0/16 dev eth9")?;
+            wait(
+                &mut views,
+                "198.18.7.250",
+                Err("reached over eth9, which isn't under interfaces"),
+            )
+            .await
+        })
+    });
+}
+
+#[test]
+fn a_storm_of_events_ends_in_the_right_view() {
+    check(|| {
+        let bench = Bench::new()?;
+        bench.in_lb(async || {
+            let (_neighbours, mut views) = start(&[target(SERVER, true)?])?;
+            wait(&mut views, SERVER, Ok(MAC)).await?;
+            // Nobody reads the events meanwhile: this thread is the watcher's.
+            let storm: String = (0..20_000_u32)
+                .map(|n| format!("route add 100.64.{}.{} dev eth9\n", n / 250, n % 250))
+                .collect();
+            let last = "neigh replace 10.9.0.2 lladdr 02:00:00:00:09:55 dev eth0 nud permanent\n";
+            bench
+                .lb
+                .feed(&["ip", "-batch", "-"], &format!("{storm}{last}"))?;
+            wait(&mut views, SERVER, Ok("02:00:00:00:09:55")).await
+        })
+    });
+}
+
+fn model(address: &str, port: u16) -> Result<Model> {
+    Ok(Model {
+        node: "lb".to_owned(),
+        interfaces: vec![Interface {
+            name: "eth0".to_owned(),
+            xdp: XdpMode::Auto,
+        }],
+        dataplane: Dataplane {
+            max_flows: 1,
+            max_services: 1,
+            max_members: 1,
+            max_slots: 1,
+            tcp_idle: Duration::ZERO,
+            udp_idle: Duration::ZERO,
+            dead_after: Duration::ZERO,
+            drain_timeout: Duration::ZERO,
+            hash_secret_file: None,
+            pin_dir: "/sys/fs/bpf/lb".into(),
+            debug_log: false,
+            manage_sysctls: true,
+        },
+        metrics: None,
+        pools: BTreeMap::from([(
+            "web".to_owned(),
+            Pool {
+                backends: vec![Backend {
+                    name: "a".to_owned(),
+                    address: address.parse()?,
+                    port: None,
+                    weight: 1,
+                }],
+                health: vec![Check {
+                    kind: CheckKind::Tcp,
+                    port: None,
+                    interval: Duration::from_millis(200),
+                    timeout: Duration::from_millis(300),
+                    rise: 2,
+                    fall: 3,
+                }],
+            },
+        )]),
+        services: vec![Service {
+            name: "web".to_owned(),
+            address: "192.0.2.1".parse()?,
+            ports: Ports::Ranges(vec![(port, port)]),
+            protocol: Protocol::Tcp,
+            forwarding: ForwardingMethod::L2Dsr,
+            replies: Replies::Port,
+            pool: "web".to_owned(),
+            table_size: 101,
+        }],
+    })
+}
+
+#[test]
+fn a_server_is_up_then_down_when_killed_and_up_again_and_a_blackhole_is_told_apart() {
+    check(|| {
+        let bench = Bench::new()?;
+        let address: SocketAddr = (SERVER.parse::<IpAddr>()?, 8080).into();
+        let serve = || EchoServer::start(&bench.server, "server", &[address], &[], &[]);
+        let mut running = Some(serve()?);
+        bench.in_lb(async || {
+            let (health, mut changes) = Health::start(&model(SERVER, 8080)?, 1);
+            let mut next = async || -> Result<(HealthState, String)> {
+                let change = tokio::time::timeout(SOON, changes.recv())
+                    .await
+                    .context("the state didn't change")?
+                    .context("the checks ended")?;
+                Ok((change.state, change.reason))
+            };
+            let expect = |state, reason: &str| (state, reason.to_owned());
+            ensure!(next().await? == expect(HealthState::Up, "connected"));
+            drop(running.take());
+            let killed = Instant::now();
+            ensure!(next().await? == expect(HealthState::Down, "connection refused"));
+            // Three failures: at least two intervals less their jitter.
+            ensure!(killed.elapsed() > Duration::from_millis(300), "too soon");
+            ensure!(killed.elapsed() < Duration::from_millis(1500), "too late");
+            running = Some(serve()?);
+            ensure!(next().await? == expect(HealthState::Up, "connected"));
+            bench.server.feed(
+                &["nft", "-f", "-"],
+                "table inet t { chain in { type filter hook input priority 0; tcp dport 8080 drop; }; }\n",
+            )?;
+            let found = next().await?;
+            ensure!(
+                found == expect(HealthState::Down, "no answer within 300ms"),
+                "{found:?}"
+            );
+            let snapshot = health.snapshot();
+            let key = BackendKey { pool: "web".to_owned(), backend: "a".to_owned() };
+            let known = snapshot.get(&key).context("not in the snapshot")?;
+            ensure!(known.failures >= 6 && known.passes >= 3, "{known:?}");
+            let waiting = bench.server.exec(&["ss", "-Htan", "state", "time-wait"])?;
+            ensure!(waiting.is_empty(), "checks left connections behind: {waiting}");
+            drop(running.take());
+            Ok(())
+        })
+    });
+}
