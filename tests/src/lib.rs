@@ -1,7 +1,3 @@
-<<<<<<< HEAD
-//! Harness for the suites that need root.
-pub mod program;
-=======
 //! Harness for the suites that need root: namespaces, topologies, real
 //! clients and servers, and packets made and checked by hand.
 //!
@@ -30,8 +26,8 @@ mod evidence;
 pub mod netns;
 pub mod packet;
 pub mod process;
+pub mod program;
 pub mod servers;
 pub mod topology;
 
 pub use evidence::check;
->>>>>>> runtime
