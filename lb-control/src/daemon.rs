@@ -4,10 +4,16 @@
 pub mod admin;
 pub mod conditions;
 pub mod controller;
+mod datapath;
+pub mod detach;
+mod flows;
 pub mod lock;
 mod names;
+mod observe;
+mod preview;
 mod reload;
 mod retry;
-
+pub mod run;
+mod settings;
 #[cfg(test)]
 mod testing;

@@ -291,7 +291,9 @@ fn services(page: &mut Page, services: &[ServiceStatus]) {
     }
 }
 
-fn backends(page: &mut Page, backends: &[BackendStatus]) {
+fn backends(page: &mut Page, all: &[BackendStatus]) {
+    // Another backend may have the name of one that has left.
+    let backends: Vec<&BackendStatus> = all.iter().filter(|b| !b.departed).collect();
     for (name, help, value) in TOTALS {
         page.counters(
             &format!("lb_backend_{name}"),

@@ -120,6 +120,47 @@ impl Ledger {
     }
 }
 
+/// Counters by service and name that only grow, like [`Ledger`].
+#[derive(Debug, Default)]
+pub struct Counts {
+    seen: HashMap<(String, &'static str), (u64, u64)>,
+}
+
+impl Counts {
+    /// Adds what the counters grew by since the last call. An empty service
+    /// stands for none; equal keys are added up.
+    pub fn observe(&mut self, samples: impl IntoIterator<Item = (String, &'static str, u64)>) {
+        let mut raw: HashMap<(String, &'static str), u64> = HashMap::new();
+        for (service, name, count) in samples {
+            *raw.entry((service, name)).or_default() += count;
+        }
+        for (_, (before, _)) in self.seen.iter_mut().filter(|(key, _)| !raw.contains_key(*key)) {
+            *before = 0;
+        }
+        for (key, now) in raw {
+            let (before, total) = self.seen.entry(key).or_default();
+            *total = total.saturating_add(now.checked_sub(*before).unwrap_or(now));
+            *before = now;
+        }
+    }
+
+    /// The total of a service's counter.
+    pub fn total(&self, service: &str, name: &'static str) -> u64 {
+        self.seen
+            .get(&(service.to_owned(), name))
+            .map_or(0, |(_, total)| *total)
+    }
+
+    /// The total of a counter over all services, present and past.
+    pub fn sum(&self, name: &'static str) -> u64 {
+        self.seen
+            .iter()
+            .filter(|((_, of), _)| *of == name)
+            .map(|(_, (_, total))| *total)
+            .sum()
+    }
+}
+
 /// What a set of counters grew by. A counter that is lower than before was
 /// reset in between, and everything it shows is new.
 fn growth(now: &Totals, before: &Totals) -> Totals {
@@ -212,6 +253,18 @@ mod tests {
         assert_eq!(ledger.backend(&key("a")).0.packets, 1_000);
         assert_eq!(ledger.backend(&key("b")).0.packets, 1_200);
         assert_eq!(ledger.service("shop").0.packets, 2_200);
+    }
+
+    #[test]
+    fn counts_go_on_over_the_end_of_a_service() {
+        let mut counts = Counts::default();
+        counts.observe([("shop".into(), "no_backend", 5), ("mail".into(), "no_backend", 1)]);
+        counts.observe([("mail".into(), "no_backend", 2)]);
+        counts.observe([("shop".into(), "no_backend", 3), ("mail".into(), "no_backend", 2)]);
+        assert_eq!(counts.total("shop", "no_backend"), 8);
+        assert_eq!(counts.total("mail", "no_backend"), 2);
+        assert_eq!(counts.sum("no_backend"), 10);
+        assert_eq!(counts.total("shop", "truncated"), 0);
     }
 
     #[test]

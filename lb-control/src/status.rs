@@ -324,6 +324,9 @@ pub struct BackendStatus {
     pub address: Option<IpAddr>,
     /// Its port; none keeps the packet's.
     pub port: Option<u16>,
+    /// It has left the configuration and still serves its flows.
+    #[serde(default)]
+    pub departed: bool,
     /// What an operator decided.
     pub admin: AdminState,
     /// What the checks say.

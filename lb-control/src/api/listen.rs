@@ -100,7 +100,11 @@ impl Drop for ControlSocket {
     }
 }
 
-async fn refuse_if_in_use(path: &Path) -> Result<(), ListenError> {
+/// Refuses a path that a daemon answers on, or that is no socket.
+///
+/// # Errors
+/// Says which, and the other daemon's pid.
+pub async fn refuse_if_in_use(path: &Path) -> Result<(), ListenError> {
     match fs::symlink_metadata(path) {
         Err(_) => return Ok(()),
         Ok(metadata) if !metadata.file_type().is_socket() => {

@@ -80,14 +80,19 @@ pub fn conditions(
         });
         for (key, backend) in keys.into_iter().zip(&pool.backends) {
             let decided = admin.of(&key);
-            let by_health = match verdicts.get(&key).filter(|_| !pool.health.is_empty()) {
-                Some(verdict) => by_health(
-                    *verdict,
+            let by_health = if pool.health.is_empty() {
+                (Condition::Up, None)
+            } else {
+                let verdict = verdicts.get(&key).copied().unwrap_or(Verdict {
+                    state: HealthState::Unknown,
+                    for_time: Duration::ZERO,
+                });
+                by_health(
+                    verdict,
                     starting || all_unknown,
                     model.dataplane.dead_after,
                     now,
-                ),
-                None => (Condition::Up, None),
+                )
             };
             let (condition, until) =
                 by_admin(decided, by_health, model.dataplane.drain_timeout, now);

@@ -74,6 +74,8 @@ fn a_new_backend_gets_no_flows_before_its_first_result_unless_its_pool_has_none_
     case.verdict("b", HealthState::Up, 1);
     assert_eq!(case.of("a", false), Condition::Draining);
     assert_eq!(case.of("a", true), Condition::Up, "the daemon has just started");
+    case.verdicts.remove(&testing::key("a"));
+    assert_eq!(case.of("a", false), Condition::Draining, "its checks have not begun");
 }
 
 #[test]

@@ -239,6 +239,11 @@ impl<D: DataPath> Controller<D> {
         }
     }
 
+    /// What the data path would be told with another configuration.
+    pub fn runtime_for(&self, model: &Model, now: Now) -> Runtime {
+        self.runtime(&self.conditions_of(model, now))
+    }
+
     /// What is known at run time, in the data path's terms.
     fn runtime(&self, conditions: &Conditions) -> Runtime {
         let mut runtime = Runtime {

@@ -41,6 +41,13 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
                 .into(),
         );
     }
+    if old.interfaces != new.interfaces {
+        found.push(
+            "interfaces: the program is attached when the daemon starts; restart the daemon, which takes \
+             over the running data path without losing a flow"
+                .into(),
+        );
+    }
     for service in &new.services {
         let Some(before) = old.services.iter().find(|s| s.name == service.name) else {
             continue;

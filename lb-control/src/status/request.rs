@@ -127,7 +127,7 @@ pub struct Flow {
     pub service: String,
     /// The backend, as `POOL/BACKEND`.
     pub backend: String,
-    /// `new` (a SYN alone), `established` or `closing`.
+    /// `open`, or `closing` after a FIN or RST.
     pub state: String,
     /// Seconds since its first packet.
     pub age_seconds: u64,
