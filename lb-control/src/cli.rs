@@ -1,3 +1,4 @@
+<<<<<<< HEAD
 //! The command line: arguments, requests to the daemon, and tables.
 //!
 //! Depends on [`crate::status`] alone; `lbctl run`, `check` and `detach` are
@@ -434,3 +435,8 @@ mod tests {
         );
     }
 }
+=======
+//! What the subcommands of `lbctl` do.
+
+pub mod check;
+>>>>>>> main

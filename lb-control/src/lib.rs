@@ -1,6 +1,7 @@
 //! The controller: configuration, health, the desired state of the BPF maps
 //! and the way there. `lbctl` is a thin `main` over it.
 
+<<<<<<< HEAD
 #![cfg_attr(
     not(test),
     deny(
@@ -15,6 +16,7 @@
 
 pub mod api;
 pub mod cli;
+pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod health;

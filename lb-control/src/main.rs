@@ -1,5 +1,6 @@
 //! `lbctl`.
 
+<<<<<<< HEAD
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::Parser as _;
@@ -81,3 +82,16 @@ fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .init();
 }
+=======
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
+fn main() {}
+>>>>>>> main

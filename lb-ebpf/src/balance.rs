@@ -10,9 +10,11 @@ use lb_common::{
 
 use crate::{
     forward::{l2, nat},
-    icmp, lookup, maps, neighbour,
+    icmp,
+    lookup::{self, Vip},
+    maps, neighbour,
     packet::{Ethernet, Header, MacWords, Packet},
-    parse::{self, Other, Parsed, Segment, What},
+    parse::{self, Parsed, What},
     reply, sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
 };
@@ -58,36 +60,35 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     // A switch floods frames for an address it has forgotten. One that isn't
     // addressed to this interface would come back and be forwarded again.
     let for_us = ethernet.destination() == MacWords::new(ingress.mac);
-    match ether_type {
-        ETHER_ARP => neighbour::arp(&frame),
-        ETHER_IPV4 if for_us => ip(&frame, parse::ipv4(&packet)),
-        ETHER_IPV6 if for_us || ethernet.destination().is_ipv6_multicast() => {
-            let parsed = parse::ipv6(&packet);
-            if for_us {
-                return ip(&frame, parsed);
-            }
-            match parsed {
-                Err(Some(Other {
-                    what: What::Icmp(icmp),
-                    ..
-                })) => neighbour::ndp(&frame, icmp),
-                _ => Verdict::PASS,
-            }
-        }
+    if ether_type == ETHER_ARP {
+        return neighbour::arp(&frame);
+    }
+    let for_group = ether_type == ETHER_IPV6 && ethernet.destination().is_ipv6_multicast();
+    if !for_us && !for_group {
+        return Verdict::PASS;
+    }
+    let parsed = match ether_type {
+        ETHER_IPV4 => parse::ipv4(&packet),
+        _ => parse::ipv6(&packet),
+    };
+    let parsed = parsed.forget(config.hash_key[0]);
+    match parsed.what() {
+        What::Segment if for_us => segment(&frame, &parsed),
+        What::Icmp if !parsed.is_v4() => neighbour::ndp(&frame, &parsed, for_us),
+        What::Icmp | What::Bad if for_us => unbalanced(&frame, &parsed),
         _ => Verdict::PASS,
     }
 }
 
+/// A whole TCP or UDP packet.
 #[inline(always)]
-fn ip(frame: &Frame<'_>, parsed: Parsed) -> Verdict {
-    match parsed {
-        Ok(segment) => match lookup::service(frame.config, &segment.tuple) {
-            Some(service) => forward(frame, &segment, service)
-                .unwrap_or_else(|reason| Verdict::drop(service.id, reason)),
-            None => unserved(frame, &segment),
-        },
-        Err(Some(other)) => unbalanced(frame, &other),
-        Err(None) => Verdict::PASS,
+fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+    let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
+        return unserved(frame, parsed);
+    };
+    match forward(frame, parsed, service) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::drop(service.id, reason as u32),
     }
 }
 
@@ -95,10 +96,10 @@ fn ip(frame: &Frame<'_>, parsed: Parsed) -> Verdict {
 #[inline(always)]
 fn forward(
     frame: &Frame<'_>,
-    segment: &Segment,
+    parsed: &Parsed,
     service: &'static ServiceEntry,
 ) -> Result<Verdict, DropReason> {
-    let tuple = &segment.tuple;
+    let tuple = &parsed.tuple();
     if !lookup::owns(service.owner) {
         return Err(DropReason::NotOwner);
     }
@@ -106,56 +107,54 @@ fn forward(
         return Err(DropReason::BadSource);
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
-    let (id, member) = select::member(frame.config, service, flow_hash, segment.kind)?;
+    let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
     // All refusals come before the first change of the packet.
     if !member.next_hop().is_resolved() {
         return Err(DropReason::NoNeighbour);
     }
     if member.method == method::NAT {
-        if !nat::has_hop(segment.ip) {
+        if !nat::has_hop(&frame.packet, parsed) {
             return Err(DropReason::TtlExceeded);
         }
         if service.flags & service_flag::REPLY_FLOWS != 0 {
-            reply::expect(frame.config, service, segment, id, member)?;
+            reply::expect(frame.config, service, parsed, id)?;
         }
     }
     let link = l2::address(frame.ethernet, member)?;
     if member.method == method::NAT {
-        nat::hop(segment.ip);
-        nat::rewrite(segment, nat::End::Destination, member.address, member.port);
+        nat::hop(&frame.packet, parsed);
+        nat::rewrite(
+            &frame.packet,
+            parsed,
+            nat::End::Destination,
+            member.address,
+            member.port,
+        )?;
     }
-    let connections = sample::note(frame.config, service, segment, flow_hash, id);
+    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, frame.packet.len() as u64, connections);
     Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
 }
 
 /// A TCP or UDP packet that no service is there for.
 #[inline(always)]
-fn unserved(frame: &Frame<'_>, segment: &Segment) -> Verdict {
-    match lookup::vip(segment.tuple.destination, segment.tuple.family) {
-        Some(true) => Verdict::drop(NO_SERVICE, DropReason::NoService),
-        Some(false) => Verdict::drop(NO_SERVICE, DropReason::NotOwner),
-        None if frame.config.features & feature::REPLIES != 0 => reply::translate(frame, segment),
-        None => Verdict::PASS,
+fn unserved(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+    match lookup::vip(parsed.destination(), parsed.family()) {
+        Vip::Owned => Verdict::drop(NO_SERVICE, DropReason::NoService as u32),
+        Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
+        Vip::No if frame.config.features & feature::REPLIES != 0 => reply::handle(frame, parsed),
+        Vip::No => Verdict::PASS,
     }
 }
 
 /// Anything else that is addressed to this interface.
-#[inline(always)]
-fn unbalanced(frame: &Frame<'_>, other: &Other) -> Verdict {
-    if let What::Icmp(icmp) = other.what
-        && other.family == family::V6
-        && neighbour::is_ndp(icmp)
-    {
-        return neighbour::ndp(frame, icmp);
-    }
-    match lookup::vip(other.destination, other.family) {
-        None => Verdict::PASS,
-        Some(false) => Verdict::drop(NO_SERVICE, DropReason::NotOwner),
-        Some(true) => match other.what {
-            What::Icmp(icmp) => icmp::answer(frame, other, icmp),
-            What::Bad(reason) => Verdict::drop(NO_SERVICE, reason),
-        },
+#[inline(never)]
+pub fn unbalanced(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+    match lookup::vip(parsed.destination(), parsed.family()) {
+        Vip::No => Verdict::PASS,
+        Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
+        Vip::Owned if parsed.what() == What::Icmp => icmp::answer(frame, parsed),
+        Vip::Owned => Verdict::drop(NO_SERVICE, parsed.reason()),
     }
 }
 

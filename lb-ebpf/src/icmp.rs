@@ -9,7 +9,7 @@ use lb_common::{
 use crate::{
     balance::Frame,
     packet::{Header, Icmp, MacWords},
-    parse::{Ip, Other},
+    parse::Parsed,
     stats,
     verdict::{NO_SERVICE, Verdict},
 };
@@ -18,38 +18,43 @@ const TTL: u8 = 64;
 
 /// Answers an echo request; the rest is dropped.
 #[inline(always)]
-pub fn answer(frame: &Frame<'_>, other: &Other, icmp: Header<Icmp>) -> Verdict {
-    // Echo request to echo reply: RFC 792, RFC 4443 §4.1 and §4.2.
+pub fn answer(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+    reply(frame, parsed).unwrap_or(Verdict::drop(NO_SERVICE, DropReason::Icmp as u32))
+}
+
+/// Echo request to echo reply: RFC 792, RFC 4443 §4.1 and §4.2.
+#[inline(always)]
+fn reply(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
+    let icmp: Header<Icmp> = frame.packet.at(parsed.offset())?;
     let old = icmp.type_code();
-    let new = match (other.ip, old) {
-        (Ip::V4(_), [8, 0]) => [0, 0],
-        (Ip::V6(_), [128, 0]) => [129, 0],
-        _ => return Verdict::drop(NO_SERVICE, DropReason::Icmp),
+    let new = match (parsed.is_v4(), old) {
+        (true, [8, 0]) => [0, 0],
+        (false, [128, 0]) => [129, 0],
+        _ => return None,
     };
     let delta = Delta::NONE.replace16(u16::from_ne_bytes(old), u16::from_ne_bytes(new));
+    // Swapping the addresses changes no checksum.
+    if parsed.is_v4() {
+        let ip = Parsed::ipv4(&frame.packet)?;
+        let (source, destination) = (ip.source(), ip.destination());
+        ip.set_source(destination);
+        ip.set_destination(source);
+        let old = ip.ttl_protocol();
+        let new = [TTL, old[1]];
+        let delta = Delta::NONE.replace16(u16::from_ne_bytes(old), u16::from_ne_bytes(new));
+        ip.set_ttl_protocol(new);
+        ip.set_checksum(delta.apply(ip.checksum()));
+    } else {
+        let ip = Parsed::ipv6(&frame.packet)?;
+        let (source, destination) = (ip.source(), ip.destination());
+        ip.set_source(destination);
+        ip.set_destination(source);
+        ip.set_hop_limit(TTL);
+    }
     icmp.set_type_code(new);
     icmp.set_checksum(delta.apply(icmp.checksum()));
-    match other.ip {
-        // Swapping the addresses changes no checksum.
-        Ip::V4(ip) => {
-            let (source, destination) = (ip.source(), ip.destination());
-            ip.set_source(destination);
-            ip.set_destination(source);
-            let old = ip.ttl_protocol();
-            let new = [TTL, old[1]];
-            let delta = Delta::NONE.replace16(u16::from_ne_bytes(old), u16::from_ne_bytes(new));
-            ip.set_ttl_protocol(new);
-            ip.set_checksum(delta.apply(ip.checksum()));
-        }
-        Ip::V6(ip) => {
-            let (source, destination) = (ip.source(), ip.destination());
-            ip.set_source(destination);
-            ip.set_destination(source);
-            ip.set_hop_limit(TTL);
-        }
-    }
     frame.ethernet.set_destination(frame.ethernet.source());
     frame.ethernet.set_source(MacWords::new(frame.ingress.mac));
     stats::event(NO_SERVICE, Event::EchoReply);
-    Verdict::BOUNCE
+    Some(Verdict::BOUNCE)
 }

@@ -37,13 +37,27 @@ pub fn owns(index: u16) -> bool {
     }
 }
 
-/// Whether the address is a VIP, and whether this node owns it.
+/// What an address is to this node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Vip {
+    /// No VIP.
+    No,
+    /// A VIP that another node answers for.
+    NotOwned,
+    /// A VIP that this node answers for.
+    Owned,
+}
+
+/// What an address is to this node.
 #[inline(always)]
-pub fn vip(address: Addr, family: u8) -> Option<bool> {
-    let entry = maps::vip(&VipKey {
+pub fn vip(address: Addr, family: u8) -> Vip {
+    match maps::vip(&VipKey {
         address,
         family,
         reserved: [0; 3],
-    })?;
-    Some(owns(entry.owner))
+    }) {
+        None => Vip::No,
+        Some(entry) if owns(entry.owner) => Vip::Owned,
+        Some(_) => Vip::NotOwned,
+    }
 }

@@ -6,7 +6,7 @@
 //! decided without either stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics)]
 #![allow(internal_features)]
 // The attribute macros make public items that have nobody to read about them.
 #![allow(missing_docs)]

@@ -4,6 +4,7 @@
 //! The sizes here are the smallest; the controller sets those of its
 //! configuration before it loads the object.
 
+use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 
 use aya_ebpf::{
@@ -166,6 +167,8 @@ impl Slot {
 pub struct Flows {
     map: &'static Array<Bucket>,
     buckets: u32,
+    /// Any number from a map, see `blur`.
+    noise: u64,
 }
 
 impl Flows {
@@ -175,6 +178,7 @@ impl Flows {
         Self {
             map: &FLOWS,
             buckets: config.flow_buckets,
+            noise: config.hash_key[0],
         }
     }
 
@@ -184,6 +188,7 @@ impl Flows {
         Self {
             map: &REPLY_FLOWS,
             buckets: config.reply_buckets,
+            noise: config.hash_key[0],
         }
     }
 }
@@ -199,6 +204,18 @@ impl FlowTable for Flows {
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<*mut Bucket> {
         self.map.get_ptr_mut(index)
+    }
+
+    #[inline(always)]
+    fn blur(&self, word: usize) -> usize {
+        let mut word = word as u64;
+        // SAFETY: two operations on registers that cancel out. The verifier
+        // takes what comes out for any number, and so checks what is done
+        // with an entry once and not once for each place it may be found in.
+        unsafe {
+            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) word, in(reg) self.noise, options(pure, nomem));
+        }
+        word as usize & (BUCKET_WORDS - 1)
     }
 
     #[inline(always)]

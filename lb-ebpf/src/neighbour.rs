@@ -2,19 +2,18 @@
 //! node owns. The kernel never sees these questions.
 
 use lb_common::{
-    abi::VipKey,
     checksum::fold,
     counter::Event,
     net::{Addr, Be16, family},
 };
 
 use crate::{
-    balance::Frame,
-    lookup, maps,
+    balance::{self, Frame},
+    lookup::{self, Vip},
     packet::{
-        Arp, ETHERNET, Ethernet, Header, Icmp, Ipv6, LinkLayerOption, MacWords, Neighbour, Packet,
-        resize,
+        Arp, ETHERNET, Ethernet, Header, Ipv6, LinkLayerOption, MacWords, Neighbour, Packet, resize,
     },
+    parse::Parsed,
     stats,
     verdict::{NO_SERVICE, Verdict},
 };
@@ -24,7 +23,7 @@ const ADVERTISEMENT: u8 = 136;
 const ADVERTISEMENT_BYTES: usize = 24 + 8;
 
 /// An ARP packet: an answer if it asks for a VIP.
-#[inline(always)]
+#[inline(never)]
 pub fn arp(frame: &Frame<'_>) -> Verdict {
     let Some(at) = frame.packet.at::<Arp>(ETHERNET) else {
         return Verdict::PASS;
@@ -64,51 +63,47 @@ fn address(halves: [u16; 2]) -> Addr {
 
 #[inline(always)]
 fn is_owned(address: Addr, family: u8) -> bool {
-    maps::vip(&VipKey {
-        address,
-        family,
-        reserved: [0; 3],
-    })
-    .is_some_and(|vip| lookup::owns(vip.owner))
+    lookup::vip(address, family) == Vip::Owned
 }
 
-/// Whether the message is a solicitation or an advertisement.
-#[inline(always)]
-pub fn is_ndp(icmp: Header<Icmp>) -> bool {
-    matches!(icmp.type_code(), [SOLICITATION | ADVERTISEMENT, 0])
+/// An ICMPv6 message: an answer if it is a solicitation for a VIP.
+#[inline(never)]
+pub fn ndp(frame: &Frame<'_>, parsed: &Parsed, for_us: bool) -> Verdict {
+    match discovery(frame, parsed) {
+        Some(verdict) => verdict,
+        None if for_us => balance::unbalanced(frame, parsed),
+        None => Verdict::PASS,
+    }
 }
 
-/// An ICMPv6 message directly behind its IPv6 header: an answer if it is a
-/// solicitation for a VIP.
 #[inline(always)]
-pub fn ndp(frame: &Frame<'_>, icmp: Header<Icmp>) -> Verdict {
-    let (Some(ip), Some(message)) = (
-        frame.packet.at::<Ipv6>(ETHERNET),
-        frame.packet.at::<Neighbour>(ETHERNET + 40),
-    ) else {
-        return Verdict::PASS;
-    };
-    // §7.1.1: hop limit 255 proves that no router forwarded it. A message
-    // behind an extension header isn't at this offset and is left alone.
-    let header = ip.read();
-    if !is_ndp(icmp) || header.hop_limit != 255 || header.next_header != 58 {
-        return Verdict::PASS;
+fn discovery(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
+    // A message behind an extension header stands elsewhere and is left alone.
+    if parsed.offset() != ETHERNET + 40 {
+        return None;
+    }
+    let ip: Header<Ipv6> = Parsed::ipv6(&frame.packet)?;
+    let message: Header<Neighbour> = frame.packet.at(ETHERNET + 40)?;
+    let [kind, code] = message.type_code();
+    // §7.1.1: hop limit 255 proves that no router forwarded it.
+    if !matches!(kind, SOLICITATION | ADVERTISEMENT) || code != 0 || ip.hop_limit() != 255 {
+        return None;
     }
     let target = message.target();
     if !is_owned(target, family::V6) {
-        return Verdict::PASS;
+        return Some(Verdict::PASS);
     }
-    if message.type_code()[0] == ADVERTISEMENT {
+    if kind == ADVERTISEMENT {
         if frame.ethernet.source() != MacWords::new(frame.ingress.mac) {
             stats::event(NO_SERVICE, Event::DuplicateVip);
         }
-        return Verdict::PASS;
+        return Some(Verdict::PASS);
     }
     let asker = Asker {
         mac: frame.ethernet.source(),
-        address: header.source,
+        address: ip.source(),
     };
-    advertise(frame, asker, target).unwrap_or(Verdict::PASS)
+    Some(advertise(frame, asker, target).unwrap_or(Verdict::PASS))
 }
 
 struct Asker {

@@ -1,4 +1,11 @@
 //! From a frame to what it is. Nothing here looks into a map.
+//!
+//! Whatever way a packet was parsed, the result is the same few numbers, and
+//! [`Parsed::forget`] takes from the verifier what it knows of them. So it
+//! verifies what follows once, and not once for every combination of family,
+//! protocol and number of extension headers.
+
+use core::arch::asm;
 
 use lb_common::{
     counter::DropReason,
@@ -12,207 +19,287 @@ use crate::packet::{ETHERNET, Header, Icmp, Ipv4, Ipv6, Packet, Tcp, Udp};
 /// IPv6 extension headers that are walked before the packet is given up.
 const MAX_EXTENSIONS: usize = 6;
 
-/// Either IP header.
-#[derive(Clone, Copy)]
-pub enum Ip {
-    V4(Header<Ipv4>),
-    V6(Header<Ipv6>),
-}
-
-/// Either transport header.
-#[derive(Clone, Copy)]
-pub enum Transport {
-    Tcp(Header<Tcp>),
-    Udp(Header<Udp>),
-}
-
-/// A whole TCP or UDP packet.
-#[derive(Clone, Copy)]
-pub struct Segment {
-    pub ip: Ip,
-    pub transport: Transport,
-    pub tuple: Tuple,
-    pub kind: Kind,
-}
-
-/// A packet addressed to somebody that can't be balanced.
-#[derive(Clone, Copy)]
-pub struct Other {
-    pub ip: Ip,
-    pub destination: Addr,
-    pub family: u8,
-    pub what: What,
-}
-
-/// Why it can't.
-#[derive(Clone, Copy)]
+/// The kind of packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub enum What {
+    /// Too short to tell whose it is.
+    Nothing,
+    /// A whole TCP or UDP packet.
+    Segment,
     /// An ICMP or ICMPv6 message.
-    Icmp(Header<Icmp>),
+    Icmp,
     /// Something to drop, if it is addressed to a VIP.
-    Bad(DropReason),
+    Bad,
 }
 
-/// What an IP packet is. `Err(None)`: too short to tell whose it is.
-pub type Parsed = Result<Segment, Option<Other>>;
+/// What a packet is.
+#[derive(Clone, Copy)]
+pub struct Parsed {
+    /// `what` 8 bits, `detail` (a [`Kind`] or a [`DropReason`]) 8, family 8,
+    /// protocol 8, offset of the transport header 16.
+    meta: u64,
+    /// Ports of a segment, zero otherwise.
+    ports: [Be16; 2],
+    source: Addr,
+    destination: Addr,
+}
+
+impl Parsed {
+    /// Hides from the verifier how this came about. `noise` is any number from
+    /// a map.
+    #[inline(always)]
+    pub fn forget(mut self, noise: u64) -> Self {
+        // SAFETY: two operations on registers that cancel out; the compiler
+        // doesn't look into them and the verifier doesn't relate them.
+        unsafe {
+            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) self.meta, in(reg) noise, options(pure, nomem));
+        }
+        self
+    }
+
+    #[inline(always)]
+    pub fn what(&self) -> What {
+        match self.meta & 0xff {
+            1 => What::Segment,
+            2 => What::Icmp,
+            3 => What::Bad,
+            _ => What::Nothing,
+        }
+    }
+
+    #[inline(always)]
+    fn detail(&self) -> u32 {
+        (self.meta >> 8) as u32 & 0xff
+    }
+
+    /// Of a segment.
+    #[inline(always)]
+    pub fn kind(&self) -> Kind {
+        match self.detail() {
+            0 => Kind::Syn,
+            1 => Kind::Data,
+            2 => Kind::Fin,
+            _ => Kind::Rst,
+        }
+    }
+
+    /// Number of the [`DropReason`] of a bad packet.
+    #[inline(always)]
+    pub fn reason(&self) -> u32 {
+        self.detail()
+    }
+
+    #[inline(always)]
+    pub fn family(&self) -> u8 {
+        (self.meta >> 16) as u8
+    }
+
+    #[inline(always)]
+    pub fn is_v4(&self) -> bool {
+        self.family() == family::V4
+    }
+
+    #[inline(always)]
+    pub fn protocol(&self) -> u8 {
+        (self.meta >> 24) as u8
+    }
+
+    #[inline(always)]
+    pub fn is_tcp(&self) -> bool {
+        self.protocol() == protocol::TCP
+    }
+
+    /// Offset of the TCP, UDP or ICMP header.
+    #[inline(always)]
+    pub fn offset(&self) -> usize {
+        (self.meta >> 32) as usize & 0x3fff
+    }
+
+    #[inline(always)]
+    pub fn source(&self) -> Addr {
+        self.source
+    }
+
+    #[inline(always)]
+    pub fn destination(&self) -> Addr {
+        self.destination
+    }
+
+    #[inline(always)]
+    pub fn tuple(&self) -> Tuple {
+        Tuple {
+            source: self.source,
+            destination: self.destination,
+            source_port: self.ports[0],
+            destination_port: self.ports[1],
+            protocol: self.protocol(),
+            family: self.family(),
+        }
+    }
+
+    /// The IPv4 header of a packet that has one.
+    #[inline(always)]
+    pub fn ipv4(packet: &Packet) -> Option<Header<Ipv4>> {
+        packet.at(ETHERNET)
+    }
+
+    /// The IPv6 header of a packet that has one.
+    #[inline(always)]
+    pub fn ipv6(packet: &Packet) -> Option<Header<Ipv6>> {
+        packet.at(ETHERNET)
+    }
+
+    #[inline(always)]
+    const fn nothing() -> Self {
+        Self {
+            meta: 0,
+            ports: [Be16::new(0); 2],
+            source: Addr([0; 4]),
+            destination: Addr([0; 4]),
+        }
+    }
+
+    #[inline(always)]
+    fn set(&mut self, what: What, detail: u32, protocol: u8, offset: usize) {
+        let family = self.meta & 0xff_0000;
+        self.meta = what as u64
+            | u64::from(detail) << 8
+            | family
+            | u64::from(protocol) << 24
+            | (offset as u64) << 32;
+    }
+
+    #[inline(always)]
+    fn bad(mut self, reason: DropReason) -> Self {
+        self.set(What::Bad, reason as u32, 0, 0);
+        self
+    }
+}
 
 /// Parses an IPv4 packet behind the Ethernet header (RFC 791 §3.1).
 #[inline(always)]
 pub fn ipv4(packet: &Packet) -> Parsed {
-    let ip: Header<Ipv4> = packet.at(ETHERNET).ok_or(None)?;
-    let header = ip.read();
-    let destination = Addr::v4(header.destination);
-    let other = |what| {
-        Some(Other {
-            ip: Ip::V4(ip),
-            destination,
-            family: family::V4,
-            what,
-        })
+    let mut parsed = Parsed::nothing();
+    let Some(ip) = Parsed::ipv4(packet) else {
+        return parsed;
     };
-    let bad = |reason| other(What::Bad(reason));
+    parsed.meta = u64::from(family::V4) << 16;
+    parsed.source = Addr::v4(ip.source());
+    parsed.destination = Addr::v4(ip.destination());
 
-    let header_bytes = usize::from(header.version_ihl & 0x0f) * 4;
-    let total = usize::from(header.total_length.get());
-    if header.version_ihl >> 4 != 4 || header_bytes < 20 || total < header_bytes {
-        return Err(bad(DropReason::Malformed));
+    let version_ihl = ip.version_ihl();
+    let header_bytes = usize::from(version_ihl & 0x0f) * 4;
+    let total = usize::from(ip.total_length().get());
+    if version_ihl >> 4 != 4 || header_bytes < 20 || total < header_bytes {
+        return parsed.bad(DropReason::Malformed);
     }
     if ETHERNET + total > packet.len() {
-        return Err(bad(DropReason::Truncated));
+        return parsed.bad(DropReason::Truncated);
     }
     // More-fragments or an offset; "don't fragment" is bit 14.
-    if header.fragment.get() & 0x3fff != 0 {
-        return Err(bad(DropReason::Fragment));
+    if ip.fragment().get() & 0x3fff != 0 {
+        return parsed.bad(DropReason::Fragment);
     }
-    let base = Tuple {
-        source: Addr::v4(header.source),
-        destination,
-        source_port: Be16::default(),
-        destination_port: Be16::default(),
-        protocol: header.ttl_protocol[1],
-        family: family::V4,
-    };
-    let offset = ETHERNET + header_bytes;
-    match header.ttl_protocol[1] {
-        protocol::TCP | protocol::UDP => {
-            transport(packet, Ip::V4(ip), offset, total - header_bytes, base).map_err(bad)
-        }
-        protocol::ICMP => Err(match packet.at::<Icmp>(offset) {
-            Some(icmp) if total - header_bytes >= 8 => other(What::Icmp(icmp)),
-            _ => bad(DropReason::Malformed),
-        }),
-        _ => Err(bad(DropReason::UnknownProtocol)),
-    }
+    let [_, protocol] = ip.ttl_protocol();
+    upper(
+        packet,
+        parsed,
+        protocol,
+        protocol::ICMP,
+        ETHERNET + header_bytes,
+        total - header_bytes,
+    )
 }
 
 /// Parses an IPv6 packet behind the Ethernet header (RFC 8200 §3, §4).
 #[inline(always)]
 pub fn ipv6(packet: &Packet) -> Parsed {
-    let ip: Header<Ipv6> = packet.at(ETHERNET).ok_or(None)?;
-    let header = ip.read();
-    let destination = header.destination;
-    let other = |what| {
-        Some(Other {
-            ip: Ip::V6(ip),
-            destination,
-            family: family::V6,
-            what,
-        })
+    let mut parsed = Parsed::nothing();
+    let Some(ip) = Parsed::ipv6(packet) else {
+        return parsed;
     };
-    let bad = |reason| other(What::Bad(reason));
+    parsed.meta = u64::from(family::V6) << 16;
+    parsed.source = ip.source();
+    parsed.destination = ip.destination();
 
-    let mut left = usize::from(header.payload_length.get());
-    if header.version >> 4 != 6 {
-        return Err(bad(DropReason::Malformed));
+    let mut left = usize::from(ip.payload_length().get());
+    if ip.version() >> 4 != 6 {
+        return parsed.bad(DropReason::Malformed);
     }
     if ETHERNET + 40 + left > packet.len() {
-        return Err(bad(DropReason::Truncated));
+        return parsed.bad(DropReason::Truncated);
     }
-    let mut base = Tuple {
-        source: header.source,
-        destination,
-        source_port: Be16::default(),
-        destination_port: Be16::default(),
-        protocol: header.next_header,
-        family: family::V6,
-    };
+    let mut next = ip.next_header();
     let mut offset = ETHERNET + 40;
     let mut walked = 0;
-    loop {
-        match base.protocol {
-            protocol::TCP | protocol::UDP => {
-                return transport(packet, Ip::V6(ip), offset, left, base).map_err(bad);
-            }
-            protocol::ICMPV6 => {
-                return Err(match packet.at::<Icmp>(offset) {
-                    Some(icmp) if left >= 8 => other(What::Icmp(icmp)),
-                    _ => bad(DropReason::Malformed),
-                });
-            }
-            // Fragment header (§4.5).
-            44 => return Err(bad(DropReason::Fragment)),
-            // Hop-by-hop (§4.3), routing (§4.4), destination options (§4.6).
-            0 | 43 | 60 => {}
-            _ => return Err(bad(DropReason::UnknownProtocol)),
-        }
+    // Hop-by-hop (§4.3), routing (§4.4), destination options (§4.6).
+    while matches!(next, 0 | 43 | 60) {
         let Some(extension) = packet.at::<[u8; 4]>(offset) else {
-            return Err(bad(DropReason::Malformed));
+            return parsed.bad(DropReason::Malformed);
         };
-        let [next, length, _, segments_left] = extension.read();
+        let [following, length, _, segments_left] = extension.read();
         let bytes = (usize::from(length) + 1) * 8;
         if bytes > left {
-            return Err(bad(DropReason::Malformed));
+            return parsed.bad(DropReason::Malformed);
         }
         // Segments left: this address is not the last one.
-        if walked == MAX_EXTENSIONS || (base.protocol == 43 && segments_left != 0) {
-            return Err(bad(DropReason::ExtensionHeaders));
+        if walked == MAX_EXTENSIONS || (next == 43 && segments_left != 0) {
+            return parsed.bad(DropReason::ExtensionHeaders);
         }
-        base.protocol = next;
+        next = following;
         offset += bytes;
         left -= bytes;
         walked += 1;
     }
+    // Fragment header (§4.5).
+    if next == 44 {
+        return parsed.bad(DropReason::Fragment);
+    }
+    upper(packet, parsed, next, protocol::ICMPV6, offset, left)
 }
 
-/// The transport header at `offset`; `length` is what IP says it has room for.
+/// The header at `offset`, of which IP says that it has `length` bytes.
 #[inline(always)]
-fn transport(
+fn upper(
     packet: &Packet,
-    ip: Ip,
+    mut parsed: Parsed,
+    protocol: u8,
+    icmp: u8,
     offset: usize,
     length: usize,
-    base: Tuple,
-) -> Result<Segment, DropReason> {
-    if base.protocol == protocol::TCP {
-        let tcp: Header<Tcp> = packet.at(offset).ok_or(DropReason::Malformed)?;
+) -> Parsed {
+    if protocol == protocol::TCP {
+        let Some(tcp) = packet.at::<Tcp>(offset) else {
+            return parsed.bad(DropReason::Malformed);
+        };
         let header_bytes = usize::from(tcp.data_offset() >> 4) * 4;
         if header_bytes < 20 || header_bytes > length {
-            return Err(DropReason::Malformed);
+            return parsed.bad(DropReason::Malformed);
         }
-        return Ok(Segment {
-            ip,
-            transport: Transport::Tcp(tcp),
-            tuple: Tuple {
-                source_port: tcp.source_port(),
-                destination_port: tcp.destination_port(),
-                ..base
-            },
-            kind: Kind::of_tcp(tcp.flags()),
-        });
+        parsed.ports = [tcp.source_port(), tcp.destination_port()];
+        parsed.set(
+            What::Segment,
+            Kind::of_tcp(tcp.flags()) as u32,
+            protocol,
+            offset,
+        );
+    } else if protocol == protocol::UDP {
+        let Some(udp) = packet.at::<Udp>(offset) else {
+            return parsed.bad(DropReason::Malformed);
+        };
+        let udp_length = usize::from(udp.length().get());
+        if udp_length < 8 || udp_length > length {
+            return parsed.bad(DropReason::Malformed);
+        }
+        parsed.ports = [udp.source_port(), udp.destination_port()];
+        parsed.set(What::Segment, Kind::Data as u32, protocol, offset);
+    } else if protocol == icmp {
+        if packet.at::<Icmp>(offset).is_none() || length < 8 {
+            return parsed.bad(DropReason::Malformed);
+        }
+        parsed.set(What::Icmp, 0, protocol, offset);
+    } else {
+        return parsed.bad(DropReason::UnknownProtocol);
     }
-    let udp: Header<Udp> = packet.at(offset).ok_or(DropReason::Malformed)?;
-    let udp_length = usize::from(udp.length().get());
-    if udp_length < 8 || udp_length > length {
-        return Err(DropReason::Malformed);
-    }
-    Ok(Segment {
-        ip,
-        transport: Transport::Udp(udp),
-        tuple: Tuple {
-            source_port: udp.source_port(),
-            destination_port: udp.destination_port(),
-            ..base
-        },
-        kind: Kind::Data,
-    })
+    parsed
 }

@@ -1,12 +1,14 @@
 //! Replies under NAT: recognised by the backend's address and port, or flow by
 //! flow, given the VIP as their source and routed to the client.
 
+use core::mem::size_of;
+
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as FibParameters,
+        BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as bpf_fib_lookup_abi,
     },
     helpers::bpf_fib_lookup,
 };
@@ -15,8 +17,7 @@ use lb_common::{
     counter::{DropReason, Event},
     flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
     hash::{self, Tuple},
-    net::{Addr, Be16, Mac, family},
-    track::Kind,
+    net::{Addr, Be16, Mac},
 };
 
 use crate::{
@@ -25,10 +26,10 @@ use crate::{
     forward::nat,
     maps,
     maps::Flows,
-    packet::MacWords,
-    parse::Segment,
+    packet::{MacWords, Packet},
+    parse::Parsed,
     stats,
-    verdict::Verdict,
+    verdict::{NO_SERVICE, Verdict},
 };
 
 const AF_INET: u8 = 2;
@@ -49,53 +50,77 @@ fn idle(config: &Config, open_units: u32) -> Idle {
 pub fn expect(
     config: &Config,
     service: &ServiceEntry,
-    segment: &Segment,
+    parsed: &Parsed,
     id: u32,
-    member: &MemberEntry,
 ) -> Result<(), DropReason> {
-    let there = Tuple {
-        destination: member.address,
-        destination_port: backend_port(member.port, segment.tuple.destination_port),
-        ..segment.tuple
+    match reserve(config, service.idle_units, parsed, id) {
+        RESERVED => Ok(()),
+        CONFLICT => Err(DropReason::ReplyConflict),
+        _ => Err(DropReason::ReplyTableFull),
+    }
+}
+
+const RESERVED: u32 = 0;
+const CONFLICT: u32 = 1;
+const FULL: u32 = 2;
+
+/// The hash under which the reply to a packet on its way to `member` is known.
+#[inline(never)]
+fn hash_of_reply(config: &Config, parsed: &Parsed, member: &MemberEntry) -> u64 {
+    let tuple = parsed.tuple();
+    let reply = Tuple {
+        source: member.address,
+        source_port: backend_port(member.port, tuple.destination_port),
+        destination: tuple.source,
+        destination_port: tuple.source_port,
+        ..tuple
+    };
+    hash::flow_hash(config.hash_key, &reply)
+}
+
+/// In a function of its own: the stack of all nested calls is 512 bytes.
+#[inline(never)]
+fn insert(config: &Config, home: u32, entry: u64, now: u32) -> u32 {
+    let entry = FlowWord(entry);
+    let key = FlowKey {
+        tag: entry.tag(),
+        home,
+    };
+    let longest = idle(config, config.longest_idle_units);
+    if flow::insert(&Flows::replies(config), key, entry, now, longest) {
+        RESERVED
+    } else {
+        FULL
+    }
+}
+
+#[inline(never)]
+fn reserve(config: &Config, idle_units: u32, parsed: &Parsed, id: u32) -> u32 {
+    let Some(member) = maps::member(id) else {
+        return FULL;
     };
     let flows = Flows::replies(config);
-    let key = FlowKey::new(
-        hash::flow_hash(config.hash_key, &there.reversed()),
-        config.reply_buckets,
-    );
+    let key = FlowKey::new(hash_of_reply(config, parsed, member), config.reply_buckets);
     let now = clock::ticks(config);
-    let mark = mark(segment);
+    let mark = parsed.kind().mark();
     // Whoever has the key: the tuple at the backend is the same.
     let found = flow::find(&flows, key, |entry| same_backend(entry.member(), member));
     let Some(found) = found else {
         let entry = FlowWord::new(key.tag, id, now, mark);
-        let longest = idle(config, config.longest_idle_units);
-        return match flow::insert(&flows, key, entry, now, longest) {
-            true => Ok(()),
-            false => Err(DropReason::ReplyTableFull),
-        };
+        return insert(config, key.home, entry.0, now);
     };
     if found.entry.member() == id {
         flow::touch(&flows, &found, now, mark);
-        return Ok(());
+        return RESERVED;
     }
-    let taken = found.entry.is_live(now, idle(config, service.idle_units))
+    let taken = found.entry.is_live(now, idle(config, idle_units))
         && !found.entry.is_closing()
         && maps::member_state(found.entry.member()).serves();
     let entry = FlowWord::new(key.tag, id, now, mark);
     if taken || !flows.replace(found.bucket, found.word, found.entry.0, entry.0) {
-        return Err(DropReason::ReplyConflict);
+        return CONFLICT;
     }
-    Ok(())
-}
-
-#[inline(always)]
-fn mark(segment: &Segment) -> Mark {
-    match segment.kind {
-        // A reply flow's RST or FIN may be followed by replies all the same.
-        Kind::Syn => Mark::Half,
-        other => other.mark(),
-    }
+    RESERVED
 }
 
 #[inline(always)]
@@ -103,153 +128,170 @@ fn same_backend(id: u32, member: &MemberEntry) -> bool {
     maps::member(id).is_some_and(|m| m.address == member.address && m.protocol == member.protocol)
 }
 
-/// The member that a packet from a backend is a reply of.
-#[inline(always)]
-fn member_of(config: &Config, tuple: &Tuple) -> Option<(u32, &'static MemberEntry)> {
+/// Id of the member that a packet from a backend is a reply of; zero if none.
+#[inline(never)]
+fn member_of(config: &Config, parsed: &Parsed) -> u32 {
+    let tuple = parsed.tuple();
     let mut key = ReplyKey {
         address: tuple.source,
         port: tuple.source_port,
         protocol: tuple.protocol,
         family: tuple.family,
     };
-    let entry = match maps::reply(&key) {
-        Some(entry) => entry,
-        None => {
-            key.port = Be16::default();
-            maps::reply(&key)?
-        }
-    };
-    if entry.member != 0 {
-        return Some((entry.member, maps::member(entry.member)?));
+    let mut entry = maps::reply(&key);
+    if entry.is_none() {
+        key.port = Be16::default();
+        entry = maps::reply(&key);
     }
+    match entry {
+        None => 0,
+        Some(entry) if entry.member != 0 => entry.member,
+        Some(_) => member_of_flow(config, parsed),
+    }
+}
+
+#[inline(never)]
+fn hash_of_packet(config: &Config, parsed: &Parsed) -> u64 {
+    hash::flow_hash(config.hash_key, &parsed.tuple())
+}
+
+#[inline(never)]
+fn member_of_flow(config: &Config, parsed: &Parsed) -> u32 {
     let flows = Flows::replies(config);
-    let key = FlowKey::new(
-        hash::flow_hash(config.hash_key, tuple),
-        config.reply_buckets,
-    );
+    let key = FlowKey::new(hash_of_packet(config, parsed), config.reply_buckets);
     let now = clock::ticks(config);
+    let source = parsed.source();
+    let protocol = parsed.protocol();
     let found = flow::find(&flows, key, |entry| {
-        maps::member(entry.member())
-            .is_some_and(|m| m.address == tuple.source && m.protocol == tuple.protocol)
+        maps::member(entry.member()).is_some_and(|m| m.address == source && m.protocol == protocol)
     });
-    let Some(found) = found.filter(|f| {
-        f.entry
+    if let Some(found) = found
+        && found
+            .entry
             .is_live(now, idle(config, config.longest_idle_units))
-    }) else {
-        stats::event(0, Event::ReplyUnmatched);
-        return None;
-    };
-    let mark = if found.entry.is_confirmed() {
-        Mark::Open
-    } else {
-        Mark::Half
-    };
-    flow::touch(&flows, &found, now, mark);
-    Some((found.entry.member(), maps::member(found.entry.member())?))
+    {
+        let mark = if found.entry.is_confirmed() {
+            Mark::Open
+        } else {
+            Mark::Half
+        };
+        flow::touch(&flows, &found, now, mark);
+        return found.entry.member();
+    }
+    stats::event(NO_SERVICE, Event::ReplyUnmatched);
+    0
 }
 
 /// A packet that isn't addressed to us: a reply to translate, or none of ours.
 #[inline(always)]
-pub fn translate(frame: &Frame<'_>, segment: &Segment) -> Verdict {
-    let tuple = &segment.tuple;
-    let Some((id, member)) = member_of(frame.config, tuple) else {
+pub fn handle(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+    match member_of(frame.config, parsed) {
+        0 => Verdict::PASS,
+        id => translate(frame, parsed, id),
+    }
+}
+
+/// A reply of member `id`.
+#[inline(never)]
+fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
+    let Some(member) = maps::member(id) else {
         return Verdict::PASS;
     };
-    let service = member.service;
-
-    // The route is asked first: what is for this host (the answer to a health
-    // check) or stays on its link is never translated.
-    let (result, route) = route(frame, tuple, member.vip);
-    let routed = match result {
-        BPF_FIB_LKUP_RET_SUCCESS => true,
+    // The route is asked before anything is changed: what is for this host (the
+    // answer to a health check) or stays on its link is never translated.
+    let mut fib = FibParameters::default();
+    let egress = match route(frame, parsed, member, &mut fib) {
+        BPF_FIB_LKUP_RET_SUCCESS => maps::link_of(fib.ifindex),
         BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
-            stats::event(service, Event::ForwardingOff);
+            stats::event(member.service, Event::ForwardingOff);
             return Verdict::PASS;
         }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
-            return Verdict::drop(service, DropReason::NoRoute);
+            return Verdict::drop(member.service, DropReason::NoRoute as u32);
         }
-        _ => false,
+        _ => None,
     };
-    if !nat::has_hop(segment.ip) {
-        return Verdict::drop(service, DropReason::TtlExceeded);
+    if !nat::has_hop(&frame.packet, parsed) {
+        return Verdict::drop(member.service, DropReason::TtlExceeded as u32);
     }
-    let egress = if routed {
-        maps::link_of(route.ifindex)
-    } else {
-        None
-    };
-    nat::rewrite(segment, nat::End::Source, member.vip, member.vip_port);
+    if !rewrite_source(&frame.packet, parsed, member) {
+        return Verdict::drop(member.service, DropReason::Malformed as u32);
+    }
     stats::replied(id, frame.packet.len() as u64);
     let Some(link) = egress else {
         // The kernel resolves the neighbour, or knows a way that we don't; it
         // uses up the hop itself.
-        stats::event(service, Event::ReplyUnresolved);
-        if result == BPF_FIB_LKUP_RET_NO_NEIGH {
-            maps::request_neighbour(NeighbourRequest {
-                address: route.next_hop,
-                ifindex: route.ifindex,
-                family: u32::from(tuple.family),
-            });
-        }
+        stats::event(member.service, Event::ReplyUnresolved);
         return Verdict::PASS;
     };
-    nat::hop(segment.ip);
+    nat::hop(&frame.packet, parsed);
     frame
         .ethernet
-        .set_destination(MacWords::new(route.destination_mac));
+        .set_destination(MacWords::new(fib.destination_mac));
     frame.ethernet.set_source(MacWords::new(link.mac));
     Verdict::send(link.ifindex, frame.ingress.ifindex)
 }
 
-struct Route {
-    ifindex: u32,
-    destination_mac: Mac,
-    next_hop: Addr,
+#[inline(never)]
+fn rewrite_source(packet: &Packet, parsed: &Parsed, member: &MemberEntry) -> bool {
+    nat::rewrite(
+        packet,
+        parsed,
+        nat::End::Source,
+        member.vip,
+        member.vip_port,
+    )
+    .is_ok()
 }
 
-/// The kernel's route to a reply's destination, as if it came from the VIP.
+/// `struct bpf_fib_lookup` of linux/bpf.h: the question and the answer.
+#[repr(C)]
+#[derive(Default)]
+struct FibParameters {
+    address_family: u8,
+    l4_protocol: u8,
+    source_port: u16,
+    destination_port: u16,
+    total_length: u16,
+    /// Ingress; in the answer egress.
+    ifindex: u32,
+    traffic_class: u32,
+    source: Addr,
+    /// In the answer the next hop.
+    destination: Addr,
+    vlan: u32,
+    source_mac: Mac,
+    destination_mac: Mac,
+}
+
+const _: () = assert!(size_of::<FibParameters>() == size_of::<bpf_fib_lookup_abi>());
+
+/// The kernel's route to a reply's destination, as if it came from the VIP. An
+/// errno of the helper is none of the codes.
 #[inline(always)]
-fn route(frame: &Frame<'_>, tuple: &Tuple, vip: Addr) -> (u32, Route) {
-    // SAFETY: integers and unions of integers.
-    let mut fib: FibParameters = unsafe { core::mem::zeroed() };
+fn route(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry, fib: &mut FibParameters) -> u32 {
+    fib.address_family = if parsed.is_v4() { AF_INET } else { AF_INET6 };
+    fib.l4_protocol = parsed.protocol();
     fib.ifindex = frame.ingress.ifindex;
-    fib.l4_protocol = tuple.protocol;
-    if tuple.family == family::V4 {
-        fib.family = AF_INET;
-        fib.__bindgen_anon_3.ipv4_src = vip.0[0];
-        fib.__bindgen_anon_4.ipv4_dst = tuple.destination.0[0];
-    } else {
-        fib.family = AF_INET6;
-        fib.__bindgen_anon_3.ipv6_src = vip.0;
-        fib.__bindgen_anon_4.ipv6_dst = tuple.destination.0;
-    }
-    // SAFETY: the context is the program's own, the parameters are on the stack.
+    fib.source = member.vip;
+    fib.destination = parsed.destination();
+    // SAFETY: the context is the program's own, the parameters are on the stack
+    // and laid out as the kernel's, see the assertion above.
     let result = unsafe {
         bpf_fib_lookup(
             frame.ctx.as_ptr(),
-            &raw mut fib,
-            core::mem::size_of::<FibParameters>() as i32,
+            (&raw mut *fib).cast(),
+            size_of::<FibParameters>() as i32,
             0,
         )
-    };
-    // SAFETY: all variants are integers of the same size; the kernel leaves the
-    // gateway where the destination stood.
-    let next_hop = unsafe {
-        if fib.family == AF_INET {
-            Addr::v4(fib.__bindgen_anon_4.ipv4_dst)
-        } else {
-            Addr(fib.__bindgen_anon_4.ipv6_dst)
-        }
-    };
-    // An errno of the helper is none of the codes below.
-    (
-        result as u32,
-        Route {
+    } as u32;
+    if result == BPF_FIB_LKUP_RET_NO_NEIGH {
+        maps::request_neighbour(NeighbourRequest {
+            address: fib.destination,
             ifindex: fib.ifindex,
-            destination_mac: fib.dmac,
-            next_hop,
-        },
-    )
+            family: u32::from(parsed.family()),
+        });
+    }
+    result
 }

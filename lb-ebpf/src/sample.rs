@@ -6,11 +6,10 @@ use lb_common::{
     abi::{Config, SAMPLE_SIZE, SampleEntry, ServiceEntry, sample_flag},
     clock::UNIT_SHIFT,
     hash::{bucket_bits, scale, tag},
-    net::protocol,
     track::Kind,
 };
 
-use crate::{clock, maps, parse::Segment};
+use crate::{clock, maps, parse::Parsed};
 
 /// Notes the packet if its flow is in the sample. The number of connections
 /// that it opens as far as can be told: a TCP SYN is one, a UDP flow new to the
@@ -19,16 +18,16 @@ use crate::{clock, maps, parse::Segment};
 pub fn note(
     config: &Config,
     service: &ServiceEntry,
-    segment: &Segment,
+    parsed: &Parsed,
     flow_hash: u64,
     member: u32,
 ) -> u64 {
-    let is_tcp = segment.tuple.protocol == protocol::TCP;
-    let opened = u64::from(segment.kind == Kind::Syn);
+    let is_tcp = parsed.is_tcp();
+    let opened = u64::from(parsed.kind() == Kind::Syn);
     if bucket_bits(flow_hash) & config.sample_mask != 0 {
         return opened;
     }
-    let is_new = record(config, service, segment, flow_hash, member);
+    let is_new = record(config, service.idle_units, parsed, flow_hash, member);
     if is_tcp {
         opened
     } else {
@@ -37,14 +36,8 @@ pub fn note(
 }
 
 /// Whether the flow wasn't in the sample before.
-#[inline(always)]
-fn record(
-    config: &Config,
-    service: &ServiceEntry,
-    segment: &Segment,
-    flow_hash: u64,
-    member: u32,
-) -> bool {
+#[inline(never)]
+fn record(config: &Config, idle_units: u32, parsed: &Parsed, flow_hash: u64, member: u32) -> bool {
     let Some(at) = maps::sample(scale(tag(flow_hash), SAMPLE_SIZE)) else {
         return false;
     };
@@ -52,20 +45,20 @@ fn record(
     let now = clock::ticks(config);
     // Zero means "being written".
     let check = flow_hash | 1;
-    let flags = match segment.kind {
+    let flags = match parsed.kind() {
         Kind::Syn => 0,
         Kind::Data => sample_flag::CONFIRMED,
         Kind::Fin | Kind::Rst => sample_flag::CONFIRMED | sample_flag::CLOSING,
     };
     let age = now.wrapping_sub(old.last_ticks);
     let limit = if old.flags & sample_flag::CONFIRMED != 0 {
-        service.idle_units << UNIT_SHIFT
+        idle_units << UNIT_SHIFT
     } else {
         config.half_units << UNIT_SHIFT
     };
     if old.check == check && age <= limit {
         // A SYN opens the tuple's next connection.
-        let flags = if segment.kind == Kind::Syn {
+        let flags = if parsed.kind() == Kind::Syn {
             0
         } else {
             old.flags | flags
@@ -79,10 +72,10 @@ fn record(
     // that is closing, gives way to more than a SYN.
     let gives_way =
         old.flags & sample_flag::CLOSING != 0 || old.flags & sample_flag::CONFIRMED == 0;
-    if old.check != 0 && age <= limit && !(gives_way && segment.kind != Kind::Syn) {
+    if old.check != 0 && age <= limit && !(gives_way && parsed.kind() != Kind::Syn) {
         return false;
     }
-    let tuple = &segment.tuple;
+    let tuple = &parsed.tuple();
     maps::write_sample(
         at,
         &SampleEntry {

@@ -57,7 +57,7 @@ pub fn member(
     let index = scale(hash::tag(flow_hash), service.slot_size).wrapping_add(service.slot_offset);
     let slot = maps::slot(index).ok_or(DropReason::Inconsistent)?;
     let id = if slot.word.is_tracked() {
-        tracked(config, service, slot, flow_hash, kind)
+        tracked(config, service, &slot, flow_hash, kind)
     } else {
         slot.word.current()
     };
@@ -74,8 +74,14 @@ pub fn member(
     Ok((id, member))
 }
 
-#[inline(always)]
-fn tracked(config: &Config, service: &ServiceEntry, slot: Slot, flow_hash: u64, kind: Kind) -> u32 {
+#[inline(never)]
+fn tracked(
+    config: &Config,
+    service: &ServiceEntry,
+    slot: &Slot,
+    flow_hash: u64,
+    kind: Kind,
+) -> u32 {
     let key = FlowKey::new(flow_hash, config.flow_buckets);
     let times = Times {
         now_ticks: clock::ticks(config),
@@ -92,7 +98,7 @@ fn tracked(config: &Config, service: &ServiceEntry, slot: Slot, flow_hash: u64, 
     let world = World {
         flows: Flows::forward(config),
         service,
-        slot,
+        slot: *slot,
     };
     let decision = track::decide(&world, slot.word, key, kind, times);
     match decision.entry {

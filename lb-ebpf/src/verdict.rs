@@ -2,7 +2,6 @@
 
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::counter::DropReason;
 
 use crate::stats;
 
@@ -34,10 +33,10 @@ impl Verdict {
         }
     }
 
-    /// Nobody gets it.
+    /// Nobody gets it. `reason` is a `DropReason`'s number.
     #[inline(always)]
-    pub const fn drop(service: u32, reason: DropReason) -> Self {
-        Self(xdp_action::XDP_DROP as u64 | (reason as u64) << 8 | (service as u64) << 32)
+    pub const fn drop(service: u32, reason: u32) -> Self {
+        Self(xdp_action::XDP_DROP as u64 | (reason as u64 & 0xff) << 8 | (service as u64) << 32)
     }
 
     /// Counts a drop, sets up a redirection, and gives the action.
@@ -46,7 +45,7 @@ impl Verdict {
         let action = self.0 as u32 & 0xff;
         let upper = (self.0 >> 32) as u32;
         if action == xdp_action::XDP_DROP {
-            let reason = self.0 as u32 >> 8;
+            let reason = self.0 as u32 >> 8 & 0xff;
             stats::dropped(upper, reason);
             // Gone from what the kernel runs unless the log is switched on.
             debug!(ctx, "dropped: service {} reason {}", upper, reason);

@@ -18,10 +18,9 @@
 //! multicast and broadcast reach everybody, and it learns further addresses
 //! (a virtual MAC) as they appear.
 //!
-//! The router accepts gratuitous changes of neighbours as any host does; it
-//! forwards, and sends no ICMP redirects. The balancer forwards but *does*
-//! send redirects, as a fresh Linux does: switching that off where NAT needs
-//! it is the balancer's job.
+//! The router forwards and sends no ICMP redirects. The balancer forwards but
+//! *does* send redirects, as a fresh Linux does: switching that off where NAT
+//! needs it is the balancer's job.
 
 mod build;
 mod offloads;

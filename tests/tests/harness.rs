@@ -665,7 +665,7 @@ fn an_answer_from_another_server_is_counted_as_wrong_server() {
                     lines.read_line(&mut line)?;
                     write!(stream, "b {line}")?;
                     lines.read_line(&mut line)?;
-                    write!(stream, "c 1\n")?;
+                    writeln!(stream, "c 1")?;
                     lines.read_line(&mut line)?;
                     Ok(())
                 });

@@ -9,15 +9,19 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_common::{abi::NeighbourRequest, net::Addr};
 use lb_control::{
     health::{BackendKey, Health, HealthState},
     model::{
         Backend, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
         Protocol, Replies, Service, XdpMode,
     },
-    neighbours::{NeighbourView, Neighbours, Target, Unresolved},
+    neighbours::{
+        NeighbourView, Neighbours, Target, Unresolved,
+        sysctl::{self, ProcSys},
+    },
 };
-use lb_tests::{check, netns::Netns, servers::EchoServer};
+use lb_tests::{check, cleanup::TempDir, netns::Netns, servers::EchoServer};
 use tokio::sync::watch;
 
 /// A failed resolution takes the kernel three probes of a second.
@@ -399,6 +403,74 @@ fn a_server_is_up_then_down_when_killed_and_up_again_and_a_blackhole_is_told_apa
             let waiting = bench.server.exec(&["ss", "-Htan", "state", "time-wait"])?;
             ensure!(waiting.is_empty(), "checks left connections behind: {waiting}");
             drop(running.take());
+            Ok(())
+        })
+    });
+}
+
+#[test]
+fn settings_for_nat_are_made_in_the_namespace_and_put_back() {
+    check(|| {
+        let bench = Bench::new()?;
+        let dir = TempDir::new()?;
+        let record = dir.join("sysctls.json");
+        let mut nat = model(SERVER, 80)?;
+        for service in &mut nat.services {
+            service.forwarding = ForwardingMethod::Nat;
+        }
+        let mut v6 = nat.services.clone();
+        for service in &mut v6 {
+            service.address = "2001:db8::1".parse()?;
+        }
+        nat.services.extend(v6);
+        let read = || -> Result<Vec<String>> {
+            [
+                "net/ipv4/conf/eth0/forwarding",
+                "net/ipv4/conf/all/send_redirects",
+                "net/ipv6/conf/all/forwarding",
+                "net/ipv6/conf/eth0/forwarding",
+                "net/ipv6/conf/eth9/forwarding",
+            ]
+            .iter()
+            .map(|key| bench.lb.read_sysctl(key))
+            .collect()
+        };
+        bench.lb.sysctl("net/ipv4/conf/all/send_redirects", "1")?;
+        let before = read()?;
+        bench.lb.run(|| -> Result<()> {
+            let changes = sysctl::plan_sysctls(&nat, &ProcSys)?;
+            sysctl::apply(&changes, &mut ProcSys, &record)?;
+            let left = sysctl::plan_sysctls(&nat, &ProcSys)?;
+            ensure!(left.is_empty(), "{left:?}");
+            Ok(())
+        })??;
+        ensure!(read()? == ["1", "0", "1", "1", "1"], "{:?}", read()?);
+        bench.lb.run(|| sysctl::restore(&mut ProcSys, &record))??;
+        ensure!(read()? == before, "{:?} instead of {before:?}", read()?);
+        Ok(())
+    });
+}
+
+#[test]
+fn a_clients_next_hop_that_the_data_path_asks_for_is_resolved() {
+    check(|| {
+        let bench = Bench::new()?;
+        bench.in_lb(async || {
+            let (neighbours, views) = start(&[])?;
+            let ifindex = views.borrow().links[0].ifindex;
+            let (address, family) = Addr::from_ip(SERVER.parse()?);
+            for _ in 0..5000 {
+                neighbours.resolve_client(NeighbourRequest {
+                    address,
+                    ifindex,
+                    family: family.into(),
+                });
+            }
+            let asked = Instant::now();
+            while !ip(&bench.lb, "neigh show 10.9.0.2 dev eth0")?.contains(MAC) {
+                ensure!(asked.elapsed() < SOON, "not resolved");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
             Ok(())
         })
     });

@@ -158,13 +158,6 @@ impl AyaMaps {
         })
     }
 
-    /// The version in the map `ABI`.
-    pub(super) fn abi_version(&self) -> Result<u32, StoreError> {
-        self.abi
-            .get(&0, 0)
-            .map_err(|e| failed(map::ABI, "read")(io_of(e)))
-    }
-
     /// Says that the maps are of this program's layout.
     pub(super) fn set_abi_version(&mut self, version: u32) -> Result<(), StoreError> {
         self.abi

@@ -22,9 +22,10 @@ use super::{
     state::Capacity,
     store::MapStore as _,
 };
-use crate::model::{Dataplane, Model};
-
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/lb-ebpf"));
+use crate::{
+    model::{Dataplane, Model},
+    object::DATA_PATH,
+};
 
 /// A data path that is loaded and attached.
 pub(super) struct Loaded {
@@ -89,7 +90,7 @@ fn load(model: &Model, capacity: Capacity, adopted: bool) -> Result<Loaded, Plan
     for (name, entries) in &sizes {
         loader.map_max_entries(name, *entries);
     }
-    let mut ebpf = loader.load(OBJECT).map_err(|e| refused("maps", &e))?;
+    let mut ebpf = loader.load(DATA_PATH).map_err(|e| refused("maps", &e))?;
     let mut verified_instructions = None;
     for name in [program::LB, program::CLOCK] {
         let program = xdp(&mut ebpf, name)?;

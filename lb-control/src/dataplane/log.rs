@@ -29,7 +29,8 @@ impl DebugLog {
         let logger = EbpfLogger::init_with_logger(ebpf, ToTracing)
             .inspect_err(|e| tracing::debug!("no data path log: {e}"))
             .ok()?;
-        let mut logger = AsyncFd::new(logger)
+        // SAFETY: the logger owns its map's descriptor and always gives that one.
+        let mut logger = unsafe { AsyncFd::register(logger) }
             .inspect_err(|e| tracing::warn!("data path log: {e}"))
             .ok()?;
         Some(Self(tokio::spawn(async move {

@@ -22,7 +22,9 @@ pub struct NeighbourRequests(AsyncFd<Ring>);
 
 impl NeighbourRequests {
     pub(super) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
-        AsyncFd::new(Ring(ring)).map(Self)
+        // SAFETY: the ring owns its map's descriptor and always gives that one.
+        let registered = unsafe { AsyncFd::register(Ring(ring)) };
+        Ok(Self(registered?))
     }
 
     /// The next request. Cancel-safe.

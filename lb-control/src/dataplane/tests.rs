@@ -1,1 +1,543 @@
+//! Properties of the way from any configuration to any other.
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use lb_common::{
+    abi::{MemberEntry, ServiceEntry, feature, method},
+    member::MemberState,
+    net::NextHop,
+    slot::SlotWord,
+};
+use proptest::prelude::*;
+
+use super::{
+    apply::{apply, execute},
+    desired::{
+        BackendCondition, BackendKey, Condition, DesiredState, Given, Hop, Link, Runtime,
+        TableCache, desired,
+    },
+    fake::FakeMaps,
+    plan::{MapOp, plan},
+    state::Capacity,
+    store::MapStore,
+};
+use crate::model::{
+    Backend, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports, Protocol, Replies,
+    Service, XdpMode,
+};
+
+const HZ: u32 = 1000;
+const CAPACITY: Capacity = Capacity {
+    services: 8,
+    members: 100,
+    slots: 1000,
+    flow_buckets: 64,
+};
+const NOW: u32 = 5000;
+
+fn backend(n: u8) -> Backend {
+    Backend {
+        name: format!("b{n}"),
+        address: IpAddr::V4(Ipv4Addr::new(10, 0, 1, n)),
+        port: None,
+        weight: 1,
+    }
+}
+
+fn service(n: u8, pool: &str) -> Service {
+    Service {
+        name: format!("s{n}"),
+        address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, n)),
+        ports: Ports::Ranges(vec![(80, 80)]),
+        protocol: Protocol::Tcp,
+        forwarding: ForwardingMethod::L2Dsr,
+        replies: Replies::Port,
+        pool: pool.into(),
+        table_size: 31,
+    }
+}
+
+fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<Service>) -> Model {
+    Model {
+        node: "test".into(),
+        interfaces: vec![Interface {
+            name: "eth0".into(),
+            xdp: XdpMode::Auto,
+        }],
+        dataplane: Dataplane {
+            max_flows: 256,
+            max_services: CAPACITY.services,
+            max_members: CAPACITY.members,
+            max_slots: CAPACITY.slots,
+            tcp_idle: Duration::from_secs(8100),
+            udp_idle: Duration::from_secs(120),
+            dead_after: Duration::from_secs(30),
+            drain_timeout: Duration::from_secs(300),
+            hash_secret_file: None,
+            pin_dir: "/nowhere".into(),
+            debug_log: false,
+            manage_sysctls: false,
+        },
+        metrics: None,
+        pools: pools
+            .into_iter()
+            .map(|(name, backends)| {
+                let pool = Pool {
+                    backends,
+                    health: Vec::new(),
+                };
+                (name, pool)
+            })
+            .collect(),
+        services,
+    }
+}
+
+fn one_pool(backends: impl IntoIterator<Item = u8>, services: Vec<Service>) -> Model {
+    let backends = backends.into_iter().map(backend).collect();
+    model([("p".to_owned(), backends)], services)
+}
+
+fn runtime() -> Runtime {
+    Runtime {
+        links: vec![Link {
+            name: "eth0".into(),
+            ifindex: 7,
+            mac: [2, 0, 0, 0, 0, 1],
+            mtu: 1500,
+        }],
+        next_hops: (1..=9)
+            .map(|n| {
+                let hop = Hop {
+                    mac: [2, 0, 0, 0, 1, n],
+                    ifindex: 7,
+                };
+                (IpAddr::V4(Ipv4Addr::new(10, 0, 1, n)), hop)
+            })
+            .collect(),
+        ..Runtime::default()
+    }
+}
+
+fn condition(runtime: &mut Runtime, n: u8, condition: Condition) {
+    let key = BackendKey {
+        pool: "p".into(),
+        backend: format!("b{n}"),
+    };
+    let condition = BackendCondition {
+        condition,
+        weight: 1,
+    };
+    runtime.backends.insert(key, condition);
+}
+
+fn wanted(
+    maps: &FakeMaps,
+    model: &Model,
+    runtime: &Runtime,
+    expired: &BTreeSet<u32>,
+) -> DesiredState {
+    let snapshot = maps.snapshot().unwrap();
+    let given = Given {
+        snapshot: &snapshot,
+        capacity: CAPACITY,
+        hz: HZ,
+        expired,
+    };
+    desired(model, runtime, given, &mut TableCache::default()).unwrap()
+}
+
+fn ops(maps: &FakeMaps, model: &Model, runtime: &Runtime) -> Vec<MapOp> {
+    let desired = wanted(maps, model, runtime, &BTreeSet::new());
+    plan(&desired, &maps.snapshot().unwrap())
+}
+
+fn reconcile(maps: &mut FakeMaps, model: &Model, runtime: &Runtime) {
+    let ops = ops(maps, model, runtime);
+    apply(maps, &ops, NOW).unwrap();
+}
+
+/// Everything a packet can be led to exists.
+fn assert_nothing_dangles(maps: &FakeMaps) {
+    let s = maps.snapshot().unwrap();
+    let entries: Vec<&ServiceEntry> = s.services.values().chain(s.ranges.values()).collect();
+    let mut ranges = BTreeMap::new();
+    for entry in &entries {
+        assert!(
+            s.service_names.contains_key(&entry.id),
+            "no name: {entry:?}"
+        );
+        ranges.insert(entry.slot_offset, (entry.slot_size, entry.id));
+        assert!(s.config.longest_idle_units >= entry.idle_units);
+        for word in &s.slots[&entry.id] {
+            for id in [word.current(), word.base()] {
+                let member = s
+                    .members
+                    .get(&id)
+                    .unwrap_or_else(|| panic!("no member {id}"));
+                assert_eq!(member.service, entry.id, "a stranger's member: {word:?}");
+                assert_ne!(MemberState(member.state), MemberState::FREE);
+                if member.next_hop != 0 {
+                    assert!(s.links.contains_key(&member.next_hop().link()));
+                }
+                let serves = MemberState(member.state).serves();
+                if member.method == method::NAT && serves && id == word.current() {
+                    assert!(s.config.features & feature::REPLIES != 0);
+                    let has_reply = s.replies.keys().any(|k| k.address == member.address);
+                    assert!(has_reply, "replies of {member:?} aren't recognised");
+                }
+            }
+        }
+    }
+    assert!(s.ranges.is_empty() || s.config.features & feature::RANGES != 0);
+    let mut end = 0;
+    for (offset, (size, _)) in ranges {
+        assert!(offset >= end, "slot ranges overlap");
+        end = offset + size;
+    }
+    for reply in s.replies.values() {
+        assert!(reply.member == 0 || s.members.contains_key(&reply.member));
+    }
+}
+
+fn assert_holds(maps: &FakeMaps, desired: &DesiredState) {
+    let s = maps.snapshot().unwrap();
+    assert_eq!(s.services, desired.services);
+    assert_eq!(s.ranges, desired.ranges);
+    assert_eq!(s.vips, desired.vips);
+    assert_eq!(s.members, desired.members);
+    assert_eq!(s.replies, desired.replies);
+    assert_eq!(s.links, desired.links);
+    assert_eq!(s.config, desired.config);
+    assert_eq!(s.service_names, desired.service_names);
+    for (id, table) in &desired.tables {
+        for (word, member) in s.slots[id].iter().zip(table.members.iter()) {
+            let serves = |id| MemberState(s.members.get(&id).map_or(0, |m| m.state)).serves();
+            if !table.keep {
+                assert_eq!(word.current(), *member);
+            }
+            assert!(
+                !word.is_tracked() || word.base() == word.current() || serves(word.base()),
+                "the base of {word:?} doesn't serve"
+            );
+            assert!(!(table.stateless && word.is_tracked()));
+        }
+    }
+}
+
+/// One state of the world: what is configured, and how the backends are.
+#[derive(Clone, Debug)]
+struct Step {
+    model: Model,
+    runtime: Runtime,
+}
+
+fn any_service(n: u8) -> impl Strategy<Value = Service> {
+    (0..3u8, 0..5u8, any::<bool>(), 1..=2u8).prop_map(move |(ports, kind, udp, address)| Service {
+        // Now and then a service changes its VIP.
+        address: IpAddr::V4(Ipv4Addr::new(192, 0, address, n)),
+        ports: match ports {
+            0 => Ports::Ranges(vec![(80, 80)]),
+            1 => Ports::Ranges(vec![(80, 80), (443, 443), (1000, 1999)]),
+            _ => Ports::Any,
+        },
+        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+        forwarding: if kind < 2 {
+            ForwardingMethod::Nat
+        } else {
+            ForwardingMethod::L2Dsr
+        },
+        replies: Replies::Flow,
+        ..service(n, "p")
+    })
+}
+
+fn any_step() -> impl Strategy<Value = Step> {
+    let condition = prop_oneof![
+        4 => Just(Condition::Up),
+        1 => Just(Condition::Draining),
+        1 => Just(Condition::Failing),
+        1 => Just(Condition::Dead),
+        1 => Just(Condition::Disabled),
+    ];
+    let backends = proptest::collection::btree_map(1..=6u8, (condition, 0..4u16), 1..6);
+    let services = (
+        proptest::option::of(any_service(1)),
+        proptest::option::of(any_service(2)),
+        proptest::option::of(any_service(3)),
+    );
+    (backends, services).prop_map(|(backends, services)| {
+        let services = [services.0, services.1, services.2]
+            .into_iter()
+            .flatten()
+            .collect();
+        let model = one_pool(backends.keys().copied(), services);
+        let mut runtime = runtime();
+        for (n, (condition, weight)) in backends {
+            let key = BackendKey {
+                pool: "p".into(),
+                backend: format!("b{n}"),
+            };
+            runtime
+                .backends
+                .insert(key, BackendCondition { condition, weight });
+        }
+        Step { model, runtime }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn a_plan_leads_to_the_desired_state_and_nothing_dangles_at_any_point(
+        steps in proptest::collection::vec(any_step(), 1..6),
+    ) {
+        let mut maps = FakeMaps::new(CAPACITY.slots);
+        for (n, step) in (0u32..).zip(&steps) {
+            let desired = wanted(&maps, &step.model, &step.runtime, &BTreeSet::new());
+            for op in plan(&desired, &maps.snapshot().unwrap()) {
+                execute(&mut maps, &op, NOW + n).unwrap();
+                if !matches!(op, MapOp::Slot(_)) {
+                    assert_nothing_dangles(&maps);
+                }
+            }
+            assert_nothing_dangles(&maps);
+            assert_holds(&maps, &desired);
+            // The way from a state to itself is empty.
+            prop_assert_eq!(ops(&maps, &step.model, &step.runtime), vec![]);
+        }
+    }
+
+    #[test]
+    fn a_failure_at_any_step_is_made_good_by_the_next_plan(
+        steps in proptest::collection::vec(any_step(), 2..5), fails_at in 0usize..60,
+    ) {
+        let mut maps = FakeMaps::new(CAPACITY.slots);
+        for step in &steps {
+            maps.writes_left = Some(fails_at);
+            let ops = ops(&maps, &step.model, &step.runtime);
+            let failed = apply(&mut maps, &ops, NOW).is_err();
+            prop_assert_eq!(failed, ops.len() > fails_at);
+            assert_nothing_dangles(&maps);
+            maps.writes_left = None;
+            let desired = wanted(&maps, &step.model, &step.runtime, &BTreeSet::new());
+            reconcile(&mut maps, &step.model, &step.runtime);
+            assert_holds(&maps, &desired);
+        }
+    }
+
+    #[test]
+    fn ids_stay_what_they_are_whatever_else_changes(
+        steps in proptest::collection::vec(any_step(), 2..6),
+    ) {
+        let mut maps = FakeMaps::new(CAPACITY.slots);
+        let mut ids: BTreeMap<u32, MemberEntry> = BTreeMap::new();
+        for step in &steps {
+            reconcile(&mut maps, &step.model, &step.runtime);
+            let members = maps.snapshot().unwrap().members;
+            for (id, before) in ids {
+                let now = members[&id];
+                prop_assert_eq!(
+                    MemberEntry { state: 0, next_hop: 0, ..before },
+                    MemberEntry { state: 0, next_hop: 0, ..now }
+                );
+            }
+            ids = members;
+        }
+    }
+}
+
+fn words(maps: &FakeMaps) -> Vec<SlotWord> {
+    maps.snapshot().unwrap().slots[&1].clone()
+}
+
+fn id_of(maps: &FakeMaps, n: u8) -> u32 {
+    let s = maps.snapshot().unwrap();
+    let address = IpAddr::V4(Ipv4Addr::new(10, 0, 1, n));
+    *s.members
+        .iter()
+        .find(|(_, m)| m.address.to_ip(m.family) == address)
+        .expect("the backend is a member")
+        .0
+}
+
+#[test]
+fn a_new_service_starts_with_stable_slots_though_their_last_owner_left_tracked_ones() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2], vec![service(1, "p")]),
+        &runtime(),
+    );
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2, 3], vec![service(1, "p")]),
+        &runtime(),
+    );
+    assert!(words(&maps).iter().any(|w| w.is_tracked()));
+    reconcile(&mut maps, &one_pool([1, 2], vec![]), &runtime());
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2], vec![service(2, "p")]),
+        &runtime(),
+    );
+    assert!(maps.all_slots()[..31].iter().all(|w| !w.is_tracked()));
+}
+
+#[test]
+fn slots_that_change_keep_their_old_member_as_base_and_the_others_stay_stable() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2], vec![service(1, "p")]),
+        &runtime(),
+    );
+    let before = words(&maps);
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2, 3], vec![service(1, "p")]),
+        &runtime(),
+    );
+    let third = id_of(&maps, 3);
+    for (old, new) in before.iter().zip(words(&maps)) {
+        if new.current() == old.current() {
+            assert_eq!(*old, new);
+        } else {
+            assert!(new.is_tracked());
+            assert_eq!((new.base(), new.age(NOW)), (old.current(), 0));
+        }
+    }
+    assert!(words(&maps).iter().any(|w| w.current() == third));
+}
+
+#[test]
+fn a_member_that_stops_serving_is_the_base_of_no_slot() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let model = one_pool([1, 2, 3], vec![service(1, "p")]);
+    reconcile(&mut maps, &model, &runtime());
+    let first = id_of(&maps, 1);
+    let mut runtime = runtime();
+    condition(&mut runtime, 1, Condition::Draining);
+    reconcile(&mut maps, &model, &runtime);
+    assert!(words(&maps).iter().any(|w| w.base() == first));
+    assert!(words(&maps).iter().all(|w| w.current() != first));
+    condition(&mut runtime, 1, Condition::Disabled);
+    let ops = ops(&maps, &model, &runtime);
+    let state = ops
+        .iter()
+        .position(|op| matches!(op, MapOp::SetMemberState(..)));
+    let slot = ops.iter().position(|op| matches!(op, MapOp::Slot(_)));
+    assert!(state < slot, "the state is written first");
+    apply(&mut maps, &ops, NOW).unwrap();
+    assert!(words(&maps).iter().all(|w| w.base() != first));
+}
+
+#[test]
+fn when_no_backend_is_up_the_slots_stay_and_the_failing_go_on_serving() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let model = one_pool([1, 2, 3], vec![service(1, "p")]);
+    reconcile(&mut maps, &model, &runtime());
+    let before = words(&maps);
+    let mut runtime = runtime();
+    condition(&mut runtime, 1, Condition::Dead);
+    condition(&mut runtime, 2, Condition::Failing);
+    condition(&mut runtime, 3, Condition::Disabled);
+    reconcile(&mut maps, &model, &runtime);
+    let third = id_of(&maps, 3);
+    for (old, new) in before.iter().zip(words(&maps)) {
+        if old.current() == third {
+            assert_ne!(
+                new.current(),
+                third,
+                "disabled by the operator serves nobody"
+            );
+        } else {
+            assert_eq!(*old, new);
+        }
+    }
+    let s = maps.snapshot().unwrap();
+    let state = |n| MemberState(s.members[&id_of(&maps, n)].state);
+    assert_eq!(
+        (state(1), state(2)),
+        (MemberState::FAILING, MemberState::FAILING)
+    );
+    assert_eq!(state(3), MemberState::DEAD);
+}
+
+#[test]
+fn a_removed_backend_drains_until_its_time_is_over() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2], vec![service(1, "p")]),
+        &runtime(),
+    );
+    let second = id_of(&maps, 2);
+    let less = one_pool([1], vec![service(1, "p")]);
+    reconcile(&mut maps, &less, &runtime());
+    let state = |maps: &FakeMaps| MemberState(maps.snapshot().unwrap().members[&second].state);
+    assert_eq!(state(&maps), MemberState::DRAINING);
+    let late = wanted(&maps, &less, &runtime(), &BTreeSet::from([second]));
+    let ops = plan(&late, &maps.snapshot().unwrap());
+    apply(&mut maps, &ops, NOW).unwrap();
+    assert_eq!(state(&maps), MemberState::DEAD);
+    assert!(words(&maps).iter().all(|w| w.base() != second));
+}
+
+#[test]
+fn a_slot_that_the_data_path_pressed_meanwhile_is_changed_all_the_same() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2], vec![service(1, "p")]),
+        &runtime(),
+    );
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2, 3], vec![service(1, "p")]),
+        &runtime(),
+    );
+    maps.press_at = Some(NOW + 1);
+    let model = one_pool([1, 2, 3, 4], vec![service(1, "p")]);
+    let desired = wanted(&maps, &model, &runtime(), &BTreeSet::new());
+    reconcile(&mut maps, &model, &runtime());
+    assert_holds(&maps, &desired);
+}
+
+#[test]
+fn a_live_service_keeps_its_table_size() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    reconcile(
+        &mut maps,
+        &one_pool([1, 2], vec![service(1, "p")]),
+        &runtime(),
+    );
+    let larger = Service {
+        table_size: 101,
+        ..service(1, "p")
+    };
+    reconcile(&mut maps, &one_pool([1, 2], vec![larger]), &runtime());
+    assert_eq!(words(&maps).len(), 31);
+}
+
+#[test]
+fn unknown_next_hops_stay_what_they_were_and_unreachable_ones_are_cleared() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let model = one_pool([1, 2], vec![service(1, "p")]);
+    reconcile(&mut maps, &model, &runtime());
+    let mut runtime = runtime();
+    runtime.next_hops.clear();
+    runtime
+        .unreachable
+        .insert(IpAddr::V4(Ipv4Addr::new(10, 0, 1, 2)));
+    reconcile(&mut maps, &model, &runtime);
+    let s = maps.snapshot().unwrap();
+    let hop = |n| s.members[&id_of(&maps, n)].next_hop();
+    assert_eq!(hop(1), NextHop::new([2, 0, 0, 0, 1, 1], 7));
+    assert_eq!(hop(2), NextHop::UNRESOLVED);
+}

@@ -73,23 +73,7 @@ pub async fn rate(options: RateOptions) -> io::Result<RateReport> {
                     return;
                 }
                 let result = request(options.target, &format!("{worker}.{number}")).await;
-                let mut r = report.borrow_mut();
-                let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
-                r.max_ms = r.max_ms.max(ms);
-                match result {
-                    Ok(server) => {
-                        r.requests += 1;
-                        *r.per_server.entry(server).or_default() += 1;
-                    }
-                    Err(failure) => {
-                        r.failed += 1;
-                        *r.failures.entry(failure.kind().into()).or_default() += 1;
-                        if r.examples.len() < EXAMPLES {
-                            r.examples.push(failure.text());
-                        }
-                    }
-                }
-                drop(r);
+                note(&mut report.borrow_mut(), start, result);
                 if !options.pause.is_zero() {
                     sleep(options.pause).await;
                 }
@@ -103,6 +87,24 @@ pub async fn rate(options: RateOptions) -> io::Result<RateReport> {
     report.per_second = requests / started.elapsed().as_secs_f64();
     print(&report)?;
     Ok(report)
+}
+
+fn note(report: &mut RateReport, start: Instant, result: Result<String, Failure>) {
+    let ms = u64::try_from(start.elapsed().as_millis()).unwrap_or(u64::MAX);
+    report.max_ms = report.max_ms.max(ms);
+    match result {
+        Ok(server) => {
+            report.requests += 1;
+            *report.per_server.entry(server).or_default() += 1;
+        }
+        Err(failure) => {
+            report.failed += 1;
+            *report.failures.entry(failure.kind().into()).or_default() += 1;
+            if report.examples.len() < EXAMPLES {
+                report.examples.push(failure.text());
+            }
+        }
+    }
 }
 
 async fn request(target: SocketAddr, line: &str) -> Result<String, Failure> {

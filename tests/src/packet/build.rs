@@ -347,7 +347,7 @@ impl Packet {
         let body = self.layer4();
         let header_length = 20 + self.ip_options.len();
         let (offset, more) = self.fragment.unwrap_or((0, false));
-        let flags = u16::from(self.dont_fragment) << 14 | u16::from(more) << 13 | offset / 8;
+        let flags = u16::from(self.dont_fragment) << 14 | u16::from(more) << 13 | (offset / 8);
         let mut out = vec![0x40 | low_byte(header_length / 4), self.tos];
         out.extend(length16(header_length + body.len()));
         out.extend(low16(self.id));

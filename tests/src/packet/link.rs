@@ -190,7 +190,7 @@ impl LinkSocket {
         }))
     }
 
-    /// Frames that matched no buffer space since the last call.
+    /// Frames dropped for want of buffer space since the last call.
     pub(super) fn missed(&self) -> Result<u32> {
         // SAFETY: plain data for which zero is valid.
         let mut stats: libc::tpacket_stats = unsafe { mem::zeroed() };

@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::{Mac, Packet, ethertype, protocol};
+use super::{Mac, Packet, ethertype};
 
 fn arp(
     operation: u16,
@@ -93,7 +93,6 @@ fn message(
     to: (Mac, Ipv6Addr),
     body: Vec<u8>,
 ) -> Vec<u8> {
-    debug_assert_eq!(protocol::ICMPV6, 58);
     Packet::icmp(IpAddr::V6(from.1), IpAddr::V6(to.1), kind, 0, rest)
         .macs(from.0, to.0)
         .ttl(255)

@@ -1,0 +1,316 @@
+//! What concerns more than one value, and what follows from it.
+
+use std::collections::{HashMap, HashSet};
+use std::net::IpAddr;
+
+use super::{
+    document::Document,
+    reader::{Errors, Path, nearest},
+};
+use crate::{
+    model::{Backend, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service},
+    scheduler,
+};
+
+/// Reports everything that doesn't fit together, fills in the default table
+/// sizes and decides `replies` where it was left to us.
+pub(super) fn all(document: &mut Document, errors: &Errors) {
+    let Document { model, replies } = document;
+    for service in &mut model.services {
+        if !service.table_size_is_explicit {
+            let backends = model
+                .pools
+                .get(&service.pool)
+                .map_or(0, |pool| pool.backends.len());
+            service.table_size = scheduler::table_size(backends);
+        }
+    }
+    names(model, errors);
+    for (name, pool) in &model.pools {
+        backends(pool, &Path::default().key("pools").key(name), errors);
+    }
+    for (index, service) in model.services.iter().enumerate() {
+        let path = Path::default().key("services").index(index);
+        match model.pools.get(&service.pool) {
+            Some(pool) => service_and_pool(service, pool, &path, errors),
+            None => no_pool(model, service, &path, errors),
+        }
+    }
+    overlaps(model, errors);
+    capacities(model, errors);
+    decide_replies(model, replies, errors);
+}
+
+fn duplicates<'a>(names: impl Iterator<Item = &'a str>) -> Vec<(usize, &'a str)> {
+    let mut seen = HashSet::new();
+    names
+        .enumerate()
+        .filter(|(_, name)| !seen.insert(*name))
+        .collect()
+}
+
+fn names(model: &Model, errors: &Errors) {
+    let root = Path::default();
+    for (index, name) in duplicates(model.services.iter().map(|s| s.name.as_str())) {
+        errors.add(
+            root.key("services").index(index).key("name"),
+            format!("the name {name:?} is taken by an earlier service; names must be unique"),
+        );
+    }
+    for (index, name) in duplicates(model.interfaces.iter().map(|i| i.name.as_str())) {
+        errors.add(
+            root.key("interfaces").index(index).key("name"),
+            format!("interface {name:?} is listed twice; remove one"),
+        );
+    }
+}
+
+fn backends(pool: &Pool, path: &Path, errors: &Errors) {
+    let path = path.key("backends");
+    for (index, name) in duplicates(pool.backends.iter().map(|b| b.name.as_str())) {
+        errors.add(
+            path.index(index).key("name"),
+            format!("the name {name:?} is taken by an earlier backend of this pool"),
+        );
+    }
+    let mut seen = HashMap::new();
+    for (index, backend) in pool.backends.iter().enumerate() {
+        if let Some(earlier) = seen.insert((backend.address, backend.port), &backend.name) {
+            errors.add(
+                path.index(index),
+                format!(
+                    "has the same address and port as {earlier:?}; for a larger share give one \
+                     backend more weight"
+                ),
+            );
+        }
+    }
+}
+
+fn no_pool(model: &Model, service: &Service, path: &Path, errors: &Errors) {
+    let known: Vec<&str> = model.pools.keys().map(String::as_str).collect();
+    let hint = match nearest(&service.pool, &known) {
+        Some(near) => format!("did you mean {near:?}?"),
+        None => "define it under `pools`".into(),
+    };
+    errors.add(
+        path.key("pool"),
+        format!("there is no pool {:?}; {hint}", service.pool),
+    );
+}
+
+fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors) {
+    let single_port = match service.ports.ranges() {
+        [(first, last)] if first == last => Some(*first),
+        _ => None,
+    };
+    for backend in &pool.backends {
+        let (name, address) = (&backend.name, backend.address);
+        let at_pool = || path.key("pool");
+        if address.is_ipv4() != service.address.is_ipv4() {
+            errors.add(
+                at_pool(),
+                format!(
+                    "backend {name:?} ({address}) and the service's address {} are not of the \
+                     same family, and {} doesn't translate between them; use a pool of the \
+                     service's family",
+                    service.address, service.forwarding
+                ),
+            );
+        }
+        if address == service.address {
+            errors.add(
+                at_pool(),
+                format!(
+                    "backend {name:?} has the service's own address {address}; give the \
+                     server's own address, not the VIP"
+                ),
+            );
+        }
+        match (service.forwarding, backend.port) {
+            (ForwardingMethod::L2Dsr, Some(port)) if single_port != Some(port) => errors.add(
+                at_pool(),
+                format!(
+                    "backend {name:?} has port {port}, but l2-dsr doesn't rewrite ports; leave \
+                     the backend's port out, or use nat"
+                ),
+            ),
+            (ForwardingMethod::Nat, Some(port)) if single_port.is_none() => errors.add(
+                at_pool(),
+                format!(
+                    "backend {name:?} has the fixed port {port}, but the service has several: \
+                     which one a reply belongs to would be ambiguous; leave the backend's port \
+                     out, or make a service for each port"
+                ),
+            ),
+            _ => {}
+        }
+    }
+}
+
+fn overlaps(model: &Model, errors: &Errors) {
+    let mut earlier: HashMap<(IpAddr, Protocol), Vec<&Service>> = HashMap::new();
+    for (index, service) in model.services.iter().enumerate() {
+        let same = earlier
+            .entry((service.address, service.protocol))
+            .or_default();
+        for other in same.iter() {
+            if let Some(port) = common_port(service.ports.ranges(), other.ports.ranges()) {
+                errors.add(
+                    Path::default().key("services").index(index).key("port"),
+                    format!(
+                        "{} {} port {port} belongs to both {:?} and {:?}; a packet can have one \
+                         service only",
+                        service.address, service.protocol, other.name, service.name
+                    ),
+                );
+            }
+        }
+        same.push(service);
+    }
+}
+
+/// The first port that is in both; both ascend.
+fn common_port(a: &[(u16, u16)], b: &[(u16, u16)]) -> Option<u16> {
+    let (mut a_rest, mut b_rest) = (a, b);
+    while let (Some(((a_first, a_last), a_tail)), Some(((b_first, b_last), b_tail))) =
+        (a_rest.split_first(), b_rest.split_first())
+    {
+        if a_last < b_first {
+            a_rest = a_tail;
+        } else if b_last < a_first {
+            b_rest = b_tail;
+        } else {
+            return Some(*a_first.max(b_first));
+        }
+    }
+    None
+}
+
+fn capacities(model: &Model, errors: &Errors) {
+    let size = &model.dataplane;
+    let pool_of = |service: &Service| model.pools.get(&service.pool);
+    let members: u64 = model
+        .services
+        .iter()
+        .filter_map(pool_of)
+        .map(|pool| pool.backends.len() as u64)
+        .sum();
+    let slots: u64 = model.services.iter().map(|s| u64::from(s.table_size)).sum();
+    for (key, limit, needed, what) in [
+        (
+            "max_services",
+            size.max_services,
+            model.services.len() as u64,
+            "services",
+        ),
+        (
+            "max_members",
+            size.max_members,
+            members,
+            "pairs of service and backend",
+        ),
+        (
+            "max_slots",
+            size.max_slots,
+            slots,
+            "table slots (`table_size` of all services)",
+        ),
+    ] {
+        if needed > u64::from(limit) {
+            errors.add(
+                Path::default().key("dataplane").key(key),
+                format!("the file has {needed} {what}, {key} is {limit}; raise {key}"),
+            );
+        }
+    }
+}
+
+/// The ports a backend is reached at.
+fn backend_ports<'a>(service: &'a Service, own: &'a [(u16, u16)]) -> &'a [(u16, u16)] {
+    if own.is_empty() {
+        service.ports.ranges()
+    } else {
+        own
+    }
+}
+
+/// `port` needs that a backend's address, port and protocol belong to one
+/// service, and to the one whose port they are.
+fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors) {
+    let own_port = |b: &Backend| b.port.map(|port| vec![(port, port)]).unwrap_or_default();
+    let mut users: HashMap<(IpAddr, Protocol), Vec<(usize, Vec<(u16, u16)>)>> = HashMap::new();
+    for (index, service) in model.services.iter().enumerate() {
+        for backend in model
+            .pools
+            .get(&service.pool)
+            .into_iter()
+            .flat_map(|p| &p.backends)
+        {
+            let key = (backend.address, service.protocol);
+            users
+                .entry(key)
+                .or_default()
+                .push((index, own_port(backend)));
+        }
+    }
+    // For each service with a shared backend, the name of one that shares it.
+    let mut shared: HashMap<usize, String> = HashMap::new();
+    for users in users.values() {
+        for (position, (a, a_own)) in users.iter().enumerate() {
+            for (b, b_own) in users.iter().skip(position + 1) {
+                let (Some(one), Some(other)) = (model.services.get(*a), model.services.get(*b))
+                else {
+                    continue;
+                };
+                let ports = (backend_ports(one, a_own), backend_ports(other, b_own));
+                if a != b && common_port(ports.0, ports.1).is_some() {
+                    shared.entry(*a).or_insert_with(|| other.name.clone());
+                    shared.entry(*b).or_insert_with(|| one.name.clone());
+                }
+            }
+        }
+    }
+    for (index, (service, asked)) in model.services.iter_mut().zip(asked).enumerate() {
+        let path = Path::default().key("services").index(index).key("replies");
+        if service.forwarding != ForwardingMethod::Nat {
+            if asked.is_some() {
+                let why = "is for nat; with l2-dsr replies don't pass here: remove it";
+                errors.add(path, why);
+            }
+            continue;
+        }
+        let has_range = service
+            .ports
+            .ranges()
+            .iter()
+            .any(|(first, last)| first != last);
+        let why_flow = match shared.get(&index) {
+            _ if has_range => Some("the service has a range of ports".to_owned()),
+            Some(other) => Some(format!("service {other:?} uses the same backend and port")),
+            None => None,
+        };
+        service.replies = match (asked, why_flow) {
+            (Some(Replies::Port), Some(why)) => {
+                errors.add(
+                    path,
+                    format!("`port` is impossible here: {why}; use auto or flow"),
+                );
+                Replies::Flow
+            }
+            (Some(asked), _) => *asked,
+            (None, Some(_)) => Replies::Flow,
+            (None, None) => Replies::Port,
+        };
+    }
+}
+
+impl Ports {
+    /// The ports as ranges; `any` is one of them all.
+    fn ranges(&self) -> &[(u16, u16)] {
+        match self {
+            Self::Any => &[(0, u16::MAX)],
+            Self::Ranges(ranges) => ranges,
+        }
+    }
+}

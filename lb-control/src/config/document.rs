@@ -1,0 +1,310 @@
+//! The keys of the file: what is allowed where, and the defaults.
+
+use std::{collections::BTreeMap, time::Duration};
+
+use super::{
+    reader::{At, Errors, Fields, Path},
+    value,
+    yaml::Node,
+};
+use crate::model::{
+    Backend, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
+    Protocol, Replies, Service, XdpMode,
+};
+
+/// What the file says, before the checks that concern several values.
+pub(super) struct Document {
+    /// `replies` and default table sizes of its services aren't right yet.
+    pub(super) model: Model,
+    /// For each service the `replies` asked for; `None` is `auto`.
+    pub(super) replies: Vec<Option<Replies>>,
+}
+
+const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
+
+/// The limit of the flow table's clock.
+const LONGEST_IDLE: Duration = seconds(2 * 3600 + 15 * 60);
+/// Member ids have 20 bits, and 0 is nobody.
+const MOST_MEMBERS: u32 = (1 << 20) - 1;
+
+/// Reads the whole document.
+pub(super) fn read(root: &Node, errors: &Errors) -> Document {
+    let at = At {
+        node: root,
+        path: Path::default(),
+        errors,
+    };
+    let known = [
+        "node",
+        "interfaces",
+        "dataplane",
+        "metrics",
+        "pools",
+        "services",
+    ];
+    let fields = at.fields(&known, &["vrrp", "sync", "dns", "snmp"]);
+    let mut document = Document {
+        model: Model {
+            node: "lb".into(),
+            interfaces: Vec::new(),
+            dataplane: dataplane(None),
+            metrics: None,
+            pools: BTreeMap::new(),
+            services: Vec::new(),
+        },
+        replies: Vec::new(),
+    };
+    let Some(fields) = fields else {
+        return document;
+    };
+    let model = &mut document.model;
+    if let Some(node) = fields.get("node").and_then(|at| at.fields(&["name"], &[])) {
+        model.node = node.or("name", "lb".into(), value::name);
+    }
+    model.interfaces = fields
+        .required("interfaces")
+        .map(interfaces)
+        .unwrap_or_default();
+    model.dataplane = dataplane(fields.get("dataplane"));
+    model.metrics = fields
+        .get("metrics")
+        .and_then(|at| at.fields(&["listen"], &[]))
+        .and_then(|metrics| metrics.required("listen")?.read(value::socket_address));
+    for (name, at) in fields.get("pools").map(At::entries).unwrap_or_default() {
+        if !value::is_name(name) {
+            at.error(format!("found the name {name:?}; {}", value::NAME_ALLOWED));
+        }
+        model.pools.insert(name.into(), pool(&at));
+    }
+    for at in fields.get("services").map(At::items).unwrap_or_default() {
+        if let Some((service, replies)) = service(&at) {
+            model.services.push(service);
+            document.replies.push(replies);
+        }
+    }
+    document
+}
+
+fn interfaces(at: &At<'_>) -> Vec<Interface> {
+    let items = at.items();
+    if matches!(at.node, Node::List(items) if items.is_empty()) {
+        at.error("found an empty list; allowed: at least one interface");
+    }
+    items
+        .iter()
+        .filter_map(|at| {
+            let fields = at.fields(&["name", "xdp"], &[])?;
+            let modes = [
+                ("auto", XdpMode::Auto),
+                ("native", XdpMode::Native),
+                ("generic", XdpMode::Generic),
+            ];
+            let xdp = fields.or("xdp", XdpMode::Auto, |node| {
+                value::choice(node, &modes, &[])
+            });
+            let name = fields.required("name")?.read(value::interface)?;
+            Some(Interface { name, xdp })
+        })
+        .collect()
+}
+
+fn dataplane(at: Option<&At<'_>>) -> Dataplane {
+    let known = [
+        "max_flows",
+        "max_services",
+        "max_members",
+        "max_slots",
+        "tcp_idle",
+        "udp_idle",
+        "dead_after",
+        "drain_timeout",
+        "hash_secret_file",
+        "pin_dir",
+        "debug_log",
+        "manage_sysctls",
+        "when_daemon_dead",
+    ];
+    let fields = at.and_then(|at| at.fields(&known, &[]));
+    let fields = fields.as_ref();
+    let number =
+        |key, default, range| fields.map_or(default, |f| f.or(key, default, value::number(range)));
+    let duration = |key, default, range| {
+        fields.map_or(default, |f| f.or(key, default, value::duration(range)))
+    };
+    let boolean =
+        |key, default| fields.map_or(default, |f: &Fields<'_>| f.or(key, default, value::boolean));
+    if let Some(f) = fields {
+        f.or("when_daemon_dead", (), |node| {
+            value::choice(node, &[("keep", ())], &[("yield", " (it comes with VRRP)")])
+        });
+    }
+    Dataplane {
+        max_flows: number("max_flows", 1_000_000, 1024..=1 << 28),
+        max_services: number("max_services", 1024, 1..=65_536),
+        max_members: number("max_members", 65_536, 1..=MOST_MEMBERS),
+        max_slots: number("max_slots", 4_194_304, 1024..=1 << 28),
+        tcp_idle: duration("tcp_idle", LONGEST_IDLE, seconds(10)..=LONGEST_IDLE),
+        udp_idle: duration("udp_idle", seconds(60), seconds(10)..=LONGEST_IDLE),
+        dead_after: duration("dead_after", seconds(30), seconds(0)..=seconds(86_400)),
+        drain_timeout: duration("drain_timeout", seconds(300), seconds(0)..=seconds(86_400)),
+        hash_secret_file: fields.and_then(|f| f.optional("hash_secret_file", value::absolute_path)),
+        pin_dir: fields.map_or_else(
+            || "/sys/fs/bpf/lbctl".into(),
+            |f| f.or("pin_dir", "/sys/fs/bpf/lbctl".into(), value::pin_dir),
+        ),
+        debug_log: boolean("debug_log", false),
+        manage_sysctls: boolean("manage_sysctls", true),
+    }
+}
+
+fn pool(at: &At<'_>) -> Pool {
+    let later = ["slow_start", "overflow"];
+    let Some(fields) = at.fields(&["backends", "health"], &later) else {
+        return Pool {
+            backends: Vec::new(),
+            health: Vec::new(),
+        };
+    };
+    let backends = fields
+        .required("backends")
+        .map(At::items)
+        .unwrap_or_default();
+    let health = fields.get("health").map(At::items).unwrap_or_default();
+    Pool {
+        backends: backends.iter().filter_map(backend).collect(),
+        health: health.iter().filter_map(check).collect(),
+    }
+}
+
+fn backend(at: &At<'_>) -> Option<Backend> {
+    let later = ["priority", "max_connections", "backup"];
+    let fields = at.fields(&["name", "address", "port", "weight"], &later)?;
+    let port = fields.optional("port", value::port);
+    let weight = fields.or("weight", 1, value::weight);
+    let name = fields.required("name").and_then(|at| at.read(value::name));
+    let address = fields
+        .required("address")
+        .and_then(|at| at.read(value::address));
+    Some(Backend {
+        name: name?,
+        address: address?,
+        port,
+        weight,
+    })
+}
+
+fn check(at: &At<'_>) -> Option<Check> {
+    let later_keys = [
+        "path",
+        "expect",
+        "send",
+        "host",
+        "method",
+        "headers",
+        "query",
+        "server_name",
+        "command",
+    ];
+    let known = ["type", "port", "interval", "timeout", "rise", "fall"];
+    let fields = at.fields(&known, &later_keys)?;
+    let later = [
+        "ping", "icmp", "http", "https", "tls", "dns", "udp", "smtp", "script", "agent", "snmp",
+    ]
+    .map(|name| (name, ""));
+    let kind = fields
+        .required("type")?
+        .read(|node| value::choice(node, &[("tcp", ())], &later));
+    let interval_range = Duration::from_millis(100)..=seconds(3600);
+    let timeout_range = Duration::from_millis(10)..=seconds(3600);
+    let interval = fields.or("interval", seconds(2), value::duration(interval_range));
+    let default_timeout = seconds(1).min(interval);
+    let timeout = fields.or("timeout", default_timeout, value::duration(timeout_range));
+    if timeout > interval {
+        at.error(format!(
+            "timeout {} is longer than interval {}; a check has to end before the next begins: \
+             raise the interval or lower the timeout",
+            value::shown_duration(timeout),
+            value::shown_duration(interval)
+        ));
+    }
+    kind?;
+    Some(Check {
+        kind: CheckKind::Tcp,
+        port: fields.optional("port", value::port),
+        interval,
+        timeout,
+        rise: fields.or("rise", 2, value::number(1..=100)),
+        fall: fields.or("fall", 3, value::number(1..=100)),
+    })
+}
+
+fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
+    let known = [
+        "name",
+        "address",
+        "port",
+        "protocol",
+        "forwarding",
+        "scheduler",
+        "replies",
+        "pool",
+        "table_size",
+    ];
+    let later = [
+        "persistence",
+        "hash",
+        "tracking",
+        "udp",
+        "on_backend_down",
+        "allow",
+        "deny",
+    ];
+    let fields = at.fields(&known, &later)?;
+    let methods = [
+        ("l2-dsr", ForwardingMethod::L2Dsr),
+        ("nat", ForwardingMethod::Nat),
+    ];
+    let later_methods = ["full-nat", "ipip", "gue"].map(|name| (name, ""));
+    let later_schedulers =
+        ["round-robin", "least-connections", "response-time"].map(|name| (name, ""));
+    fields.or("scheduler", (), |node| {
+        value::choice(node, &[("maglev", ())], &later_schedulers)
+    });
+    let replies = fields.or("replies", None, |node| {
+        let names = [
+            ("auto", None),
+            ("port", Some(Replies::Port)),
+            ("flow", Some(Replies::Flow)),
+        ];
+        value::choice(node, &names, &[])
+    });
+    let table_size = fields.optional("table_size", value::table_size);
+    let protocol =
+        |node: &Node| value::choice(node, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[]);
+    let forwarding = |node: &Node| value::choice(node, &methods, &later_methods);
+    // All are read before the first missing one ends it.
+    let name = fields.required("name").and_then(|at| at.read(value::name));
+    let address = fields
+        .required("address")
+        .and_then(|at| at.read(value::address));
+    let ports: Option<Ports> = fields.required("port").and_then(|at| at.read(value::ports));
+    let protocol = fields.required("protocol").and_then(|at| at.read(protocol));
+    let forwarding = fields
+        .required("forwarding")
+        .and_then(|at| at.read(forwarding));
+    let pool = fields.required("pool").and_then(|at| at.read(value::name));
+    let service = Service {
+        name: name?,
+        address: address?,
+        ports: ports?,
+        protocol: protocol?,
+        forwarding: forwarding?,
+        replies: replies.unwrap_or(Replies::Port),
+        pool: pool?,
+        table_size: table_size.unwrap_or(0),
+        table_size_is_explicit: table_size.is_some(),
+    };
+    Some((service, replies))
+}

@@ -1,0 +1,237 @@
+use std::{path::PathBuf, time::Duration};
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::model::{Ports, Replies};
+
+const GOOD: &str = r#"
+interfaces: [{name: eth0}]
+pools:
+  web:
+    backends:
+      - {name: a, address: 10.0.1.11, port: 8080}
+      - name: b
+        address: 10.0.1.12
+        port: 8080
+    health: [{type: tcp}]
+services:
+  - {name: shop, address: 203.0.113.10, port: 80, protocol: tcp, forwarding: nat, pool: web}
+"#;
+
+/// `GOOD` with one thing changed, and the errors it then has.
+fn errors_after(from: &str, to: &str) -> String {
+    assert!(GOOD.contains(from), "{from:?} isn't in the good file");
+    match parse(&GOOD.replacen(from, to, 1), "f.yaml") {
+        Ok(_) => "none".into(),
+        Err(errors) => errors.to_string(),
+    }
+}
+
+fn good_after(from: &str, to: &str) -> Model {
+    assert!(GOOD.contains(from), "{from:?} isn't in the good file");
+    parse(&GOOD.replacen(from, to, 1), "f.yaml").unwrap_or_else(|errors| panic!("{errors}"))
+}
+
+#[test]
+fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
+    let second = "\n  - {name: api, address: 203.0.113.10, port: [79-81], protocol: tcp, forwarding: nat, pool: web}\n";
+    let cases: &[(&str, &str, &str)] = &[
+        (
+            "port: 80,",
+            "port: 0,",
+            "f.yaml:12:47: services[0].port: found `0`; allowed: a port from 1 to 65535, a range such as \"8000-8100\", a list of these without overlap, or any",
+        ),
+        (
+            "forwarding: nat",
+            "forwading: nat",
+            "f.yaml:12:5: services[0]: `forwarding` is missing\nf.yaml:12:66: services[0].forwading: unknown key `forwading`; did you mean `forwarding`?",
+        ),
+        (
+            "        port: 8080",
+            "        prt: 8080",
+            "f.yaml:9:9: pools.web.backends[1].prt: unknown key `prt`; did you mean `port`?",
+        ),
+        (
+            "type: tcp",
+            "type: http",
+            "f.yaml:10:21: pools.web.health[0].type: found \"http\"; not supported by this version yet; allowed: tcp",
+        ),
+        (
+            "pool: web}",
+            "pool: wbe}",
+            "f.yaml:12:89: services[0].pool: there is no pool \"wbe\"; did you mean \"web\"?",
+        ),
+        (
+            "10.0.1.11",
+            "\"::ffff:1.2.3.4\"",
+            "f.yaml:6:28: pools.web.backends[0].address: found \"::ffff:1.2.3.4\"; an IPv4 address in IPv6 form never occurs in packets; write it as IPv4; allowed: the unicast address of a host",
+        ),
+        (
+            "forwarding: nat",
+            "forwarding: l2-dsr",
+            "f.yaml:12:92: services[0].pool: backend \"a\" has port 8080, but l2-dsr doesn't rewrite ports; leave the backend's port out, or use nat\nf.yaml:12:92: services[0].pool: backend \"b\" has port 8080, but l2-dsr doesn't rewrite ports; leave the backend's port out, or use nat",
+        ),
+        (
+            "pool: web}\n",
+            &format!("pool: web}}{second}"),
+            "f.yaml:13:46: services[1].port: 203.0.113.10 tcp port 80 belongs to both \"shop\" and \"api\"; a packet can have one service only",
+        ),
+        (
+            "name: b",
+            "name: a",
+            "f.yaml:7:15: pools.web.backends[1].name: the name \"a\" is taken by an earlier backend of this pool",
+        ),
+        (
+            "name: eth0",
+            "name: an-interface-name",
+            "f.yaml:2:21: interfaces[0].name: found \"an-interface-name\"; allowed: the name of an interface, at most 15 bytes without '/'",
+        ),
+        (
+            "{type: tcp}",
+            "{type: tcp, timeout: 3s}",
+            "f.yaml:10:14: pools.web.health[0]: timeout 3s is longer than interval 2s; a check has to end before the next begins: raise the interval or lower the timeout",
+        ),
+        (
+            "\npools:",
+            "\ndataplane: {when_daemon_dead: yield}\npools:",
+            "f.yaml:3:31: dataplane.when_daemon_dead: found \"yield\"; not supported by this version yet (it comes with VRRP); allowed: keep",
+        ),
+        (
+            "\npools:",
+            "\ndataplane: {max_slots: 1024, tcp_idle: 3h}\npools:",
+            "f.yaml:3:40: dataplane.tcp_idle: found \"3h\"; allowed: a time from 10s to 2h15m, such as \"10s\", \"500ms\" or \"2h15m\"",
+        ),
+        (
+            "\npools:",
+            "\nvrrp: []\npools:",
+            "f.yaml:3:1: vrrp: `vrrp` is not supported by this version yet; remove it",
+        ),
+        (
+            "\npools:",
+            "\ndataplane: {pin_dir: /sys/fs/bpf/lb.1}\npools:",
+            "f.yaml:3:22: dataplane.pin_dir: found \"/sys/fs/bpf/lb.1\"; allowed: an absolute path whose last part has no '.' (a BPF file system refuses it)",
+        ),
+        (
+            "pool: web}",
+            "pool: web, table_size: 1000}",
+            "f.yaml:12:106: services[0].table_size: found `1000`; allowed: a prime, such as 1009",
+        ),
+    ];
+    let mut wrong = String::new();
+    for (from, to, expected) in cases {
+        // Several ports need the backends' own port to be left out.
+        let found = errors_after(from, to);
+        let found = found
+            .lines()
+            .filter(|l| !l.contains("fixed port"))
+            .collect::<Vec<_>>()
+            .join("\n");
+        if found != *expected {
+            wrong.push_str(&format!(
+                "{to:?}\n  found    {found}\n  expected {expected}\n"
+            ));
+        }
+    }
+    assert!(wrong.is_empty(), "{wrong}");
+}
+
+#[test]
+fn defaults_are_filled_in() {
+    let model = good_after("80", "80");
+    assert_eq!(model.dataplane.tcp_idle, Duration::from_secs(8_100));
+    assert_eq!(model.dataplane.max_slots, 4_194_304);
+    let check = &model.pools["web"].health[0];
+    assert_eq!((check.interval.as_secs(), check.timeout.as_secs()), (2, 1));
+    assert_eq!((check.rise, check.fall), (2, 3));
+    let service = &model.services[0];
+    assert_eq!(
+        (service.table_size, service.table_size_is_explicit),
+        (1_021, false)
+    );
+    assert_eq!(service.replies, Replies::Port);
+}
+
+#[test]
+fn replies_need_flows_where_a_backend_port_has_two_services() {
+    let shared = "pool: web}\n  - {name: api, address: 203.0.113.11, port: 80, protocol: tcp, forwarding: nat, pool: web}";
+    let model = good_after("pool: web}", shared);
+    assert!(
+        model
+            .services
+            .iter()
+            .all(|service| service.replies == Replies::Flow)
+    );
+    let errors = errors_after(
+        "pool: web}",
+        &shared.replacen("web}", "web, replies: port}", 1),
+    );
+    assert!(
+        errors.contains("`port` is impossible here: service \"api\""),
+        "{errors}"
+    );
+}
+
+#[test]
+fn ports_are_sorted_ranges() {
+    let text = GOOD
+        .replace(", port: 8080", "")
+        .replace("        port: 8080\n", "");
+    let text = text.replace("port: 80,", "port: [443, 8000-8100, 80],");
+    let model = parse(&text, "f.yaml").unwrap();
+    let ranges = vec![(80, 80), (443, 443), (8_000, 8_100)];
+    assert_eq!(model.services[0].ports, Ports::Ranges(ranges));
+    assert_eq!(model.services[0].replies, Replies::Flow);
+}
+
+#[test]
+fn a_repeated_key_is_an_error() {
+    let errors = errors_after("port: 80,", "port: 80, port: 81,");
+    assert!(
+        errors.contains("duplicate entry with key \"port\""),
+        "{errors}"
+    );
+}
+
+#[test]
+fn a_file_that_expands_without_end_is_refused() {
+    let mut text = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for i in 1..30 {
+        let last = format!("*a{}, ", i - 1).repeat(9);
+        text.push_str(&format!("a{i}: &a{i} [{last}]\n"));
+    }
+    assert!(parse(&text, "f.yaml").is_err());
+}
+
+#[test]
+fn every_example_is_a_good_configuration() {
+    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut count = 0;
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path
+            .extension()
+            .is_some_and(|extension| extension == "yaml")
+        {
+            load(&path).unwrap_or_else(|errors| panic!("{errors}"));
+            count += 1;
+        }
+    }
+    assert!(count > 0, "no examples were found");
+}
+
+proptest! {
+    #[test]
+    fn no_text_makes_it_panic(text in any::<String>()) {
+        let _ = parse(&text, "f.yaml");
+    }
+
+    #[test]
+    fn no_damage_to_a_good_file_makes_it_panic(
+        at in 0..GOOD.len(), length in 0_usize..30, new in "[-a-z0-9:,\\[\\]{}&*!|> \n\"']{0,8}",
+    ) {
+        let mut text = GOOD.to_owned();
+        text.replace_range(at..(at + length).min(GOOD.len()), &new);
+        let _ = parse(&text, "f.yaml");
+    }
+}

@@ -1,0 +1,279 @@
+//! Single values. Each function's error says what is allowed.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use super::yaml::Node;
+use crate::{model::Ports, scheduler};
+
+/// What reading a value gives: the error says what is allowed.
+pub(super) type Read<T> = Result<T, String>;
+
+/// One of some names. `later` are names that a later version will know.
+pub(super) fn choice<T: Copy>(node: &Node, names: &[(&str, T)], later: &[(&str, &str)]) -> Read<T> {
+    let text = match node {
+        Node::Text(text) => text.as_str(),
+        _ => "",
+    };
+    if let Some((_, value)) = names.iter().find(|(name, _)| *name == text) {
+        return Ok(*value);
+    }
+    let list: Vec<&str> = names.iter().map(|(name, _)| *name).collect();
+    let list = list.join(", ");
+    Err(match later.iter().find(|(name, _)| *name == text) {
+        Some((_, why)) => format!("not supported by this version yet{why}; allowed: {list}"),
+        None => format!("allowed: {list}"),
+    })
+}
+
+/// `true` or `false`.
+pub(super) fn boolean(node: &Node) -> Read<bool> {
+    match node {
+        Node::Bool(value) => Ok(*value),
+        _ => Err("allowed: true, false".into()),
+    }
+}
+
+/// A whole number in a range.
+pub(super) fn number(range: RangeInclusive<u32>) -> impl Fn(&Node) -> Read<u32> {
+    move |node| {
+        match node {
+            Node::Integer(value) => u32::try_from(*value).ok().filter(|v| range.contains(v)),
+            _ => None,
+        }
+        .ok_or_else(|| {
+            format!(
+                "allowed: a number from {} to {}",
+                range.start(),
+                range.end()
+            )
+        })
+    }
+}
+
+/// A backend's weight.
+pub(super) fn weight(node: &Node) -> Read<u16> {
+    number(0..=u16::MAX.into())(node).map(|value| u16::try_from(value).unwrap_or(u16::MAX))
+}
+
+/// The slots of a table.
+pub(super) fn table_size(node: &Node) -> Read<u32> {
+    let range = 251..=scheduler::LARGEST_TABLE;
+    match number(range.clone())(node) {
+        Ok(size) if scheduler::is_prime(size) => Ok(size),
+        Ok(size) => {
+            let next = (size..=*range.end()).find(|&size| scheduler::is_prime(size));
+            Err(format!(
+                "allowed: a prime, such as {}",
+                next.unwrap_or(*range.end())
+            ))
+        }
+        Err(_) => Err(format!(
+            "allowed: a prime from {} to {}",
+            range.start(),
+            range.end()
+        )),
+    }
+}
+
+/// A time such as `2h15m`, `10s` or `500ms`.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl Fn(&Node) -> Read<Duration> {
+    move |node| {
+        match node {
+            Node::Text(text) => duration_of(text).filter(|d| range.contains(d)),
+            _ => None,
+        }
+        .ok_or_else(|| {
+            format!(
+                "allowed: a time from {} to {}, such as \"10s\", \"500ms\" or \"2h15m\"",
+                shown_duration(*range.start()),
+                shown_duration(*range.end())
+            )
+        })
+    }
+}
+
+/// Numbers with units, each unit once, the largest first.
+fn duration_of(text: &str) -> Option<Duration> {
+    let mut total = Duration::ZERO;
+    let mut rest = text;
+    let mut smaller_than = u64::MAX;
+    while !rest.is_empty() {
+        let (digits, after) = rest.split_at(rest.find(|c: char| !c.is_ascii_digit())?);
+        let (unit, after) = after.split_at(
+            after
+                .find(|c: char| c.is_ascii_digit())
+                .unwrap_or(after.len()),
+        );
+        let unit_ms = match unit {
+            "h" => 3_600_000,
+            "m" => 60_000,
+            "s" => 1_000,
+            "ms" => 1,
+            _ => return None,
+        };
+        if unit_ms >= smaller_than {
+            return None;
+        }
+        smaller_than = unit_ms;
+        let ms = digits.parse::<u64>().ok()?.checked_mul(unit_ms)?;
+        total = total.checked_add(Duration::from_millis(ms))?;
+        rest = after;
+    }
+    (smaller_than != u64::MAX).then_some(total)
+}
+
+/// A duration as it may be written in the file.
+pub(super) fn shown_duration(duration: Duration) -> String {
+    let mut rest = u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    let mut text = String::new();
+    for (unit, ms) in [("h", 3_600_000), ("m", 60_000), ("s", 1_000), ("ms", 1)] {
+        if rest >= ms {
+            text.push_str(&format!("{}{unit}", rest / ms));
+            rest %= ms;
+        }
+    }
+    if text.is_empty() { "0s".into() } else { text }
+}
+
+/// One port.
+pub(super) fn port(node: &Node) -> Read<u16> {
+    number(1..=u16::MAX.into())(node)
+        .map(|value| u16::try_from(value).unwrap_or(u16::MAX))
+        .map_err(|_| "allowed: a port from 1 to 65535".into())
+}
+
+/// The ports of a service.
+pub(super) fn ports(node: &Node) -> Read<Ports> {
+    const ALLOWED: &str = "allowed: a port from 1 to 65535, a range such as \"8000-8100\", \
+                           a list of these without overlap, or any";
+    let range = |node: &Node| match node {
+        Node::Text(text) => {
+            let (first, last) = text.split_once('-')?;
+            let of = |text: &str| text.trim().parse::<u16>().ok().filter(|&port| port > 0);
+            let (first, last) = (of(first)?, of(last)?);
+            (first <= last).then_some((first, last))
+        }
+        node => port(node).ok().map(|port| (port, port)),
+    };
+    let mut ranges = match node {
+        Node::Text(text) if text == "any" => return Ok(Ports::Any),
+        Node::List(items) if !items.is_empty() => items
+            .iter()
+            .map(range)
+            .collect::<Option<Vec<_>>>()
+            .ok_or(ALLOWED)?,
+        node => vec![range(node).ok_or(ALLOWED)?],
+    };
+    ranges.sort_unstable();
+    let disjoint = ranges.windows(2).all(|pair| match pair {
+        [(_, last), (first, _)] => last < first,
+        _ => true,
+    });
+    if disjoint {
+        Ok(Ports::Ranges(ranges))
+    } else {
+        Err(ALLOWED.into())
+    }
+}
+
+/// The address of a host: one that a packet can come from and go to.
+pub(super) fn address(node: &Node) -> Read<IpAddr> {
+    const ALLOWED: &str = "allowed: an IPv4 or IPv6 address";
+    let Node::Text(text) = node else {
+        return Err(ALLOWED.into());
+    };
+    let address: IpAddr = text.parse().map_err(|_| ALLOWED.to_owned())?;
+    let refused = match address {
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            Some("an IPv4 address in IPv6 form never occurs in packets; write it as IPv4")
+        }
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => {
+            Some("a link-local address is not unique without its link")
+        }
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("the broadcast address is no host's"),
+        _ if address.is_unspecified() => Some("the unspecified address is no host's"),
+        _ if address.is_multicast() => Some("a multicast address is no host's"),
+        _ if address.is_loopback() => Some("loopback addresses never leave a host"),
+        _ => None,
+    };
+    refused.map_or(Ok(address), |why| {
+        Err(format!("{why}; allowed: the unicast address of a host"))
+    })
+}
+
+/// Where to listen.
+pub(super) fn socket_address(node: &Node) -> Read<SocketAddr> {
+    match node {
+        Node::Text(text) => text.parse().ok(),
+        _ => None,
+    }
+    .ok_or_else(|| {
+        "allowed: an address and a port, such as \"127.0.0.1:9464\" or \"[::1]:9464\"".into()
+    })
+}
+
+/// A name: 1 to 63 of `a-z 0-9 . _ -`, the first a letter or digit.
+pub(super) fn name(node: &Node) -> Read<String> {
+    match node {
+        Node::Text(text) if is_name(text) => Ok(text.clone()),
+        Node::Integer(_) | Node::Float(_) | Node::Bool(_) => {
+            Err("allowed: a name; put it in quotes".into())
+        }
+        _ => Err(NAME_ALLOWED.into()),
+    }
+}
+
+/// What a name may be.
+pub(super) const NAME_ALLOWED: &str =
+    "allowed: 1 to 63 of a-z, 0-9, '.', '_' and '-', beginning with a letter or digit";
+
+/// Whether a text is a name.
+pub(super) fn is_name(text: &str) -> bool {
+    let plain = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    (1..=63).contains(&text.len())
+        && text.bytes().all(|b| plain(b) || b"._-".contains(&b))
+        && text.bytes().next().is_some_and(plain)
+}
+
+/// The name of a network interface, by the kernel's rules.
+pub(super) fn interface(node: &Node) -> Read<String> {
+    match node {
+        Node::Text(text)
+            if (1..=15).contains(&text.len())
+                && text != "."
+                && text != ".."
+                && text
+                    .bytes()
+                    .all(|b| b.is_ascii_graphic() && b != b'/' && b != b':') =>
+        {
+            Ok(text.clone())
+        }
+        _ => Err("allowed: the name of an interface, at most 15 bytes without '/'".into()),
+    }
+}
+
+/// An absolute path.
+pub(super) fn absolute_path(node: &Node) -> Read<std::path::PathBuf> {
+    match node {
+        Node::Text(text) if text.starts_with('/') && !text.contains('\0') => Ok(text.into()),
+        _ => Err("allowed: an absolute path".into()),
+    }
+}
+
+/// A directory in a BPF file system, which takes no dots in names.
+pub(super) fn pin_dir(node: &Node) -> Read<std::path::PathBuf> {
+    let path = absolute_path(node)?;
+    let is_plain = |part: &std::ffi::OsStr| !part.to_string_lossy().contains('.');
+    if path.file_name().is_some_and(is_plain) {
+        Ok(path)
+    } else {
+        Err(
+            "allowed: an absolute path whose last part has no '.' (a BPF file system refuses it)"
+                .into(),
+        )
+    }
+}
