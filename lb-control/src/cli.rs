@@ -1,8 +1,7 @@
-<<<<<<< HEAD
 //! The command line: arguments, requests to the daemon, and tables.
 //!
-//! Depends on [`crate::status`] alone; `lbctl run`, `check` and `detach` are
-//! dispatched by `main`.
+//! Depends on [`crate::status`], and `check` on [`crate::config`]; `lbctl run`,
+//! `check` and `detach` are dispatched by `main`.
 
 use std::{
     net::IpAddr,
@@ -21,6 +20,7 @@ use crate::status::{
     },
 };
 
+pub mod check;
 pub mod client;
 pub mod show;
 pub mod table;
@@ -367,6 +367,7 @@ fn print<T: Serialize>(
     Ok(())
 }
 
+#[allow(clippy::disallowed_methods, reason = "tables say how long ago something was")]
 fn unix_now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -435,8 +436,3 @@ mod tests {
         );
     }
 }
-=======
-//! What the subcommands of `lbctl` do.
-
-pub mod check;
->>>>>>> main

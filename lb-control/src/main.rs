@@ -1,6 +1,15 @@
 //! `lbctl`.
 
-<<<<<<< HEAD
+#![cfg_attr(
+    not(test),
+    deny(
+        clippy::expect_used,
+        clippy::indexing_slicing,
+        clippy::panic,
+        clippy::unwrap_used
+    )
+)]
+
 use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
 
 use clap::Parser as _;
@@ -12,7 +21,11 @@ use lb_control::{
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    cli::finish(dispatch(Cli::parse()))
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Check { file } => cli::check::check(&file),
+        _ => cli::finish(dispatch(cli)),
+    }
 }
 
 fn dispatch(cli: Cli) -> Result<(), Failure> {
@@ -25,7 +38,6 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 state_dir: args.state_dir,
             })
         }
-        Command::Check { file } => check(&file),
         Command::Detach(args) => {
             log_to_stderr();
             detach::detach(&pin_dir(&args)?, &args.state_dir)
@@ -36,17 +48,6 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             .map_err(|error| Failure::new(exit::REFUSED, error.to_string()))?
             .block_on(cli::talk(&cli.socket, command)),
     }
-}
-
-fn check(file: &std::path::Path) -> Result<(), Failure> {
-    let model = config::load(file).map_err(invalid)?;
-    println!(
-        "{}: valid; {} services, {} pools",
-        file.display(),
-        model.services.len(),
-        model.pools.len()
-    );
-    Ok(())
 }
 
 fn invalid(errors: config::ConfigErrors) -> Failure {
@@ -82,16 +83,3 @@ fn log_to_stderr() {
         .with_writer(std::io::stderr)
         .init();
 }
-=======
-#![cfg_attr(
-    not(test),
-    deny(
-        clippy::expect_used,
-        clippy::indexing_slicing,
-        clippy::panic,
-        clippy::unwrap_used
-    )
-)]
-
-fn main() {}
->>>>>>> main

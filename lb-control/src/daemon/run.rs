@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
-    time::{Instant, MissedTickBehavior},
+    time::MissedTickBehavior,
 };
 
 use super::{
@@ -299,8 +299,11 @@ impl Daemon {
         };
         let mut tick = tokio::time::interval(TICK);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut sweep = tokio::time::interval_at(Instant::now() + SWEEP, SWEEP);
+        let mut sweep = tokio::time::interval(SWEEP);
         sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick of both comes at once.
+        tick.reset();
+        sweep.reset();
         loop {
             let deadline = self.deadline();
             tokio::select! {
