@@ -405,7 +405,7 @@ pub fn read(load: Load, file: &Path) -> Result<Candidate, Refusal> {
 }
 
 /// Every check has its first result by then: the first turn is within a
-/// second, and the probe ends by its time-out.
+/// second, and the probe ends by its time-out; on a busy machine a bit later.
 fn first_results_within(model: &Model) -> Duration {
     let slowest = model
         .pools
@@ -414,7 +414,7 @@ fn first_results_within(model: &Model) -> Duration {
         .map(|check| check.timeout)
         .max()
         .unwrap_or_default();
-    Duration::from_millis(1_500).saturating_add(slowest)
+    Duration::from_millis(2_000).saturating_add(slowest)
 }
 
 #[cfg(test)]

@@ -209,7 +209,7 @@ impl Daemon {
         }
         let signal_of =
             |kind| signal(kind).map_err(|e| not_started(format!("cannot take signals: {e}")));
-        let mut controller = Controller::new(plane, adopted, &file, candidate, admin, load, started);
+        let mut controller = Controller::new(plane, adopted, &file, candidate, admin, load, Now::read());
         let _ = tokio::time::timeout(FIRST_NEXT_HOPS_WITHIN, views.wait_for(|view| {
             targets.iter().all(|target| {
                 !matches!(
@@ -272,8 +272,8 @@ impl Daemon {
             if interface.mode == "native" && link.is_some_and(|l| l.kind.as_deref() == Some("veth")) {
                 tracing::warn!(
                     interface = interface.name,
-                    "a veth in native mode: what sends to it has to compute checksums itself, `ethtool -K \
-                     PEER tx-checksumming off` on its peer"
+                    "a veth in native mode: its peer needs an XDP program, too, or sent frames stay in the \
+                     peer's queue, and `ethtool -K PEER tx-checksumming off`; `xdp: generic` needs neither"
                 );
             }
         }
