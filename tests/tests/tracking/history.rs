@@ -482,6 +482,13 @@ impl<P: Plant> History<'_, P> {
         // Nobody answered the first SYN yet: the flow may still move.
         if kind == Kind::Syn && member.is_some() && member != Some(flow.member) {
             self.report.half_open_moved += 1;
+            // In the window the answer to the first SYN may be under way.
+            let in_window = self.now - self.last_change < SYN_WINDOW;
+            if in_window && !self.state(flow.member).is_down() && self.plant.events()?.1 == 0 {
+                self.violation(format!(
+                    "a SYN of {flow:?} right after a change went to {member:?}"
+                ));
+            }
             let now = self.now;
             let moved = &mut self.flows[index];
             moved.member = member.unwrap_or(0);
