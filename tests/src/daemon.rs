@@ -104,6 +104,11 @@ impl Daemon {
         self.dir.join("lb.sock")
     }
 
+    /// Where it keeps operators' decisions and what it changed in the kernel.
+    pub fn state_dir(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+
     /// Where its maps and links are pinned.
     pub fn pin_dir(&self) -> PathBuf {
         self.bpffs.path().join("lb")
@@ -120,7 +125,7 @@ impl Daemon {
             .arg("--socket")
             .arg(self.socket())
             .arg("--state-dir")
-            .arg(self.dir.join("state"));
+            .arg(self.state_dir());
         let label = format!("lbctl run (start {}) in {}", self.starts, self.ns.name());
         let process = self.process.insert(Process::spawn(&label, command)?);
         // An end before readiness is final; anything else may come right.
@@ -205,14 +210,39 @@ impl Daemon {
             .with_context(|| format!("lbctl {} did not print JSON:\n{text}", args.join(" ")))
     }
 
+    /// Runs a start that has to fail, beside a daemon that may be running: its
+    /// exit status and what it wrote. An error when it runs for 20 s.
+    pub fn refused_start(&self) -> Result<(i32, String)> {
+        let argv = [
+            "timeout".into(),
+            "20".into(),
+            self.lbctl.to_string_lossy(),
+            "run".into(),
+            "-c".into(),
+            self.config_path().to_string_lossy().into_owned().into(),
+            "--socket".into(),
+            self.socket().to_string_lossy().into_owned().into(),
+            "--state-dir".into(),
+            self.state_dir().to_string_lossy().into_owned().into(),
+        ];
+        let output = self.ns.output(&argv)?;
+        let text = [output.stdout, output.stderr].concat();
+        let text = String::from_utf8_lossy(&text).into_owned();
+        // What timeout(1) says of a program it had to end.
+        let code = output.status.code().filter(|code| *code != 124);
+        Ok((code.with_context(|| format!("it started: {text}"))?, text))
+    }
+
     /// Runs `lbctl detach -c FILE`, as the drop does.
     pub fn detach(&self) -> Result<()> {
-        let config = self.config_path();
+        let (config, state) = (self.config_path(), self.state_dir());
         let argv = [
             self.lbctl.to_string_lossy(),
             "detach".into(),
             "-c".into(),
             config.to_string_lossy(),
+            "--state-dir".into(),
+            state.to_string_lossy(),
         ];
         self.ns.exec(&argv).map(drop)
     }

@@ -18,7 +18,7 @@ use crate::{
     netns::Netns,
     process::wait_ok,
     servers::{EchoServer, Nginx},
-    topology::{Kind, Options, Topology},
+    topology::{Kind, Options, Topology, Wires},
 };
 
 /// Port of the web service; under NAT the servers listen on [`WEB_INSIDE`].
@@ -48,6 +48,7 @@ pub struct Site {
     pub web: Vec<Nginx>,
     /// Echo and DNS servers on each backend.
     pub echo: Vec<EchoServer>,
+    _wires: Option<Wires>,
     /// Hosts and links.
     pub topology: Topology,
 }
@@ -172,19 +173,28 @@ impl Site {
         let mut echo = vec![];
         let ports = LIST.into_iter().chain(RANGE.0..=RANGE.1);
         let tcp = any(ports);
+        // A socket bound to no address answers from the interface's address,
+        // and not from the VIP that was asked.
+        let udp = |port| match topology.kind {
+            Kind::Dsr => topology.vips().map(|vip| SocketAddr::new(vip, port)).to_vec(),
+            _ => any([port]),
+        };
         for backend in &topology.backends {
             let (ns, name) = (&backend.ns, &backend.name);
             if with_web {
                 web.push(Nginx::start(ns, name, &any([WEB, WEB_INSIDE]))?);
             }
-            echo.push(EchoServer::start(ns, name, &tcp, &any([UDP]), &any([DNS]))?);
+            echo.push(EchoServer::start(ns, name, &tcp, &udp(UDP), &udp(DNS))?);
         }
+        let is_native = config.interfaces.iter().any(|(_, mode)| mode != "generic");
+        let wires = is_native.then(|| topology.wire_balancer()).transpose()?;
         let daemon = Daemon::start(&topology.balancer.ns, &config)?;
         let site = Self {
             daemon,
             config,
             web,
             echo,
+            _wires: wires,
             topology,
         };
         site.wait_ready()?;
@@ -327,7 +337,7 @@ pub fn curl(
     let file = dir.join("requests");
     let mut text = String::new();
     for number in 0..count {
-        let separator = if number == 0 { "" } else { "next\n" };
+        let separator = if number == 0 { "fail-early\n" } else { "next\n" };
         let close = if keep_alive {
             ""
         } else {
