@@ -318,19 +318,16 @@ fn vips_live_in_the_data_path_alone() {
                     "{kind:?}: the router has {neighbour:?} for {vip}, not {mac}"
                 );
             }
-            let events = &site.daemon.ctl_json(&["status"])?["events"];
-            let services = site.daemon.ctl_json(&["services"])?;
-            let count = |name: &str| -> u64 {
-                let of = |v: &serde_json::Value| v[name].as_u64().unwrap_or_default();
-                of(events)
-                    + services
-                        .as_array()
-                        .into_iter()
-                        .flatten()
-                        .map(|s| of(&s["events"]))
-                        .sum::<u64>()
-            };
             wait_ok("the answers to be counted", SOON, || {
+                let events = site.daemon.ctl_json(&["status"])?["events"].clone();
+                let services = site.daemon.ctl_json(&["services"])?;
+                let count = |name: &str| -> u64 {
+                    let rows = services.as_array().into_iter().flatten();
+                    rows.map(|s| &s["events"])
+                        .chain([&events])
+                        .filter_map(|e| e[name].as_u64())
+                        .sum()
+                };
                 for (name, least) in [
                     ("arp_reply", 1),
                     ("neighbour_advertisement", 1),

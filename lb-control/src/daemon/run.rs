@@ -102,7 +102,8 @@ struct Daemon {
     metrics: Option<listen::MetricsListener>,
     told_ready: bool,
     inbox: Option<Inbox>,
-    _control: listen::ControlSocket,
+    /// Held for its drop; there once there is something to tell.
+    control: Option<listen::ControlSocket>,
     _locks: Vec<DirectoryLock>,
 }
 
@@ -249,15 +250,16 @@ impl Daemon {
                 terminate: signal_of(SignalKind::terminate())?,
                 interrupt: signal_of(SignalKind::interrupt())?,
             }),
-            _control: listen::ControlSocket::serve(&options.socket, api::control(handle.clone()))
-                .await
-                .map_err(not_started)?,
+            control: None,
             handle,
             controller,
             _locks: locks,
         };
         daemon.follow_links();
         daemon.tick();
+        let routes = api::control(daemon.handle.clone());
+        let control = listen::ControlSocket::serve(&options.socket, routes).await;
+        daemon.control = Some(control.map_err(not_started)?);
         daemon.log_start(&options.socket);
         Ok(daemon)
     }
