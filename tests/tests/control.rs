@@ -94,9 +94,12 @@ fn a_dead_server_is_taken_out_in_time_and_brought_back() {
         println!("brought back after {took:?}; rise × interval + timeout is {bound:?}");
         ensure!(took <= bound + SLACK, "brought back after {took:?}, not {bound:?}");
         site.wait_condition("list-v4", "backend-1", "up")?;
-        let with = all_succeed(&site, "with backend-1 again")?;
-        ensure!(with.per_server.contains_key("backend-1"), "{with:?}");
-        Ok(())
+        // For three seconds first SYNs still go where they may have gone before.
+        wait_ok("connections to backend-1", SOON, || {
+            let with = all_succeed(&site, "with backend-1 again")?;
+            ensure!(with.per_server.contains_key("backend-1"), "{with:?}");
+            Ok(())
+        })
     });
 }
 
@@ -139,7 +142,8 @@ fn an_operators_decisions_are_kept_over_reload_and_restart() {
             );
             Ok(())
         };
-        decided(&site)?;
+        // For three seconds first SYNs still go where they may have gone before.
+        wait_ok("the decisions to show", SOON, || decided(&site))?;
         site.reload()?;
         decided(&site).context("after a reload")?;
         site.daemon.restart()?;
@@ -185,15 +189,15 @@ fn a_broken_file_changes_nothing_and_says_where_it_is_broken() {
         let shares = slots(&site)?;
         let good = std::fs::read_to_string(site.daemon.config_path())?;
         // A good change beside the bad one must not come into force either.
-        let worse = good.replace("weight: 100", "weight: 100000").replace("name: lb1", "name: other");
-        let line = 1 + worse.lines().position(|l| l.contains("100000")).context("no weight")?;
+        let worse = good.replace("weight: 100", "weight: 77777").replace("name: lb1", "name: other");
+        let line = 1 + worse.lines().position(|l| l.contains("77777")).context("no weight")?;
         site.daemon.write_yaml(&worse)?;
         let output = site.daemon.ctl_output(&["reload"])?;
         let said = String::from_utf8_lossy(&output.stderr);
         println!("{said}");
         ensure!(output.status.code() == Some(1), "exit {}", output.status);
-        for part in [&format!("lb.yaml:{line}:"), "backends[0].weight", "100000", "65535"] {
-            ensure!(said.contains(part) || said.replace(',', "").contains(part), "no {part:?} in: {said}");
+        for part in [&format!("lb.yaml:{line}:"), "backends[0].weight", "77777", "65535"] {
+            ensure!(said.contains(part), "no {part:?} in: {said}");
         }
         let status = site.daemon.ctl_json(&["status"])?;
         ensure!(status["config"]["hash"] == before, "{status}");
@@ -419,16 +423,16 @@ fn auto_falls_back_to_generic_and_says_why() {
     check(|| {
         let (t, mut config) = topology_and_config()?;
         // A driver without XDP.
-        t.balancer.ns.exec(&["ip", "link", "add", "dummy0", "type", "dummy"])?;
-        t.balancer.ns.exec(&["ip", "link", "set", "dummy0", "up"])?;
-        config.interfaces.push(("dummy0".into(), "auto".into()));
+        t.balancer.ns.exec(&["ip", "link", "add", "br7", "type", "bridge"])?;
+        t.balancer.ns.exec(&["ip", "link", "set", "br7", "up"])?;
+        config.interfaces.push(("br7".into(), "auto".into()));
         let mut daemon = Daemon::start(&t.balancer.ns, &config)?;
         let status = daemon.ctl_json(&["status"])?;
-        let dummy = &status["interfaces"][1];
+        let bridge = &status["interfaces"][1];
         ensure!(
-            dummy["name"] == "dummy0"
-                && dummy["mode"] == "generic"
-                && dummy["reason"].to_string().contains("its driver has no XDP"),
+            bridge["name"] == "br7"
+                && bridge["mode"] == "generic"
+                && bridge["reason"].to_string().contains("its driver has no XDP"),
             "{status}"
         );
         ensure!(status["interfaces"][0]["mode"] == "native", "{status}");
@@ -438,7 +442,7 @@ fn auto_falls_back_to_generic_and_says_why() {
         daemon.detach()?;
         config.interfaces[1].1 = "native".into();
         daemon.write_config(&config)?;
-        refused(&daemon, &["`dummy0` (native)", "`xdp: auto` or `xdp: generic`"])
+        refused(&daemon, &["`br7` (native)", "`xdp: auto` or `xdp: generic`"])
     });
 }
 
@@ -503,6 +507,11 @@ fn both_families_survive_a_reload_that_removes_one() {
         site.config = all;
         site.reload()?;
         site.wait_condition("list-v6", "backend-1", "up")?;
+        // The router may still be waiting for an answer that nobody gave it.
+        wait_ok("the router to find the VIP again", SOON, || {
+            let vip = v6.ip().to_string();
+            site.topology.client.ns.exec(&["ping", "-c1", "-W1", &vip])
+        })?;
         let report = servers::rate(&site.topology.client.ns, v6, 2, Duration::from_millis(300))?;
         ensure!(report.failed == 0 && report.requests > 0, "{report:?}");
         Ok(())

@@ -8,7 +8,7 @@ use lb_tests::{
     check,
     process::wait_ok,
     servers::{self, Hold},
-    site::{self, LIST, Site, WEB, curl},
+    site::{LIST, Site, WEB, curl, family},
     topology::{Kind, Options},
 };
 use serde_json::Value;
@@ -106,7 +106,7 @@ fn connections_are_counted(kind: Kind) -> Result<()> {
         for f in fetched {
             *per_server.entry(f.server).or_default() += 1;
         }
-        let service = format!("web-{}", site::family(vip));
+        let service = format!("web-{}", family(vip));
         let row = wait_ok("the connections to be counted", SOON, || {
             let row = site.service(&service)?;
             ensure!(total(&row, "connections") >= requests, "{row}");
@@ -325,7 +325,7 @@ fn tables_and_json_are_for_people_and_programs() {
         let wanted: Vec<_> = site.config.services.iter().map(|s| s.name.as_str()).collect();
         ensure!(names == wanted, "{names:?}, not {wanted:?}");
 
-        let mut code = |args: &[&str]| Ok(site.daemon.ctl_output(args)?.status.code());
+        let code = |args: &[&str]| Ok(site.daemon.ctl_output(args)?.status.code());
         let codes: Vec<(&[&str], i32)> = vec![
             (&["status"], 0),
             (&["drain", "web-v4/nobody"], 1),
