@@ -3,11 +3,11 @@
 use anyhow::Result;
 use lb_common::abi::{MemberStats, method};
 use lb_tests::{
-    packet::{Packet, View, internet_checksum, protocol, tcp_flags, verify},
+    packet::{Packet, View, assert_same_frame, internet_checksum, protocol, tcp_flags, verify},
     program::action,
 };
 
-use crate::lab::{Backend, Case, OTHER_LINK, OTHER_MAC, OWN_MAC, Spec, at, backend_mac};
+use crate::lab::{Backend, Case, Lab, OTHER_LINK, OTHER_MAC, OWN_MAC, Spec, at, backend_mac};
 
 /// What the layer-4 checksum misses to be right, as one's complement.
 fn residue(frame: &[u8]) -> u16 {
@@ -25,8 +25,8 @@ fn residue(frame: &[u8]) -> u16 {
 
 #[test]
 fn every_method_family_and_protocol_is_forwarded_byte_exact() -> Result<()> {
-    for case in Case::all() {
-        let (mut lab, service) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|_| true)?;
+    for (case, service) in services {
         let packet = case.packet();
         let frame = packet.build();
         lab.bounces(&format!("{case:?}"), &frame, &case.forwarded(&packet));
@@ -43,6 +43,7 @@ fn every_method_family_and_protocol_is_forwarded_byte_exact() -> Result<()> {
 
 #[test]
 fn a_backend_behind_another_interface_is_reached_by_a_redirection() -> Result<()> {
+    let mut lab = Lab::new()?;
     for case in Case::all() {
         let mut spec = Spec::new(case.vip(), case.protocol, case.method);
         spec.backends.push(Backend {
@@ -50,7 +51,6 @@ fn a_backend_behind_another_interface_is_reached_by_a_redirection() -> Result<()
             mac: backend_mac(0x11),
             link: OTHER_LINK,
         });
-        let mut lab = crate::lab::Lab::new()?;
         lab.service(&spec)?;
         let packet = case.packet();
         let mut expected = case.forwarded(&packet);
@@ -67,11 +67,8 @@ fn a_backend_behind_another_interface_is_reached_by_a_redirection() -> Result<()
 
 #[test]
 fn a_syn_counts_as_a_connection() -> Result<()> {
-    for case in Case::all() {
-        if case.protocol != protocol::TCP {
-            continue;
-        }
-        let (mut lab, service) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|c| c.protocol == protocol::TCP)?;
+    for (case, service) in services {
         for (flags, connections) in [
             (tcp_flags::SYN, 1),
             (tcp_flags::SYN | tcp_flags::ACK, 1),
@@ -98,8 +95,8 @@ fn a_syn_counts_as_a_connection() -> Result<()> {
 
 #[test]
 fn every_payload_length_is_forwarded() -> Result<()> {
-    for case in Case::all() {
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|_| true)?;
+    for (case, _) in services {
         for length in (0..70).chain([999, 1000, 1399, 1400, 1440]) {
             let payload: Vec<u8> = (0..length).map(|i| (i * 37 % 251) as u8).collect();
             let packet = case.packet().payload(payload);
@@ -115,8 +112,8 @@ fn every_payload_length_is_forwarded() -> Result<()> {
 
 #[test]
 fn padding_behind_the_packet_stays() -> Result<()> {
-    for case in Case::all() {
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|_| true)?;
+    for (case, _) in services {
         for bytes in [1, 2, 6, 18, 46] {
             let packet = case.packet().payload(*b"x").padding(bytes);
             let mut frame = packet.build();
@@ -133,8 +130,8 @@ fn padding_behind_the_packet_stays() -> Result<()> {
 
 #[test]
 fn nat_uses_up_a_hop_and_direct_return_none() -> Result<()> {
-    for case in Case::all() {
-        let (mut lab, service) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|_| true)?;
+    for (case, service) in services {
         for ttl in 0..=255u8 {
             let packet = case.packet().ttl(ttl);
             let what = format!("{case:?}, TTL {ttl}");
@@ -157,8 +154,8 @@ fn nat_uses_up_a_hop_and_direct_return_none() -> Result<()> {
 
 #[test]
 fn ipv4_options_are_carried_along() -> Result<()> {
-    for case in Case::all().into_iter().filter(|c| c.v4) {
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|c| c.v4)?;
+    for (case, _) in services {
         for words in 1..=10 {
             let options: Vec<u8> = std::iter::repeat_n(1, words * 4).collect();
             let packet = case.packet().ip_options(&options);
@@ -174,11 +171,8 @@ fn ipv4_options_are_carried_along() -> Result<()> {
 
 #[test]
 fn tcp_options_and_the_traffic_class_are_carried_along() -> Result<()> {
-    for case in Case::all() {
-        if case.protocol != protocol::TCP {
-            continue;
-        }
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|c| c.protocol == protocol::TCP)?;
+    for (case, _) in services {
         for words in 1..=10 {
             let options: Vec<u8> = std::iter::repeat_n(1, words * 4).collect();
             let packet = case.packet().tcp_options(&options).tos(0xb9).id(0xffff);
@@ -210,8 +204,8 @@ fn with_extensions(mut packet: Packet, count: usize) -> Packet {
 
 #[test]
 fn ipv6_extension_headers_are_walked_to_a_bound() -> Result<()> {
-    for case in Case::all().into_iter().filter(|c| !c.v4) {
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|c| !c.v4)?;
+    for (case, _) in services {
         for count in 1..=6 {
             let packet = with_extensions(case.packet(), count);
             lab.bounces(
@@ -235,8 +229,8 @@ fn ipv6_extension_headers_are_walked_to_a_bound() -> Result<()> {
 
 #[test]
 fn an_ipv6_packet_that_has_segments_left_is_dropped() -> Result<()> {
-    for case in Case::all().into_iter().filter(|c| !c.v4) {
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|c| !c.v4)?;
+    for (case, _) in services {
         for left in [1, 2, 255] {
             let packet = case
                 .packet()
@@ -249,11 +243,8 @@ fn an_ipv6_packet_that_has_segments_left_is_dropped() -> Result<()> {
 
 #[test]
 fn udp_without_a_checksum_keeps_having_none() -> Result<()> {
-    for case in Case::all() {
-        if case.protocol != protocol::UDP {
-            continue;
-        }
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|c| c.protocol == protocol::UDP)?;
+    for (case, _) in services {
         let packet = case.packet().no_udp_checksum();
         let expected = case.forwarded(&packet);
         lab.forwards(&format!("{case:?}"), &packet.build(), &expected, action::TX);
@@ -265,11 +256,8 @@ fn udp_without_a_checksum_keeps_having_none() -> Result<()> {
 /// takes every value, 0 and 0xffff among them.
 #[test]
 fn checksums_of_every_value_are_rewritten() -> Result<()> {
-    for case in Case::all() {
-        if !case.is_nat() {
-            continue;
-        }
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|c| c.is_nat())?;
+    for (case, _) in services {
         let base = case.packet().payload(vec![0; 2]);
         let (mut zero, mut ones) = (false, false);
         for word in 0..=u16::MAX {
@@ -288,7 +276,7 @@ fn checksums_of_every_value_are_rewritten() -> Result<()> {
             ones |= sum(&expected) == 0xffff;
             let got = lab.program.run(&frame)?;
             assert_eq!(got.action, action::TX, "{case:?}, word {word:#06x}");
-            lb_tests::packet::assert_same_frame(
+            assert_same_frame(
                 &format!("{case:?}, word {word:#06x}"),
                 &expected,
                 &got.frame,
@@ -306,8 +294,8 @@ fn checksums_of_every_value_are_rewritten() -> Result<()> {
 
 #[test]
 fn a_wrong_checksum_stays_just_as_wrong() -> Result<()> {
-    for case in Case::all() {
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|_| true)?;
+    for (case, _) in services {
         let frame = case.packet().bad_layer4_checksum().build();
         assert!(verify(&frame).is_err());
         let got = lab.run(&frame);
@@ -320,8 +308,8 @@ fn a_wrong_checksum_stays_just_as_wrong() -> Result<()> {
 
 #[test]
 fn a_wrong_ipv4_header_checksum_stays_wrong() -> Result<()> {
-    for case in Case::all().into_iter().filter(|c| c.v4) {
-        let (mut lab, _) = case.lab()?;
+    let (mut lab, services) = Lab::with_cases(|c| c.v4)?;
+    for (case, _) in services {
         let frame = case.packet().bad_ip_checksum().build();
         let got = lab.run(&frame);
         let sum = |f: &[u8]| internet_checksum(&[&f[14..34]]);
@@ -333,13 +321,13 @@ fn a_wrong_ipv4_header_checksum_stays_wrong() -> Result<()> {
 
 #[test]
 fn nat_keeps_the_port_where_the_backend_names_none() -> Result<()> {
+    let mut lab = Lab::new()?;
     for case in Case::all() {
         if case.method != method::NAT {
             continue;
         }
         let mut target = case.backend();
         target.set_port(0);
-        let mut lab = crate::lab::Lab::new()?;
         lab.service(&Spec::new(case.vip(), case.protocol, case.method).backend(target, 0x11))?;
         let packet = case.packet();
         target.set_port(case.vip().port());
@@ -355,6 +343,7 @@ fn nat_keeps_the_port_where_the_backend_names_none() -> Result<()> {
 
 #[test]
 fn clients_of_many_addresses_and_ports_reach_one_of_the_backends() -> Result<()> {
+    let mut lab = Lab::new()?;
     for case in Case::all() {
         let mut spec = Spec::new(case.vip(), case.protocol, case.method);
         let targets: Vec<_> = (1..=5u8)
@@ -369,7 +358,6 @@ fn clients_of_many_addresses_and_ports_reach_one_of_the_backends() -> Result<()>
         for (n, target) in (1..).zip(&targets) {
             spec = spec.backend(*target, n);
         }
-        let mut lab = crate::lab::Lab::new()?;
         let service = lab.service(&spec)?;
         let mut seen = [0u64; 5];
         for port in 1000..1200 {
@@ -386,7 +374,7 @@ fn clients_of_many_addresses_and_ports_reach_one_of_the_backends() -> Result<()>
             } else {
                 sent
             };
-            lb_tests::packet::assert_same_frame("one of five", &expected.build(), &got.frame);
+            assert_same_frame("one of five", &expected.build(), &got.frame);
         }
         for (member, seen) in service.members.iter().zip(seen) {
             assert!(seen > 10, "{case:?}: member {member} got {seen} of 200");

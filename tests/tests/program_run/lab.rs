@@ -58,8 +58,14 @@ impl Case {
         client(self.v4)
     }
 
+    /// One for each method, so that all cases go into one program.
     pub fn vip(self) -> SocketAddr {
-        vip(self.v4)
+        at(match (self.v4, self.is_nat()) {
+            (true, false) => "192.0.2.10:80",
+            (true, true) => "192.0.2.20:80",
+            (false, false) => "[2001:db8::10]:80",
+            (false, true) => "[2001:db8::20]:80",
+        })
     }
 
     pub fn backend(self) -> SocketAddr {
@@ -81,13 +87,7 @@ impl Case {
         .payload(*b"a payload of odd length, 37 bytes lon")
     }
 
-    /// A lab with one service of one backend for the case.
-    pub fn lab(self) -> Result<(Lab, Service)> {
-        let mut lab = Lab::new()?;
-        let service = lab.service(&self.spec())?;
-        Ok((lab, service))
-    }
-
+    /// A service of one backend for the case.
     pub fn spec(self) -> Spec {
         Spec::new(self.vip(), self.protocol, self.method).backend(self.backend(), 0x11)
     }
@@ -116,14 +116,6 @@ pub fn client(v4: bool) -> SocketAddr {
         "198.51.100.7:40001"
     } else {
         "[2001:db8:c::7]:40001"
-    })
-}
-
-pub fn vip(v4: bool) -> SocketAddr {
-    at(if v4 {
-        "192.0.2.10:80"
-    } else {
-        "[2001:db8::10]:80"
     })
 }
 
@@ -254,6 +246,16 @@ impl Lab {
             drops: Counters::new(),
             events: Counters::new(),
         })
+    }
+
+    /// With a service of one backend for every case that the filter leaves.
+    pub fn with_cases(filter: impl Fn(&Case) -> bool) -> Result<(Self, Vec<(Case, Service)>)> {
+        let mut lab = Self::new()?;
+        let mut services = vec![];
+        for case in Case::all().into_iter().filter(filter) {
+            services.push((case, lab.service(&case.spec())?));
+        }
+        Ok((lab, services))
     }
 
     /// Sets up a service: VIP, key, members, slots, and the keys of replies.

@@ -2,8 +2,6 @@
 //! BPF_PROG_TEST_RUN. Expected frames come from the harness's own packet
 //! builder and never from the balancer's code.
 
-#![expect(missing_docs, reason = "a suite")]
-
 mod lab;
 
 mod budget;
