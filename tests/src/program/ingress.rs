@@ -2,9 +2,13 @@
 //! and what the data path asks its controller for.
 
 use anyhow::{Context as _, Result};
-use aya::{TestRunOptions, maps::RingBuf, programs::TestRun as _};
+use aya::{
+    TestRunOptions,
+    maps::RingBuf,
+    programs::{TestRun as _, Xdp},
+};
 use lb_common::{
-    abi::{NeighbourRequest, map},
+    abi::{self, ClockReading, NeighbourRequest, map},
     net::Addr,
 };
 
@@ -37,6 +41,21 @@ impl Program {
             action: result.return_value,
             frame: out,
         })
+    }
+
+    /// The kernel's jiffies, as leases in `OWNERS` count them.
+    pub fn jiffies(&mut self) -> Result<u64> {
+        let program: &Xdp = self
+            .ebpf
+            .program(abi::program::CLOCK)
+            .context("the object lacks a program")?
+            .try_into()?;
+        program.test_run(TestRunOptions {
+            data_in: Some(&[0; 14]),
+            ..TestRunOptions::new()
+        })?;
+        let clock = self.array::<ClockReading>(map::CLOCK)?;
+        Ok(clock.get(&0, 0)?.jiffies)
     }
 
     /// Next hops the data path asked for since the last call, oldest first.

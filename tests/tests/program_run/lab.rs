@@ -94,9 +94,14 @@ impl Case {
 
     /// What the balancer makes of `packet`, which must have the TTL 64.
     pub fn forwarded(self, packet: &Packet) -> Vec<u8> {
-        let packet = packet.clone().macs(OWN_MAC, backend_mac(0x11));
+        self.forwarded_to(packet, self.backend(), 0x11)
+    }
+
+    /// As [`Self::forwarded`], to the backend with MAC `number`.
+    pub fn forwarded_to(self, packet: &Packet, backend: SocketAddr, number: u8) -> Vec<u8> {
+        let packet = packet.clone().macs(OWN_MAC, backend_mac(number));
         if self.is_nat() {
-            packet.destination(self.backend()).ttl(63).build()
+            packet.destination(backend).ttl(63).build()
         } else {
             packet.build()
         }
@@ -197,8 +202,7 @@ impl Spec {
 pub struct Service {
     pub id: u32,
     pub members: Vec<u32>,
-    pub first_slot: u32,
-    pub slots: u32,
+    pub entry: ServiceEntry,
 }
 
 /// What became of a frame, and what was counted for it: (service, name), once
@@ -310,15 +314,11 @@ impl Lab {
         };
         self.program.add_vip(spec.vip.ip(), spec.owner)?;
         self.add_key(spec, entry)?;
-        Ok(Service {
-            id,
-            members,
-            first_slot,
-            slots,
-        })
+        Ok(Service { id, members, entry })
     }
 
-    fn add_key(&mut self, spec: &Spec, entry: ServiceEntry) -> Result<()> {
+    /// Another port or block of ports of a service.
+    pub fn add_key(&mut self, spec: &Spec, entry: ServiceEntry) -> Result<()> {
         let (vip, port) = (spec.vip.ip(), spec.vip.port());
         if spec.port_bits == 16 {
             self.program.add_service(vip, port, spec.protocol, entry)
@@ -432,7 +432,8 @@ impl Lab {
 
     /// Puts every slot of a service to one word.
     pub fn set_slots(&mut self, service: &Service, word: SlotWord) -> Result<()> {
-        for slot in service.first_slot..service.first_slot + service.slots {
+        let first = service.entry.slot_offset;
+        for slot in first..first + service.entry.slot_size {
             self.program.set_slot(slot, word)?;
         }
         Ok(())
