@@ -9,6 +9,7 @@ mod forward;
 mod lookup;
 mod malformed;
 mod neighbour;
+mod oracle;
 mod random;
 mod reply_flow;
 mod reply_route;
