@@ -256,7 +256,7 @@ fn udp_without_a_checksum_keeps_having_none() -> Result<()> {
 /// takes every value, 0 and 0xffff among them.
 #[test]
 fn checksums_of_every_value_are_rewritten() -> Result<()> {
-    let (mut lab, services) = Lab::with_cases(|c| c.is_nat())?;
+    let (lab, services) = Lab::with_cases(|c| c.is_nat())?;
     for (case, _) in services {
         let base = case.packet().payload(vec![0; 2]);
         let (mut zero, mut ones) = (false, false);

@@ -14,4 +14,5 @@ mod random;
 mod reply_flow;
 mod reply_route;
 mod sample;
+mod tracked;
 mod unbalanced;

@@ -8,7 +8,7 @@ use lb_tests::{
     program::INGRESS,
 };
 
-use crate::lab::{Case, Lab, OWN_MAC, ROUTER_MAC, ip};
+use crate::lab::{Lab, OWN_MAC, ROUTER_MAC, ip};
 
 /// Fragments of all places: first, middle, last.
 const FRAGMENTS: [(u16, bool); 4] = [(0, true), (8, true), (1480, true), (65_528, false)];
