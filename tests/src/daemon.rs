@@ -62,6 +62,8 @@ impl Daemon {
                 "detach".into(),
                 "-c".into(),
                 dir.join("lb.yaml").display().to_string(),
+                "--state-dir".into(),
+                dir.join("state").display().to_string(),
             ],
         });
         let daemon = Self {
@@ -116,7 +118,9 @@ impl Daemon {
             .args(["run", "-c"])
             .arg(self.config_path())
             .arg("--socket")
-            .arg(self.socket());
+            .arg(self.socket())
+            .arg("--state-dir")
+            .arg(self.dir.join("state"));
         let label = format!("lbctl run (start {}) in {}", self.starts, self.ns.name());
         let process = self.process.insert(Process::spawn(&label, command)?);
         // An end before readiness is final; anything else may come right.

@@ -58,6 +58,7 @@ fn service(n: u8, pool: &str) -> Service {
         replies: Replies::Port,
         pool: pool.into(),
         table_size: 31,
+        table_size_is_explicit: false,
     }
 }
 
@@ -174,7 +175,11 @@ fn assert_nothing_dangles(maps: &FakeMaps) {
         ranges.insert(entry.slot_offset, (entry.slot_size, entry.id));
         assert!(s.config.longest_idle_units >= entry.idle_units);
         for word in &s.slots[&entry.id] {
-            for id in [word.current(), word.base()] {
+            // Zero is nobody: the service has no backend that may serve.
+            for id in [word.current(), word.base()]
+                .into_iter()
+                .filter(|id| *id != 0)
+            {
                 let member = s
                     .members
                     .get(&id)
@@ -519,6 +524,7 @@ fn a_live_service_keeps_its_table_size() {
     );
     let larger = Service {
         table_size: 101,
+        table_size_is_explicit: false,
         ..service(1, "p")
     };
     reconcile(&mut maps, &one_pool([1, 2], vec![larger]), &runtime());
