@@ -12,7 +12,10 @@ mod lru;
 mod report;
 mod subject;
 
-use std::{io::Write as _, process::ExitCode};
+use std::{
+    io::{IsTerminal as _, Write as _},
+    process::ExitCode,
+};
 
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -94,7 +97,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
     field.verify()?;
     progress("building lookup tables");
     let tables = builder::measure(effort.builds)?;
-    clear_progress();
+    progress("");
 
     let programs = field.sizes(&driver)?;
     let report = Report::new(processor, effort, &field.cases, programs, tables)?;
@@ -133,12 +136,11 @@ fn pin() -> Result<usize> {
     Ok(last)
 }
 
+/// Says on a terminal what is going on; the next text replaces it.
 fn progress(text: &str) {
-    eprint!("\r\x1b[K{text}");
-    let _ = std::io::stderr().flush();
-}
-
-fn clear_progress() {
-    eprint!("\r\x1b[K");
-    let _ = std::io::stderr().flush();
+    let mut stderr = std::io::stderr();
+    if stderr.is_terminal() {
+        let _ = write!(stderr, "\r\x1b[K{text}");
+        let _ = stderr.flush();
+    }
 }
