@@ -18,6 +18,7 @@
 //! });
 //! ```
 
+pub mod bench;
 pub mod cleanup;
 pub mod config;
 pub mod conns;
