@@ -21,23 +21,33 @@ struct Access {
     id: u32,
 }
 
-/// As large as the state of a member in the builder.
-#[derive(Clone, Copy, Default)]
-struct State([u64; 5]);
+/// The fields of a member's state that the builder touches at each probe.
+#[derive(Clone, Copy)]
+struct State {
+    slot: u32,
+    left: u32,
+    id: u32,
+}
 
 fn plain_loop(trace: &[Access], members: usize) -> Vec<u32> {
-    let mut states = vec![State::default(); members + 1];
+    let mut states: Vec<State> = (0..=members as u32)
+        .map(|id| State {
+            slot: 0,
+            left: SIZE,
+            id,
+        })
+        .collect();
     let mut table = vec![0; SIZE as usize + 1];
     let mut taken = vec![0_u64; (SIZE as usize).div_ceil(64)];
     for access in trace {
-        let state = &mut states[access.id as usize].0;
-        state[0] += 1;
+        let state = &mut states[access.id as usize];
+        state.slot = access.slot;
         let word = &mut taken[access.slot as usize / 64];
         let bit = 1 << (access.slot % 64);
         let free = *word & bit == 0;
         *word |= bit;
-        table[if free { access.slot } else { SIZE } as usize] = access.id;
-        state[1] += u64::from(free);
+        table[if free { access.slot } else { SIZE } as usize] = state.id;
+        state.left -= u32::from(free);
     }
     black_box(&states);
     table.pop();

@@ -32,4 +32,6 @@ pub mod stats;
 pub mod store;
 pub mod sweep;
 #[cfg(test)]
+mod sweep_tests;
+#[cfg(test)]
 mod tests;

@@ -14,11 +14,16 @@
 // A test may make its first `Instant`, which it then moves by hand.
 #![cfg_attr(test, allow(clippy::disallowed_methods))]
 
+pub mod api;
 pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod dataplane;
 pub mod health;
+pub mod metrics;
 pub mod model;
 pub mod neighbours;
 pub mod object;
+pub mod rates;
 pub mod scheduler;
+pub mod status;

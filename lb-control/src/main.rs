@@ -10,4 +10,76 @@
     )
 )]
 
-fn main() {}
+use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+
+use clap::Parser as _;
+use lb_control::{
+    cli::{self, Cli, Command, DetachArgs, Failure, exit},
+    config,
+    daemon::{detach, run},
+};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match cli.command {
+        Command::Check { file } => cli::check::check(&file),
+        _ => cli::finish(dispatch(cli)),
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<(), Failure> {
+    match cli.command {
+        Command::Run(args) => {
+            log_to_stderr();
+            run::run(&run::Options {
+                config: args.config,
+                socket: cli.socket,
+                state_dir: args.state_dir,
+            })
+        }
+        Command::Detach(args) => {
+            log_to_stderr();
+            detach::detach(&pin_dir(&args)?, &args.state_dir)
+        }
+        command => tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(|error| Failure::new(exit::REFUSED, error.to_string()))?
+            .block_on(cli::talk(&cli.socket, command)),
+    }
+}
+
+fn invalid(errors: config::ConfigErrors) -> Failure {
+    Failure {
+        code: exit::REFUSED,
+        errors: errors.to_string().lines().map(str::to_owned).collect(),
+    }
+}
+
+fn pin_dir(args: &DetachArgs) -> Result<PathBuf, Failure> {
+    match (&args.pin_dir, &args.config) {
+        (Some(directory), _) => Ok(directory.clone()),
+        (None, Some(file)) => config::load(file)
+            .map(|model| model.dataplane.pin_dir)
+            .map_err(|errors| {
+                let mut failure = invalid(errors);
+                failure
+                    .errors
+                    .push("with --pin-dir DIR no configuration is needed".into());
+                failure
+            }),
+        (None, None) => Ok(cli::DEFAULT_PIN_DIR.into()),
+    }
+}
+
+/// Levels from `RUST_LOG`, or else what an operator wants to know.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_ansi(std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none())
+        .with_writer(std::io::stderr)
+        .init();
+}

@@ -104,6 +104,17 @@ fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors
         [(first, last)] if first == last => Some(*first),
         _ => None,
     };
+    let some_port_open = pool.backends.iter().any(|backend| backend.port.is_none());
+    if single_port.is_none() && some_port_open && pool.health.iter().any(|c| c.port.is_none()) {
+        errors.add(
+            path.key("pool"),
+            format!(
+                "the service has several ports, and a health check of pool {:?} doesn't say \
+                 which to check; give the check a `port`",
+                service.pool
+            ),
+        );
+    }
     for backend in &pool.backends {
         let (name, address) = (&backend.name, backend.address);
         let at_pool = || path.key("pool");
@@ -235,11 +246,14 @@ fn backend_ports<'a>(service: &'a Service, own: &'a [(u16, u16)]) -> &'a [(u16, 
     }
 }
 
+/// A service by its index that uses a backend, and the backend's own port.
+type User = (usize, Vec<(u16, u16)>);
+
 /// `port` needs that a backend's address, port and protocol belong to one
 /// service, and to the one whose port they are.
 fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors) {
     let own_port = |b: &Backend| b.port.map(|port| vec![(port, port)]).unwrap_or_default();
-    let mut users: HashMap<(IpAddr, Protocol), Vec<(usize, Vec<(u16, u16)>)>> = HashMap::new();
+    let mut users: HashMap<(IpAddr, Protocol), Vec<User>> = HashMap::new();
     for (index, service) in model.services.iter().enumerate() {
         for backend in model
             .pools

@@ -177,6 +177,7 @@ fn ports_are_sorted_ranges() {
     let text = GOOD
         .replace(", port: 8080", "")
         .replace("        port: 8080\n", "");
+    let text = text.replace("type: tcp}", "type: tcp, port: 80}");
     let text = text.replace("port: 80,", "port: [443, 8000-8100, 80],");
     let model = parse(&text, "f.yaml").unwrap();
     let ranges = vec![(80, 80), (443, 443), (8_000, 8_100)];

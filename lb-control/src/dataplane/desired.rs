@@ -657,11 +657,15 @@ impl<'a> Builder<'a> {
                 },
             );
             self.state.departed.insert(id);
-            if let Some(service) = service.filter(|_| state.serves()) {
-                let port = (!entry.port.is_zero()).then(|| entry.port.get());
-                for (key, reply) in reply_keys(service, address, port, id) {
+            if state.serves() && entry.method == method::NAT {
+                let theirs = snapshot.replies.iter().filter(|(key, reply)| {
+                    (key.address, key.family, key.protocol)
+                        == (entry.address, entry.family, entry.protocol)
+                        && (reply.member == id || reply.member == 0)
+                });
+                for (key, reply) in theirs {
                     // Whoever is configured has precedence.
-                    self.state.replies.entry(key).or_insert(reply);
+                    self.state.replies.entry(*key).or_insert(*reply);
                 }
             }
         }

@@ -134,6 +134,19 @@ impl Plane {
         }
     }
 
+    /// First slot and number of slots of each service, by name, as of the last
+    /// [`Self::apply`].
+    pub fn slot_ranges(&self) -> BTreeMap<String, (u32, u32)> {
+        self.desired
+            .tables
+            .iter()
+            .filter_map(|(id, table)| {
+                let name = self.desired.service_names.get(id)?;
+                Some((name.clone(), (table.offset, table.members.len() as u32)))
+            })
+            .collect()
+    }
+
     /// When [`Self::apply`] has to be called again though nothing changed: the
     /// drain of a member that left the configuration ends.
     pub fn next_deadline(&self) -> Option<Instant> {

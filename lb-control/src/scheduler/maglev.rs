@@ -176,7 +176,8 @@ fn turns(shares: &[u32]) -> Vec<u32> {
     // the unit then stays the same, and with it the order of all turns, over
     // nearly all changes of the total.
     let average = total.checked_div(shares.len() as u64).unwrap_or(0).max(1);
-    let unit = 1 << average.ilog2();
+    let unit_bits = average.ilog2();
+    let unit = 1_u64 << unit_bits;
     // Turns that are due, times the unit; halves are rounded up.
     let mut credits = vec![unit / 2; shares.len()];
     let mut turns = Vec::with_capacity(2 * ROUNDS * shares.len());
@@ -185,9 +186,11 @@ fn turns(shares: &[u32]) -> Vec<u32> {
             *credit += u64::from(share);
             // Too light for one turn in all rounds: at the end of the first.
             let too_light = round == 0 && u64::from(share) * (ROUNDS as u64) < unit / 2;
-            let due = (*credit / unit).max(u64::from(too_light));
-            *credit %= unit;
-            turns.extend(std::iter::repeat_n(index, due as usize));
+            let due = (*credit >> unit_bits).max(u64::from(too_light));
+            *credit &= unit - 1;
+            for _ in 0..due {
+                turns.push(index);
+            }
         }
     }
     turns

@@ -1,0 +1,218 @@
+//! HTTP with JSON on a unix socket, for `lbctl` and for programs; and
+//! `/metrics`, `/healthz` and `/readyz` on TCP.
+//!
+//! Reads are answered from the last snapshot; what changes something is handed
+//! to the daemon's loop as a [`Command`].
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use axum::{
+    Json, Router,
+    extract::{
+        Query, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::{
+    metrics,
+    status::{
+        BackendStatus, ServiceStatus, Snapshot, Status,
+        request::{
+            AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, PlanAnswer, PlanRequest, Refusal,
+            ReloadAnswer,
+        },
+    },
+};
+
+pub mod listen;
+
+/// Where an answer goes.
+pub type Reply<T> = oneshot::Sender<Result<T, Refusal>>;
+
+/// What only the daemon's loop can do.
+#[derive(Debug)]
+pub enum Command {
+    /// Read the configuration again.
+    Reload(Reply<ReloadAnswer>),
+    /// An operator's decision about a backend.
+    Admin(AdminRequest, Reply<AdminAnswer>),
+    /// What would a file change?
+    Plan(PlanRequest, Reply<PlanAnswer>),
+    /// Flows of the sample.
+    Flows(FlowFilter, Reply<FlowsAnswer>),
+}
+
+/// What the handlers share.
+#[derive(Clone, Debug)]
+pub struct Handle {
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    commands: mpsc::Sender<Command>,
+}
+
+impl Handle {
+    /// Reads from `snapshot`, sends to `commands`.
+    pub fn new(snapshot: Arc<ArcSwap<Snapshot>>, commands: mpsc::Sender<Command>) -> Self {
+        Self { snapshot, commands }
+    }
+
+    async fn ask<T>(&self, command: impl FnOnce(Reply<T>) -> Command) -> Result<Json<T>, Failure> {
+        let (reply, answer) = oneshot::channel();
+        self.commands
+            .send(command(reply))
+            .await
+            .map_err(|_| Failure::stopping())?;
+        match answer.await {
+            Ok(Ok(answer)) => Ok(Json(answer)),
+            Ok(Err(refusal)) => Err(Failure(StatusCode::UNPROCESSABLE_ENTITY, refusal)),
+            Err(_) => Err(Failure::stopping()),
+        }
+    }
+}
+
+/// A status with the reasons as `{"errors": […]}`.
+#[derive(Debug)]
+struct Failure(StatusCode, Refusal);
+
+impl Failure {
+    fn stopping() -> Self {
+        Self(
+            StatusCode::SERVICE_UNAVAILABLE,
+            Refusal::because("the daemon is stopping"),
+        )
+    }
+
+    fn bad_request(reason: impl Into<String>) -> Self {
+        Self(StatusCode::BAD_REQUEST, Refusal::because(reason))
+    }
+}
+
+impl IntoResponse for Failure {
+    fn into_response(self) -> Response {
+        (self.0, Json(self.1)).into_response()
+    }
+}
+
+/// The routes of the unix socket.
+pub fn control(handle: Handle) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/services", get(services))
+        .route("/v1/backends", get(backends))
+        .route("/v1/flows", get(flows))
+        .route("/v1/reload", post(reload))
+        .route("/v1/admin", post(admin))
+        .route("/v1/plan", post(plan))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(handle)
+}
+
+/// The routes of the metrics listener.
+pub fn observe(handle: Handle) -> Router {
+    Router::new()
+        .route("/metrics", get(metrics_page))
+        .route("/healthz", get(healthz))
+        .route("/readyz", get(readyz))
+        .fallback(async || {
+            (
+                StatusCode::NOT_FOUND,
+                "here are /metrics, /healthz and /readyz\n",
+            )
+        })
+        .with_state(handle)
+}
+
+async fn status(State(handle): State<Handle>) -> Json<Status> {
+    Json(handle.snapshot.load().status.clone())
+}
+
+async fn services(State(handle): State<Handle>) -> Json<Vec<ServiceStatus>> {
+    Json(handle.snapshot.load().services.clone())
+}
+
+async fn backends(State(handle): State<Handle>) -> Json<Vec<BackendStatus>> {
+    Json(handle.snapshot.load().backends.clone())
+}
+
+async fn flows(
+    State(handle): State<Handle>,
+    filter: Result<Query<FlowFilter>, QueryRejection>,
+) -> Result<Json<FlowsAnswer>, Failure> {
+    let Query(filter) = filter.map_err(|e| Failure::bad_request(e.body_text()))?;
+    handle.ask(|reply| Command::Flows(filter, reply)).await
+}
+
+async fn reload(State(handle): State<Handle>) -> Result<Json<ReloadAnswer>, Failure> {
+    handle.ask(Command::Reload).await
+}
+
+async fn admin(
+    State(handle): State<Handle>,
+    request: Result<Json<AdminRequest>, JsonRejection>,
+) -> Result<Json<AdminAnswer>, Failure> {
+    let Json(request) = request.map_err(|e| Failure::bad_request(e.body_text()))?;
+    handle.ask(|reply| Command::Admin(request, reply)).await
+}
+
+async fn plan(
+    State(handle): State<Handle>,
+    request: Result<Json<PlanRequest>, JsonRejection>,
+) -> Result<Json<PlanAnswer>, Failure> {
+    let Json(request) = request.map_err(|e| Failure::bad_request(e.body_text()))?;
+    handle.ask(|reply| Command::Plan(request, reply)).await
+}
+
+async fn unknown_path() -> Failure {
+    Failure(
+        StatusCode::NOT_FOUND,
+        Refusal::because(
+            "no such path; there are /v1/status, /v1/services, /v1/backends, /v1/flows (GET) and \
+             /v1/reload, /v1/admin, /v1/plan (POST)",
+        ),
+    )
+}
+
+async fn wrong_method() -> Failure {
+    Failure(
+        StatusCode::METHOD_NOT_ALLOWED,
+        Refusal::because(
+            "wrong method; GET reads, POST is for /v1/reload, /v1/admin and /v1/plan",
+        ),
+    )
+}
+
+async fn metrics_page(State(handle): State<Handle>) -> Response {
+    match metrics::text(&handle.snapshot.load()) {
+        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
+    }
+}
+
+async fn healthz(State(handle): State<Handle>) -> Response {
+    if handle.commands.is_closed() {
+        (StatusCode::SERVICE_UNAVAILABLE, "stopping\n").into_response()
+    } else {
+        "ok\n".into_response()
+    }
+}
+
+async fn readyz(State(handle): State<Handle>) -> Response {
+    let snapshot = handle.snapshot.load();
+    let readiness = &snapshot.status.readiness;
+    if readiness.ready {
+        "ready\n".into_response()
+    } else {
+        let reasons = readiness.reasons.join("\n");
+        (StatusCode::SERVICE_UNAVAILABLE, format!("{reasons}\n")).into_response()
+    }
+}
+
+#[cfg(test)]
+#[path = "api_tests.rs"]
+mod tests;

@@ -1,0 +1,19 @@
+//! The daemon: puts the parts together and keeps them going. The only module
+//! that sees all others.
+
+pub mod admin;
+pub mod conditions;
+pub mod controller;
+mod datapath;
+pub mod detach;
+mod flows;
+pub mod lock;
+mod names;
+mod observe;
+mod preview;
+mod reload;
+mod retry;
+pub mod run;
+mod settings;
+#[cfg(test)]
+mod testing;

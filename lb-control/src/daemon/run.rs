@@ -1,0 +1,579 @@
+//! `lbctl run`: start, the loop, stop.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::ArcSwap;
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::{mpsc, watch},
+    time::MissedTickBehavior,
+};
+
+use super::{
+    admin::AdminStore,
+    conditions::{Now, Verdict},
+    controller::{self, Candidate, Controller},
+    flows,
+    lock::DirectoryLock,
+    observe::{Observer, View},
+    preview, settings,
+};
+use crate::{
+    api::{self, Command, Handle, listen},
+    cli::{Failure, exit},
+    dataplane::{
+        desired::BackendKey,
+        neighbours::NeighbourRequests,
+        plane::{self, Plane},
+        stats::PlaneStats,
+    },
+    health::{Health, HealthChange},
+    model::Model,
+    neighbours::{
+        NeighbourView, Neighbours, Target, Unresolved, multicast::SolicitedNodes, targets,
+    },
+    status::{
+        Snapshot,
+        request::{AdminAction, Refusal, ReloadAnswer},
+    },
+};
+
+/// Time between two looks at the counters.
+const TICK: Duration = Duration::from_secs(1);
+
+/// Time between two sweeps of the flow table.
+const SWEEP: Duration = Duration::from_secs(10);
+
+/// The first change waits at most this long for the next hops, so that a fresh
+/// data path does not begin with drops.
+const FIRST_NEXT_HOPS_WITHIN: Duration = Duration::from_millis(500);
+
+/// Commands that wait for the loop.
+const COMMAND_QUEUE: usize = 64;
+
+/// What `lbctl run` was told.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The configuration file.
+    pub config: PathBuf,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Where decisions and changed settings are kept.
+    pub state_dir: PathBuf,
+}
+
+/// Runs the daemon until it is told to stop.
+///
+/// # Errors
+/// It could not start; says why and what to do.
+pub fn run(options: &Options) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| not_started(format!("cannot start threads: {error}")))?;
+    runtime.block_on(async {
+        let daemon = Daemon::start(options).await?;
+        daemon.serve().await;
+        Ok(())
+    })
+}
+
+fn not_started(reason: impl std::fmt::Display) -> Failure {
+    Failure::new(exit::NOT_STARTED, reason.to_string())
+}
+
+struct Daemon {
+    controller: Controller<Plane>,
+    adopted: bool,
+    observer: Observer,
+    handle: Handle,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    stats: PlaneStats,
+    health: Health,
+    neighbours: Neighbours,
+    targets: Vec<Target>,
+    groups: SolicitedNodes,
+    state_dir: PathBuf,
+    metrics: Option<listen::MetricsListener>,
+    told_ready: bool,
+    inbox: Option<Inbox>,
+    _control: listen::ControlSocket,
+    _locks: Vec<DirectoryLock>,
+}
+
+/// Where events come from.
+struct Inbox {
+    commands: mpsc::Receiver<Command>,
+    health: mpsc::UnboundedReceiver<HealthChange>,
+    views: watch::Receiver<Arc<NeighbourView>>,
+    clients: Option<NeighbourRequests>,
+    reload: Signal,
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+/// Reads and validates a file, with the errors as lines.
+fn load(path: &Path) -> Result<Model, Vec<String>> {
+    crate::config::load(path)
+        .map_err(|errors| errors.to_string().lines().map(str::to_owned).collect())
+}
+
+impl Daemon {
+    async fn start(options: &Options) -> Result<Self, Failure> {
+        let file = std::path::absolute(&options.config)
+            .map_err(|error| not_started(format!("{}: {error}", options.config.display())))?;
+        let candidate = controller::read(load, &file).map_err(|refusal| Failure {
+            code: exit::REFUSED,
+            errors: refusal.errors,
+        })?;
+        let pin_dir = candidate.model.dataplane.pin_dir.clone();
+        let (admin, warning) = AdminStore::open(&options.state_dir).map_err(|error| {
+            not_started(format!(
+                "the state directory {} cannot be used: {error}; give another --state-dir",
+                options.state_dir.display()
+            ))
+        })?;
+        if let Some(warning) = warning {
+            tracing::warn!("{warning}");
+        }
+        let mut locks = vec![DirectoryLock::take(&options.state_dir).map_err(not_started)?];
+        if pin_dir.exists() {
+            locks.push(DirectoryLock::take(&pin_dir).map_err(not_started)?);
+        }
+        listen::refuse_if_in_use(&options.socket)
+            .await
+            .map_err(not_started)?;
+
+        let started = Now::read();
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let (sender, commands) = mpsc::channel(COMMAND_QUEUE);
+        let handle = Handle::new(Arc::clone(&snapshot), sender);
+        let metrics = match candidate.model.metrics {
+            Some(address) => Some(
+                listen::MetricsListener::serve(address, api::observe(handle.clone()))
+                    .await
+                    .map_err(not_started)?,
+            ),
+            None => None,
+        };
+        settings::establish(&candidate.model, &options.state_dir).map_err(not_started)?;
+        let plane = Plane::open(&candidate.model).map_err(not_started)?;
+        let adopted = plane.adopted();
+        let result = Self::complete(
+            options, file, candidate, admin, plane, started, snapshot, handle, metrics, commands,
+            locks,
+        )
+        .await;
+        if result.is_err() && !adopted {
+            // What never ran must not stay and drop packets.
+            plane::detach(&pin_dir);
+        }
+        result
+    }
+
+    #[allow(clippy::too_many_arguments, reason = "the second half of `start`")]
+    async fn complete(
+        options: &Options,
+        file: PathBuf,
+        candidate: Candidate,
+        admin: AdminStore,
+        mut plane: Plane,
+        started: Now,
+        snapshot: Arc<ArcSwap<Snapshot>>,
+        handle: Handle,
+        metrics: Option<listen::MetricsListener>,
+        commands: mpsc::Receiver<Command>,
+        mut locks: Vec<DirectoryLock>,
+    ) -> Result<Self, Failure> {
+        if locks.len() < 2 {
+            locks.push(
+                DirectoryLock::take(&candidate.model.dataplane.pin_dir).map_err(not_started)?,
+            );
+        }
+        let adopted = plane.adopted();
+        let model = candidate.model.clone();
+        let managed = model.interfaces.iter().map(|i| i.name.clone()).collect();
+        let (neighbours, mut views) = Neighbours::start(managed).map_err(not_started)?;
+        let targets = targets(&model);
+        neighbours.set_targets(targets.clone());
+        let (health, health_changes) = Health::start(&model, u64::from(std::process::id()));
+        let clients = plane.neighbour_requests();
+        if model.dataplane.debug_log {
+            // Reads until the process ends.
+            std::mem::forget(plane.debug_log());
+        }
+        let signal_of =
+            |kind| signal(kind).map_err(|e| not_started(format!("cannot take signals: {e}")));
+        let mut controller = Controller::new(plane, adopted, &file, candidate, admin, load, Now::read());
+        let _ = tokio::time::timeout(FIRST_NEXT_HOPS_WITHIN, views.wait_for(|view| {
+            targets.iter().all(|target| {
+                !matches!(
+                    view.hops.get(&target.address),
+                    None | Some(Err(Unresolved::Pending | Unresolved::Resolving { .. }))
+                )
+            })
+        }))
+        .await;
+        controller.neighbours = Arc::clone(&views.borrow_and_update());
+        controller.reconcile(Now::read());
+        if let Some(error) = controller.applies.error.clone().filter(|_| !adopted) {
+            return Err(not_started(error));
+        }
+        let mut daemon = Self {
+            adopted,
+            observer: Observer::new(started),
+            snapshot,
+            stats: PlaneStats::default(),
+            health,
+            neighbours,
+            targets,
+            groups: SolicitedNodes::default(),
+            state_dir: options.state_dir.clone(),
+            metrics,
+            told_ready: false,
+            inbox: Some(Inbox {
+                commands,
+                health: health_changes,
+                views,
+                clients,
+                reload: signal_of(SignalKind::hangup())?,
+                terminate: signal_of(SignalKind::terminate())?,
+                interrupt: signal_of(SignalKind::interrupt())?,
+            }),
+            _control: listen::ControlSocket::serve(&options.socket, api::control(handle.clone()))
+                .await
+                .map_err(not_started)?,
+            handle,
+            controller,
+            _locks: locks,
+        };
+        daemon.follow_links();
+        daemon.tick();
+        daemon.log_start(&options.socket);
+        Ok(daemon)
+    }
+
+    fn log_start(&self, socket: &Path) {
+        let model = &self.controller.model;
+        for interface in &self.snapshot.load().status.interfaces {
+            let why = interface.reason.clone().unwrap_or_default();
+            tracing::info!(interface = interface.name, mode = interface.mode, why, "attached");
+            let link = self
+                .controller
+                .neighbours
+                .links
+                .iter()
+                .find(|link| link.name == interface.name);
+            if interface.mode == "native" && link.is_some_and(|l| l.kind.as_deref() == Some("veth")) {
+                tracing::warn!(
+                    interface = interface.name,
+                    "a veth in native mode: its peer needs an XDP program, too, or sent frames stay in the \
+                     peer's queue, and `ethtool -K PEER tx-checksumming off`; `xdp: generic` needs neither"
+                );
+            }
+        }
+        for stranger in self.controller.admin.strangers(model) {
+            tracing::warn!(
+                backend = stranger,
+                "an operator decided about a backend that is not in the configuration"
+            );
+        }
+        tracing::info!(
+            node = model.node,
+            services = model.services.len(),
+            adopted = self.adopted,
+            socket = %socket.display(),
+            metrics = self.metrics.as_ref().map(|m| m.address().to_string()),
+            "running"
+        );
+    }
+
+    async fn serve(mut self) {
+        let Some(mut inbox) = self.inbox.take() else {
+            return;
+        };
+        let mut tick = tokio::time::interval(TICK);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut sweep = tokio::time::interval(SWEEP);
+        sweep.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        // The first tick of both comes at once.
+        tick.reset();
+        sweep.reset();
+        loop {
+            let deadline = self.deadline();
+            tokio::select! {
+                _ = inbox.terminate.recv() => break,
+                _ = inbox.interrupt.recv() => break,
+                _ = inbox.reload.recv() => {
+                    // The result is in the log and in the status.
+                    let _ = self.reload().await;
+                }
+                Some(command) = inbox.commands.recv() => self.command(command).await,
+                Some(change) = inbox.health.recv() => {
+                    log_health(&change);
+                    while let Ok(change) = inbox.health.try_recv() {
+                        log_health(&change);
+                    }
+                    self.read_health();
+                }
+                Ok(()) = inbox.views.changed() => {
+                    self.controller.neighbours = Arc::clone(&inbox.views.borrow_and_update());
+                    self.follow_links();
+                }
+                request = next_client(&mut inbox.clients) => match request {
+                    Ok(request) => self.neighbours.resolve_client(request),
+                    Err(error) => {
+                        tracing::error!(%error, "next hops towards clients are not resolved any more");
+                        inbox.clients = None;
+                    }
+                },
+                _ = sweep.tick() => self.sweep(),
+                _ = tick.tick() => self.tick(),
+                () = sleep_until(deadline) => {}
+            }
+            self.reconcile();
+        }
+        self.stop().await;
+    }
+
+    fn deadline(&self) -> Option<std::time::Instant> {
+        self.controller
+            .next_deadline()
+            .into_iter()
+            .chain(self.controller.data_path.next_deadline())
+            .min()
+    }
+
+    fn reconcile(&mut self) {
+        let now = Now::read();
+        let departed_ends = self.controller.data_path.next_deadline();
+        if departed_ends.is_some_and(|end| end <= now.instant) {
+            self.controller.look_again();
+        }
+        self.controller.reconcile(now);
+        let mut wanted = targets(&self.controller.model);
+        // Those that have left still serve their flows.
+        for address in self.controller.data_path.departed_backends() {
+            if !wanted.iter().any(|target| target.address == address) {
+                wanted.push(Target {
+                    address,
+                    on_link_only: false,
+                });
+            }
+        }
+        if wanted != self.targets {
+            self.neighbours.set_targets(wanted.clone());
+            self.targets = wanted;
+        }
+    }
+
+    fn sweep(&mut self) {
+        if let Err(error) = self.controller.data_path.sweep() {
+            tracing::error!(%error, "the flow table could not be swept");
+        }
+        // And whatever else may have happened to the maps.
+        self.controller.look_again();
+    }
+
+    fn read_health(&mut self) {
+        self.controller.verdicts = self
+            .health
+            .snapshot()
+            .into_iter()
+            .map(|(key, health)| {
+                (
+                    BackendKey {
+                        pool: key.pool,
+                        backend: key.backend,
+                    },
+                    Verdict {
+                        state: health.state,
+                        for_time: health.in_state_for,
+                    },
+                )
+            })
+            .collect::<BTreeMap<_, _>>();
+    }
+
+    /// Joins the groups of the VIPs on the links there are.
+    fn follow_links(&mut self) {
+        let vips: Vec<_> = self.controller.model.services.iter().map(|s| s.address).collect();
+        let indexes: Vec<_> = self.controller.neighbours.links.iter().map(|l| l.ifindex).collect();
+        for error in self.groups.set(&vips, &indexes) {
+            tracing::warn!(%error, "neighbour solicitations for a VIP may not arrive");
+        }
+    }
+
+    /// Reads the counters and publishes a snapshot.
+    fn tick(&mut self) {
+        self.read_health();
+        match self.controller.data_path.stats() {
+            Ok(stats) => self.stats = stats,
+            Err(error) => tracing::error!(%error, "the counters could not be read"),
+        }
+        self.publish();
+    }
+
+    fn publish(&mut self) {
+        let health = self.health.snapshot();
+        let view = View {
+            controller: &self.controller,
+            stats: &self.stats,
+            health: &health,
+            adopted: self.adopted,
+        };
+        let snapshot = self.observer.snapshot(&view, Now::read());
+        if snapshot.status.readiness.ready && !self.told_ready {
+            self.told_ready = true;
+            tracing::info!("ready");
+            if let Err(error) = sd_notify::notify(&[sd_notify::NotifyState::Ready]) {
+                tracing::debug!(%error, "no service manager to tell");
+            }
+        }
+        self.snapshot.store(Arc::new(snapshot));
+    }
+
+    async fn command(&mut self, command: Command) {
+        // Whoever asked may have hung up.
+        match command {
+            Command::Reload(reply) => {
+                let _ = reply.send(self.reload().await);
+            }
+            Command::Admin(request, reply) => {
+                self.read_health();
+                let mut result = self.controller.decide(&request, Now::read());
+                self.tick();
+                if let (Ok(answer), AdminAction::Drain) = (&mut result, request.action) {
+                    answer.flows_left = self.flows_left(&answer.backend);
+                }
+                let _ = reply.send(result);
+            }
+            Command::Plan(request, reply) => {
+                let path = Path::new(&request.path);
+                let _ = reply.send(preview::plan(&mut self.controller, load, path));
+            }
+            Command::Flows(filter, reply) => {
+                let model = self.controller.model.clone();
+                let _ = reply.send(flows::flows(
+                    &mut self.controller.data_path,
+                    &model,
+                    &filter,
+                    self.stats.sample_mask,
+                ));
+            }
+        }
+    }
+
+    /// Connections of a backend in all services.
+    fn flows_left(&self, name: &str) -> Option<u64> {
+        let snapshot = self.snapshot.load();
+        let of = snapshot
+            .backends
+            .iter()
+            .filter(|b| format!("{}/{}", b.pool, b.backend) == name);
+        Some(of.map(|b| b.concurrent.connections).sum())
+    }
+
+    async fn reload(&mut self) -> Result<ReloadAnswer, Refusal> {
+        let result = self.try_reload().await;
+        self.controller.reloaded(&result, Now::read());
+        match &result {
+            Ok(answer) => tracing::info!(
+                file = answer.file,
+                slots_moved = answer.slots_moved,
+                "configuration reloaded"
+            ),
+            Err(refusal) => {
+                tracing::error!("reload refused, the configuration before stays in force:");
+                for error in &refusal.errors {
+                    tracing::error!("{error}");
+                }
+            }
+        }
+        self.tick();
+        result
+    }
+
+    async fn try_reload(&mut self) -> Result<ReloadAnswer, Refusal> {
+        let file = self.controller.in_force.file.clone();
+        let candidate = self.controller.candidate(&file)?;
+        settings::establish(&candidate.model, &self.state_dir).map_err(Refusal::because)?;
+        let wanted = candidate.model.metrics;
+        let rebind = wanted != self.controller.model.metrics;
+        let metrics = match wanted.filter(|_| rebind) {
+            Some(address) => Some(
+                listen::MetricsListener::serve(address, api::observe(self.handle.clone()))
+                    .await
+                    .map_err(|error| Refusal::because(error.to_string()))?,
+            ),
+            None => None,
+        };
+        let applied = self.controller.take_over(candidate, Now::read())?;
+        if rebind {
+            self.metrics = metrics;
+        }
+        let model = &self.controller.model;
+        self.health.update(model);
+        let notes = self
+            .controller
+            .admin
+            .strangers(model)
+            .into_iter()
+            .map(|name| {
+                format!(
+                    "{name} is not in the configuration any more; an operator's decision about it is kept"
+                )
+            })
+            .collect();
+        let answer = ReloadAnswer {
+            file: file.display().to_string(),
+            services: model.services.len(),
+            slots_moved: applied.slots_moved,
+            notes,
+        };
+        self.follow_links();
+        Ok(answer)
+    }
+
+    /// An orderly end that leaves the data path forwarding.
+    async fn stop(self) {
+        let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.neighbours.stop().await;
+        tracing::info!(
+            "stopped; the data path goes on forwarding as it is, without health checks and with the next \
+             hops known now; `lbctl run` takes it over again, `lbctl detach` removes it"
+        );
+    }
+}
+
+fn log_health(change: &HealthChange) {
+    let backend = format!("{}/{}", change.key.pool, change.key.backend);
+    tracing::info!(
+        backend,
+        was = %change.was,
+        now = %change.state,
+        reason = change.reason,
+        "health changed"
+    );
+}
+
+async fn next_client(
+    requests: &mut Option<NeighbourRequests>,
+) -> std::io::Result<lb_common::abi::NeighbourRequest> {
+    match requests {
+        Some(requests) => requests.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn sleep_until(deadline: Option<std::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline.into()).await,
+        None => std::future::pending().await,
+    }
+}

@@ -1,0 +1,107 @@
+//! What the daemon's tests share.
+
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use super::conditions::Now;
+use crate::{
+    dataplane::desired::BackendKey,
+    model::{
+        Backend, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
+        Protocol, Replies, Service, XdpMode,
+    },
+};
+
+/// A directory that goes away with it.
+pub struct Directory(pub PathBuf);
+
+impl Directory {
+    pub fn new(name: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("lbctl-{name}-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&path);
+        std::fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn now(unix: u64) -> Now {
+    Now {
+        instant: Instant::now(),
+        unix,
+    }
+}
+
+pub fn key(backend: &str) -> BackendKey {
+    BackendKey {
+        pool: "web".into(),
+        backend: backend.into(),
+    }
+}
+
+/// One service over one checked pool.
+pub fn model(backends: &[&str]) -> Model {
+    Model {
+        node: "lb1".into(),
+        interfaces: vec![Interface {
+            name: "eth0".into(),
+            xdp: XdpMode::Auto,
+        }],
+        dataplane: Dataplane {
+            max_flows: 1_000,
+            max_services: 16,
+            max_members: 64,
+            max_slots: 100_000,
+            tcp_idle: Duration::from_secs(300),
+            udp_idle: Duration::from_secs(30),
+            dead_after: Duration::from_secs(60),
+            drain_timeout: Duration::from_secs(300),
+            hash_secret_file: None,
+            pin_dir: "/sys/fs/bpf/test".into(),
+            debug_log: false,
+            manage_sysctls: true,
+        },
+        metrics: None,
+        pools: BTreeMap::from([(
+            "web".into(),
+            Pool {
+                backends: backends
+                    .iter()
+                    .zip(1..)
+                    .map(|(name, n)| Backend {
+                        name: (*name).into(),
+                        address: [10, 0, 1, n].into(),
+                        port: None,
+                        weight: 100,
+                    })
+                    .collect(),
+                health: vec![Check {
+                    kind: CheckKind::Tcp,
+                    port: None,
+                    interval: Duration::from_secs(2),
+                    timeout: Duration::from_secs(1),
+                    rise: 2,
+                    fall: 3,
+                }],
+            },
+        )]),
+        services: vec![Service {
+            name: "shop".into(),
+            address: [203, 0, 113, 10].into(),
+            ports: Ports::Ranges(vec![(80, 80)]),
+            protocol: Protocol::Tcp,
+            forwarding: ForwardingMethod::L2Dsr,
+            replies: Replies::Port,
+            pool: "web".into(),
+            table_size: 1_009,
+        }],
+    }
+}

@@ -1,0 +1,464 @@
+//! The snapshot as Prometheus text.
+//!
+//! Names have the prefix `lb_` and base units; labels are bounded by the
+//! configuration (service, pool, backend, interface) or by the program (reason,
+//! event, result, state, mode), and never name a client.
+
+use prometheus::{
+    TextEncoder,
+    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+};
+
+use crate::status::{BackendStatus, Condition, ServiceStatus, Snapshot, Totals};
+
+/// The content type of [`text`].
+pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
+
+type Labels<'a> = [(&'a str, &'a str)];
+
+/// The snapshot in Prometheus' text format.
+pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
+    let mut page = Page::default();
+    daemon(&mut page, snapshot);
+    flow_table(&mut page, snapshot);
+    services(&mut page, &snapshot.services);
+    backends(&mut page, &snapshot.backends);
+    drops_and_events(&mut page, snapshot);
+    probes(&mut page, snapshot);
+    TextEncoder::new().encode_to_string(&page.families)
+}
+
+#[derive(Default)]
+struct Page {
+    families: Vec<MetricFamily>,
+}
+
+impl Page {
+    fn family(&mut self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) {
+        // The encoder takes a family without a metric for an error.
+        if metrics.is_empty() {
+            return;
+        }
+        let mut family = MetricFamily::default();
+        family.set_name(name.into());
+        family.set_help(help.into());
+        family.set_field_type(kind);
+        family.set_metric(metrics);
+        self.families.push(family);
+    }
+
+    fn counters(&mut self, name: &str, help: &str, metrics: Vec<Metric>) {
+        self.family(name, help, MetricType::COUNTER, metrics);
+    }
+
+    fn gauges(&mut self, name: &str, help: &str, metrics: Vec<Metric>) {
+        self.family(name, help, MetricType::GAUGE, metrics);
+    }
+
+    fn counter(&mut self, name: &str, help: &str, value: u64) {
+        self.counters(name, help, vec![counter(&[], value)]);
+    }
+
+    fn gauge(&mut self, name: &str, help: &str, value: f64) {
+        self.gauges(name, help, vec![gauge(&[], value)]);
+    }
+}
+
+fn labelled(labels: &Labels<'_>) -> Metric {
+    let mut metric = Metric::default();
+    metric.set_label(
+        labels
+            .iter()
+            .map(|(name, value)| {
+                let mut pair = LabelPair::default();
+                pair.set_name((*name).into());
+                pair.set_value((*value).into());
+                pair
+            })
+            .collect(),
+    );
+    metric
+}
+
+fn counter(labels: &Labels<'_>, value: u64) -> Metric {
+    let mut metric = labelled(labels);
+    let mut inner = Counter::default();
+    inner.set_value(value as f64);
+    metric.set_counter(inner);
+    metric
+}
+
+fn gauge(labels: &Labels<'_>, value: f64) -> Metric {
+    let mut metric = labelled(labels);
+    let mut inner = Gauge::default();
+    inner.set_value(value);
+    metric.set_gauge(inner);
+    metric
+}
+
+fn daemon(page: &mut Page, snapshot: &Snapshot) {
+    let status = &snapshot.status;
+    page.gauges(
+        "lb_build_info",
+        "Always 1; the version and the node's name are labels.",
+        vec![gauge(
+            &[("version", &status.version), ("node", &status.node)],
+            1.0,
+        )],
+    );
+    page.gauge(
+        "lb_start_time_seconds",
+        "When the daemon started, in seconds since the Unix epoch.",
+        status.started_at as f64,
+    );
+    page.gauge(
+        "lb_ready",
+        "Whether the daemon is ready, as /readyz says.",
+        flag(status.readiness.ready),
+    );
+    page.counters(
+        "lb_reloads_total",
+        "Reloads of the configuration by result.",
+        vec![
+            counter(&[("result", "success")], status.reloads.succeeded),
+            counter(&[("result", "failure")], status.reloads.failed),
+        ],
+    );
+    page.gauge(
+        "lb_last_reload_success",
+        "Whether the last reload came into force; 1 before the first.",
+        flag(status.reloads.last.as_ref().is_none_or(|last| last.ok)),
+    );
+    page.gauge(
+        "lb_config_loaded_time_seconds",
+        "When the configuration came into force, in seconds since the Unix epoch.",
+        status.config.loaded_at as f64,
+    );
+    page.counter(
+        "lb_applies_total",
+        "Changes of the data path that were applied.",
+        status.apply.succeeded,
+    );
+    page.counter(
+        "lb_map_write_errors_total",
+        "Attempts to change the data path that failed and are repeated.",
+        status.apply.failed,
+    );
+    page.gauges(
+        "lb_xdp_mode",
+        "1 for the mode the program is attached in: native, generic or detached.",
+        status
+            .interfaces
+            .iter()
+            .flat_map(|interface| {
+                ["native", "generic", "detached"].map(|mode| {
+                    gauge(
+                        &[("interface", &interface.name), ("mode", mode)],
+                        flag(interface.mode == mode),
+                    )
+                })
+            })
+            .collect(),
+    );
+    if let Some(verified) = status.verified_instructions {
+        page.gauge(
+            "lb_program_verified_instructions",
+            "Instructions the kernel's verifier went through for the XDP program.",
+            f64::from(verified),
+        );
+    }
+}
+
+fn flow_table(page: &mut Page, snapshot: &Snapshot) {
+    let table = &snapshot.status.flow_table;
+    let by_table = |flows: u64, replies: u64| {
+        vec![
+            gauge(&[("table", "flows")], flows as f64),
+            gauge(&[("table", "replies")], replies as f64),
+        ]
+    };
+    page.gauges(
+        "lb_flow_table_entries",
+        "Live entries of the flow table, and of the one that recognises replies.",
+        by_table(table.entries, table.reply_entries),
+    );
+    page.gauges(
+        "lb_flow_table_capacity",
+        "Entries the flow table has room for.",
+        by_table(table.capacity, table.reply_capacity),
+    );
+    page.counter(
+        "lb_flow_table_inserted_total",
+        "Entries made in the flow table.",
+        table.inserted_total,
+    );
+    page.counter(
+        "lb_flow_table_refused_total",
+        "Entries the flow table had no room for.",
+        table.refused_total,
+    );
+    page.gauges(
+        "lb_tracked_slots",
+        "Slots whose flows are tracked now.",
+        snapshot
+            .services
+            .iter()
+            .map(|service| {
+                gauge(&[("service", &service.name)], service.tracked_slots as f64)
+            })
+            .collect(),
+    );
+    page.gauges(
+        "lb_slots",
+        "Slots of the service's table.",
+        snapshot
+            .services
+            .iter()
+            .map(|service| gauge(&[("service", &service.name)], service.slots as f64))
+            .collect(),
+    );
+}
+
+/// A column of [`Totals`]: the end of the metric's name, its help, its value.
+type TotalsColumn = (&'static str, &'static str, fn(&Totals) -> u64);
+
+const TOTALS: [TotalsColumn; 5] = [
+    ("packets_total", "Packets from clients forwarded.", |t| t.packets),
+    (
+        "bytes_total",
+        "Bytes from clients forwarded, Ethernet headers included.",
+        |t| t.bytes,
+    ),
+    (
+        "connections_opened_total",
+        "Connections opened: SYNs of TCP, flows of UDP estimated from a sample.",
+        |t| t.connections,
+    ),
+    (
+        "reply_packets_total",
+        "Replies translated back (NAT; under DSR they do not pass here).",
+        |t| t.reply_packets,
+    ),
+    (
+        "reply_bytes_total",
+        "Bytes of the replies, Ethernet headers included.",
+        |t| t.reply_bytes,
+    ),
+];
+
+fn services(page: &mut Page, services: &[ServiceStatus]) {
+    for (name, help, value) in TOTALS {
+        page.counters(
+            &format!("lb_service_{name}"),
+            help,
+            services
+                .iter()
+                .map(|service| counter(&[("service", &service.name)], value(&service.totals)))
+                .collect(),
+        );
+    }
+    let gauges: [(&str, &str, fn(&ServiceStatus) -> f64); 4] = [
+        (
+            "lb_service_connections_active",
+            "Connections open now; an estimate where flows are sampled.",
+            |s| s.concurrent.connections as f64,
+        ),
+        (
+            "lb_service_connections_active_error",
+            "Half the width of the estimate's 95 % confidence interval; 0 when counted.",
+            |s| s.concurrent.error as f64,
+        ),
+        (
+            "lb_service_backends_up",
+            "Backends that take new flows.",
+            |s| s.backends_up as f64,
+        ),
+        (
+            "lb_service_backends",
+            "Backends of the service's pool.",
+            |s| s.backends_total as f64,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        page.gauges(
+            name,
+            help,
+            services
+                .iter()
+                .map(|service| gauge(&[("service", &service.name)], value(service)))
+                .collect(),
+        );
+    }
+}
+
+fn backends(page: &mut Page, all: &[BackendStatus]) {
+    // Another backend may have the name of one that has left.
+    let backends: Vec<&BackendStatus> = all.iter().filter(|b| !b.departed).collect();
+    for (name, help, value) in TOTALS {
+        page.counters(
+            &format!("lb_backend_{name}"),
+            help,
+            backends
+                .iter()
+                .map(|backend| counter(&labels_of(backend), value(&backend.totals)))
+                .collect(),
+        );
+    }
+    let gauges: [(&str, &str, fn(&BackendStatus) -> f64); 6] = [
+        (
+            "lb_backend_connections_active",
+            "Connections open now; an estimate where flows are sampled.",
+            |b| b.concurrent.connections as f64,
+        ),
+        (
+            "lb_backend_up",
+            "Whether the backend takes new flows.",
+            |b| flag(b.condition == Condition::Up),
+        ),
+        (
+            "lb_backend_weight",
+            "The backend's weight in force; 0 while it takes no new flows.",
+            |b| f64::from(b.weight_effective),
+        ),
+        (
+            "lb_backend_slots",
+            "The backend's slots of the service's table.",
+            |b| b.slots as f64,
+        ),
+        (
+            "lb_backend_next_hop_resolved",
+            "Whether the MAC address of the backend's next hop is known.",
+            |b| flag(b.next_hop.resolved),
+        ),
+        (
+            "lb_backend_connections_active_error",
+            "Half the width of the estimate's 95 % confidence interval; 0 when counted.",
+            |b| b.concurrent.error as f64,
+        ),
+    ];
+    for (name, help, value) in gauges {
+        page.gauges(
+            name,
+            help,
+            backends
+                .iter()
+                .map(|backend| gauge(&labels_of(backend), value(backend)))
+                .collect(),
+        );
+    }
+    page.gauges(
+        "lb_backend_state",
+        "1 for what the data path does with the backend: up, draining, failing or dead.",
+        backends
+            .iter()
+            .flat_map(|backend| {
+                Condition::ALL.map(|condition| {
+                    let [service, pool, name] = labels_of(backend);
+                    gauge(
+                        &[service, pool, name, ("state", condition.name())],
+                        flag(backend.condition == condition),
+                    )
+                })
+            })
+            .collect(),
+    );
+}
+
+fn labels_of(backend: &BackendStatus) -> [(&str, &str); 3] {
+    [
+        ("service", &backend.service),
+        ("pool", &backend.pool),
+        ("backend", &backend.backend),
+    ]
+}
+
+fn drops_and_events(page: &mut Page, snapshot: &Snapshot) {
+    // The empty service stands for packets that belong to none.
+    let rows = |label: &'static str,
+                none: &std::collections::BTreeMap<String, u64>,
+                of: fn(&ServiceStatus) -> &std::collections::BTreeMap<String, u64>| {
+        let unowned = none
+            .iter()
+            .map(|(name, n)| counter(&[("service", ""), (label, name)], *n));
+        let owned = snapshot.services.iter().flat_map(|service| {
+            of(service)
+                .iter()
+                .map(|(name, n)| counter(&[("service", &service.name), (label, name)], *n))
+        });
+        unowned.chain(owned).collect::<Vec<_>>()
+    };
+    let drops = rows("reason", &snapshot.status.drops, |s| &s.drops);
+    let events = rows("event", &snapshot.status.events, |s| &s.events);
+    page.counters(
+        "lb_drops_total",
+        "Packets dropped, by reason; without a service, those that belong to none.",
+        drops,
+    );
+    page.counters(
+        "lb_events_total",
+        "What the data path did besides forwarding and dropping, by event.",
+        events,
+    );
+}
+
+fn probes(page: &mut Page, snapshot: &Snapshot) {
+    page.counters(
+        "lb_probe_results_total",
+        "Health checks done, by result.",
+        snapshot
+            .probes
+            .iter()
+            .flat_map(|probe| {
+                probe.results.iter().map(|(result, n)| {
+                    counter(
+                        &[
+                            ("pool", &probe.pool),
+                            ("backend", &probe.backend),
+                            ("result", result),
+                        ],
+                        *n,
+                    )
+                })
+            })
+            .collect(),
+    );
+    page.family(
+        "lb_probe_duration_seconds",
+        "How long health checks took.",
+        MetricType::HISTOGRAM,
+        snapshot
+            .probes
+            .iter()
+            .map(|probe| {
+                let mut histogram = Histogram::default();
+                histogram.set_sample_count(probe.durations.count);
+                histogram.set_sample_sum(probe.durations.sum_seconds);
+                histogram.set_bucket(
+                    probe
+                        .durations
+                        .buckets
+                        .iter()
+                        .map(|(upper_bound, count)| {
+                            let mut bucket = Bucket::default();
+                            bucket.set_upper_bound(*upper_bound);
+                            bucket.set_cumulative_count(*count);
+                            bucket
+                        })
+                        .collect(),
+                );
+                let mut metric =
+                    labelled(&[("pool", &probe.pool), ("backend", &probe.backend)]);
+                metric.set_histogram(histogram);
+                metric
+            })
+            .collect(),
+    );
+}
+
+fn flag(value: bool) -> f64 {
+    if value { 1.0 } else { 0.0 }
+}
+
+#[cfg(test)]
+#[path = "metrics_tests.rs"]
+mod tests;
