@@ -22,6 +22,7 @@ pub mod cleanup;
 pub mod config;
 pub mod conns;
 pub mod daemon;
+pub mod demo;
 mod evidence;
 pub mod netns;
 pub mod packet;
