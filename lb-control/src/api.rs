@@ -181,9 +181,7 @@ async fn unknown_path() -> Failure {
 async fn wrong_method() -> Failure {
     Failure(
         StatusCode::METHOD_NOT_ALLOWED,
-        Refusal::because(
-            "wrong method; GET reads, POST is for /v1/reload, /v1/admin and /v1/plan",
-        ),
+        Refusal::because("wrong method; GET reads, POST is for /v1/reload, /v1/admin and /v1/plan"),
     )
 }
 

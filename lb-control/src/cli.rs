@@ -359,15 +359,19 @@ fn print<T: Serialize>(
     match output {
         Output::Table => print!("{}", table(answer)),
         Output::Json => {
-            let json = serde_json::to_string_pretty(answer)
-                .map_err(|error| Failure::new(exit::REFUSED, format!("cannot write JSON: {error}")))?;
+            let json = serde_json::to_string_pretty(answer).map_err(|error| {
+                Failure::new(exit::REFUSED, format!("cannot write JSON: {error}"))
+            })?;
             println!("{json}");
         }
     }
     Ok(())
 }
 
-#[allow(clippy::disallowed_methods, reason = "tables say how long ago something was")]
+#[allow(
+    clippy::disallowed_methods,
+    reason = "tables say how long ago something was"
+)]
 fn unix_now() -> u64 {
     std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)

@@ -203,9 +203,7 @@ fn flow_table(page: &mut Page, snapshot: &Snapshot) {
         snapshot
             .services
             .iter()
-            .map(|service| {
-                gauge(&[("service", &service.name)], service.tracked_slots as f64)
-            })
+            .map(|service| gauge(&[("service", &service.name)], service.tracked_slots as f64))
             .collect(),
     );
     page.gauges(
@@ -223,7 +221,9 @@ fn flow_table(page: &mut Page, snapshot: &Snapshot) {
 type TotalsColumn = (&'static str, &'static str, fn(&Totals) -> u64);
 
 const TOTALS: [TotalsColumn; 5] = [
-    ("packets_total", "Packets from clients forwarded.", |t| t.packets),
+    ("packets_total", "Packets from clients forwarded.", |t| {
+        t.packets
+    }),
     (
         "bytes_total",
         "Bytes from clients forwarded, Ethernet headers included.",
@@ -446,8 +446,7 @@ fn probes(page: &mut Page, snapshot: &Snapshot) {
                         })
                         .collect(),
                 );
-                let mut metric =
-                    labelled(&[("pool", &probe.pool), ("backend", &probe.backend)]);
+                let mut metric = labelled(&[("pool", &probe.pool), ("backend", &probe.backend)]);
                 metric.set_histogram(histogram);
                 metric
             })

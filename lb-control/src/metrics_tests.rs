@@ -82,8 +82,14 @@ fn every_figure_stands_under_its_name_and_labels() {
     for (start, value) in [
         (r#"lb_build_info{version="0.1.0",node="lb1"}"#, "1"),
         (r#"lb_service_packets_total{service="shop"}"#, "10"),
-        (r#"lb_service_connections_opened_total{service="shop"}"#, "2"),
-        (r#"lb_backend_up{service="shop",pool="web",backend="web-1"}"#, "0"),
+        (
+            r#"lb_service_connections_opened_total{service="shop"}"#,
+            "2",
+        ),
+        (
+            r#"lb_backend_up{service="shop",pool="web",backend="web-1"}"#,
+            "0",
+        ),
         (
             r#"lb_backend_state{service="shop",pool="web",backend="web-1",state="draining"}"#,
             "1",
@@ -129,15 +135,29 @@ fn every_family_has_one_help_and_one_type_and_counters_end_in_total() {
 fn no_label_can_name_a_client() {
     let text = text(&snapshot()).unwrap();
     let allowed = [
-        "service", "backend", "pool", "reason", "event", "interface", "mode", "state", "result",
-        "table", "version", "node", "le",
+        "service",
+        "backend",
+        "pool",
+        "reason",
+        "event",
+        "interface",
+        "mode",
+        "state",
+        "result",
+        "table",
+        "version",
+        "node",
+        "le",
     ];
     for labels in text
         .lines()
         .filter(|l| !l.starts_with('#'))
         .filter_map(|l| Some(l.split_once('{')?.1.split_once('}')?.0))
     {
-        for label in labels.split(',').map(|pair| pair.split_once('=').unwrap().0) {
+        for label in labels
+            .split(',')
+            .map(|pair| pair.split_once('=').unwrap().0)
+        {
             assert!(allowed.contains(&label), "{label}");
         }
     }

@@ -83,17 +83,24 @@ impl Ledger {
                 .map(|(_, totals)| *totals)
                 .unwrap_or_default();
             let grown = growth(&sample.counters, &before);
-            add(&mut self.backends.entry(sample.key.clone()).or_default().totals, &grown);
             add(
-                &mut self.services.entry(sample.key.service.clone()).or_default().totals,
+                &mut self.backends.entry(sample.key.clone()).or_default().totals,
+                &grown,
+            );
+            add(
+                &mut self
+                    .services
+                    .entry(sample.key.service.clone())
+                    .or_default()
+                    .totals,
                 &grown,
             );
             raw.insert(sample.member, (sample.key.clone(), sample.counters));
         }
         self.raw = raw;
-        let seconds = self
-            .last
-            .map_or(0.0, |last| now.saturating_duration_since(last).as_secs_f64());
+        let seconds = self.last.map_or(0.0, |last| {
+            now.saturating_duration_since(last).as_secs_f64()
+        });
         for series in self.backends.values_mut() {
             series.tick(seconds);
         }
@@ -134,7 +141,11 @@ impl Counts {
         for (service, name, count) in samples {
             *raw.entry((service, name)).or_default() += count;
         }
-        for (_, (before, _)) in self.seen.iter_mut().filter(|(key, _)| !raw.contains_key(*key)) {
+        for (_, (before, _)) in self
+            .seen
+            .iter_mut()
+            .filter(|(key, _)| !raw.contains_key(*key))
+        {
             *before = 0;
         }
         for (key, now) in raw {
@@ -258,9 +269,15 @@ mod tests {
     #[test]
     fn counts_go_on_over_the_end_of_a_service() {
         let mut counts = Counts::default();
-        counts.observe([("shop".into(), "no_backend", 5), ("mail".into(), "no_backend", 1)]);
+        counts.observe([
+            ("shop".into(), "no_backend", 5),
+            ("mail".into(), "no_backend", 1),
+        ]);
         counts.observe([("mail".into(), "no_backend", 2)]);
-        counts.observe([("shop".into(), "no_backend", 3), ("mail".into(), "no_backend", 2)]);
+        counts.observe([
+            ("shop".into(), "no_backend", 3),
+            ("mail".into(), "no_backend", 2),
+        ]);
         assert_eq!(counts.total("shop", "no_backend"), 8);
         assert_eq!(counts.total("mail", "no_backend"), 2);
         assert_eq!(counts.sum("no_backend"), 10);

@@ -25,8 +25,9 @@ pub async fn post<T: DeserializeOwned>(
     path: &str,
     body: &impl Serialize,
 ) -> Result<T, Failure> {
-    let body = serde_json::to_vec(body)
-        .map_err(|error| Failure::new(exit::REFUSED, format!("cannot write the request: {error}")))?;
+    let body = serde_json::to_vec(body).map_err(|error| {
+        Failure::new(exit::REFUSED, format!("cannot write the request: {error}"))
+    })?;
     ask(socket, Method::POST, path, body.into()).await
 }
 

@@ -62,7 +62,11 @@ pub fn status(status: &Status, colour: bool, now: u64) -> String {
     let _ = writeln!(
         text,
         "Data path: {}, {} applied, {} failed",
-        if status.adopted { "adopted from an earlier daemon" } else { "loaded by this daemon" },
+        if status.adopted {
+            "adopted from an earlier daemon"
+        } else {
+            "loaded by this daemon"
+        },
         count(apply.succeeded, "change"),
         apply.failed
     );
@@ -104,7 +108,10 @@ pub fn status(status: &Status, colour: bool, now: u64) -> String {
         table.row(vec![
             interface.name.as_str().into(),
             Cell::toned(interface.mode.as_str(), tone),
-            interface.program_id.map_or("-".into(), |id| id.to_string()).into(),
+            interface
+                .program_id
+                .map_or("-".into(), |id| id.to_string())
+                .into(),
             interface.reason.clone().unwrap_or_default().into(),
         ]);
     }
@@ -135,7 +142,11 @@ pub fn services(services: &[ServiceStatus], colour: bool) -> String {
         };
         table.row(vec![
             service.name.as_str().into(),
-            service.address.map(|a| a.to_string()).unwrap_or_default().into(),
+            service
+                .address
+                .map(|a| a.to_string())
+                .unwrap_or_default()
+                .into(),
             format!("{}/{}", service.ports, service.protocol).into(),
             service.forwarding.as_str().into(),
             service.pool.as_str().into(),
@@ -148,7 +159,9 @@ pub fn services(services: &[ServiceStatus], colour: bool) -> String {
             bits(service.rates.bytes_per_second).into(),
             short(service.rates.packets_per_second).into(),
             bits(service.rates.reply_bytes_per_second).into(),
-            listed(service.drops.iter()).unwrap_or_else(|| "-".into()).into(),
+            listed(service.drops.iter())
+                .unwrap_or_else(|| "-".into())
+                .into(),
         ]);
     }
     table.render(colour)

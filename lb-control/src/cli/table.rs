@@ -86,7 +86,11 @@ impl Table {
                     .unwrap_or_default()
             })
             .collect();
-        let header: Vec<Cell> = self.columns.iter().map(|(title, _)| (*title).into()).collect();
+        let header: Vec<Cell> = self
+            .columns
+            .iter()
+            .map(|(title, _)| (*title).into())
+            .collect();
         let mut text = String::new();
         for row in std::iter::once(&header).chain(&self.rows) {
             let mut line = String::new();
@@ -177,7 +181,11 @@ mod tests {
 
     #[test]
     fn columns_are_aligned_and_lines_end_without_blanks() {
-        let mut table = Table::new(&[("NAME", Align::Left), ("CPS", Align::Right), ("WHY", Align::Left)]);
+        let mut table = Table::new(&[
+            ("NAME", Align::Left),
+            ("CPS", Align::Right),
+            ("WHY", Align::Left),
+        ]);
         table.row(vec!["a".into(), "1.5 k".into(), "".into()]);
         table.row(vec!["längerer".into(), "7".into(), "ok".into()]);
         assert_eq!(

@@ -50,7 +50,11 @@ impl Override {
         let state = |state| Self {
             state: Some(state),
             // Draining again does not start the time-out anew.
-            since: if self.state == Some(state) { self.since } else { now },
+            since: if self.state == Some(state) {
+                self.since
+            } else {
+                now
+            },
             ..self
         };
         match action {
@@ -107,7 +111,10 @@ impl AdminStore {
             Err(error) => return Err(error),
         };
         let problem = match serde_json::from_slice::<File>(&text) {
-            Ok(File { version: VERSION, pools }) => return Ok((Self { path, pools }, None)),
+            Ok(File {
+                version: VERSION,
+                pools,
+            }) => return Ok((Self { path, pools }, None)),
             Ok(File { version, .. }) => format!("its format is version {version}, not {VERSION}"),
             Err(error) => error.to_string(),
         };

@@ -29,13 +29,18 @@ fn decisions_survive_a_restart_until_they_are_cleared() {
     let (mut store, warning) = AdminStore::open(&directory.0).unwrap();
     assert_eq!(warning, None);
     store.decide(&web("a"), AdminAction::Drain, 100).unwrap();
-    store.decide(&web("a"), AdminAction::Weight { weight: 7 }, 110).unwrap();
+    store
+        .decide(&web("a"), AdminAction::Weight { weight: 7 }, 110)
+        .unwrap();
     store.decide(&web("b"), AdminAction::Disable, 120).unwrap();
 
     let (mut store, warning) = AdminStore::open(&directory.0).unwrap();
     assert_eq!(warning, None);
     let a = store.of(&web("a"));
-    assert_eq!((a.admin_state(), a.weight, a.since), (AdminState::Draining, Some(7), 100));
+    assert_eq!(
+        (a.admin_state(), a.weight, a.since),
+        (AdminState::Draining, Some(7), 100)
+    );
     assert_eq!(store.of(&web("b")).admin_state(), AdminState::Disabled);
 
     store.decide(&web("a"), AdminAction::Clear, 200).unwrap();
@@ -58,7 +63,10 @@ fn a_corrupt_file_is_set_aside_and_told_about() {
         fs::write(directory.0.join(FILE), text).unwrap();
         let (mut store, warning) = AdminStore::open(&directory.0).unwrap();
         assert!(warning.unwrap().contains("admin.json.corrupt"));
-        assert_eq!(fs::read_to_string(directory.0.join("admin.json.corrupt")).unwrap(), text);
+        assert_eq!(
+            fs::read_to_string(directory.0.join("admin.json.corrupt")).unwrap(),
+            text
+        );
         assert_eq!(store.of(&web("a")), Override::default());
         store.decide(&web("a"), AdminAction::Disable, 1).unwrap();
         assert_eq!(AdminStore::open(&directory.0).unwrap().1, None);
@@ -71,6 +79,8 @@ fn a_decision_that_cannot_be_written_does_not_hold() {
     let (mut store, _) = AdminStore::open(&directory.0).unwrap();
     // A directory in the way of the new file stops root, too.
     fs::create_dir(directory.0.join("admin.json.new")).unwrap();
-    store.decide(&web("a"), AdminAction::Disable, 1).unwrap_err();
+    store
+        .decide(&web("a"), AdminAction::Disable, 1)
+        .unwrap_err();
     assert_eq!(store.of(&web("a")), Override::default());
 }

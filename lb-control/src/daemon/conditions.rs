@@ -118,9 +118,7 @@ fn by_health(verdict: Verdict, nothing_known: bool, dead_after: Duration, now: N
         HealthState::Unknown if nothing_known => (Condition::Up, None),
         HealthState::Unknown => (Condition::Draining, None),
         HealthState::Down => match dead_after.checked_sub(verdict.for_time) {
-            Some(left) if !left.is_zero() => {
-                (Condition::Failing, now.instant.checked_add(left))
-            }
+            Some(left) if !left.is_zero() => (Condition::Failing, now.instant.checked_add(left)),
             _ => (Condition::Dead, None),
         },
     }

@@ -36,7 +36,9 @@ impl Case {
     }
 
     fn decide(&mut self, backend: &str, action: AdminAction, at: u64) {
-        self.admin.decide(&testing::key(backend), action, at).unwrap();
+        self.admin
+            .decide(&testing::key(backend), action, at)
+            .unwrap();
     }
 
     fn compute(&self, starting: bool) -> Conditions {
@@ -70,12 +72,24 @@ fn a_backend_that_fails_serves_its_flows_for_dead_after_and_then_nobody() {
 fn a_new_backend_gets_no_flows_before_its_first_result_unless_its_pool_has_none_at_all() {
     let mut case = Case::new("unknown");
     case.verdict("a", HealthState::Unknown, 1);
-    assert_eq!(case.of("a", false), Condition::Up, "the whole pool is unknown");
+    assert_eq!(
+        case.of("a", false),
+        Condition::Up,
+        "the whole pool is unknown"
+    );
     case.verdict("b", HealthState::Up, 1);
     assert_eq!(case.of("a", false), Condition::Draining);
-    assert_eq!(case.of("a", true), Condition::Up, "the daemon has just started");
+    assert_eq!(
+        case.of("a", true),
+        Condition::Up,
+        "the daemon has just started"
+    );
     case.verdicts.remove(&testing::key("a"));
-    assert_eq!(case.of("a", false), Condition::Draining, "its checks have not begun");
+    assert_eq!(
+        case.of("a", false),
+        Condition::Draining,
+        "its checks have not begun"
+    );
 }
 
 #[test]

@@ -98,7 +98,10 @@ pub struct Controller<D> {
 enum Start {
     /// Until this moment at the latest. With `hold` the adopted data path is
     /// left as it is: it knows more than a daemon that has just started.
-    Waiting { until: Instant, hold: bool },
+    Waiting {
+        until: Instant,
+        hold: bool,
+    },
     Over,
 }
 
@@ -349,12 +352,14 @@ impl<D: DataPath> Controller<D> {
     /// # Errors
     /// There is no such backend, or the decision can't be kept.
     pub fn decide(&mut self, request: &AdminRequest, now: Now) -> Result<AdminAnswer, Refusal> {
-        let key =
-            names::backend(&self.model, &request.pool, &request.backend).map_err(Refusal::because)?;
+        let key = names::backend(&self.model, &request.pool, &request.backend)
+            .map_err(Refusal::because)?;
         self.admin
             .decide(&key, request.action, now.unix)
             .map_err(|error| {
-                Refusal::because(format!("the decision cannot be kept: {error}; nothing has changed"))
+                Refusal::because(format!(
+                    "the decision cannot be kept: {error}; nothing has changed"
+                ))
             })?;
         let name = format!("{}/{}", request.pool, request.backend);
         tracing::info!(backend = name, action = ?request.action, "decided by an operator");

@@ -37,9 +37,14 @@ pub fn flows(
     };
     let limit = filter.limit.unwrap_or(DEFAULT_LIMIT);
     let wanted = |flow: &SampledFlow| {
-        filter.service.as_ref().is_none_or(|name| *name == flow.service)
+        filter
+            .service
+            .as_ref()
+            .is_none_or(|name| *name == flow.service)
             && filter.client.is_none_or(|client| client == flow.source)
-            && addresses.as_ref().is_none_or(|some| some.contains(&flow.backend))
+            && addresses
+                .as_ref()
+                .is_none_or(|some| some.contains(&flow.backend))
     };
     let mut sampled = plane
         .sample(limit.saturating_add(1), wanted)
@@ -69,10 +74,15 @@ fn addresses(model: &Model, name: &str) -> Result<Vec<IpAddr>, Refusal> {
             .filter(|(name, _)| pool.is_none_or(|wanted| wanted == *name))
             .flat_map(|(_, pool)| &pool.backends)
     };
-    let found: Vec<IpAddr> = all().filter(|b| b.name == backend).map(|b| b.address).collect();
+    let found: Vec<IpAddr> = all()
+        .filter(|b| b.name == backend)
+        .map(|b| b.address)
+        .collect();
     if found.is_empty() {
         let suggestion = names::suggestion(backend, all().map(|b| b.name.as_str()));
-        return Err(Refusal::because(format!("no backend \"{backend}\"; {suggestion}")));
+        return Err(Refusal::because(format!(
+            "no backend \"{backend}\"; {suggestion}"
+        )));
     }
     Ok(found)
 }

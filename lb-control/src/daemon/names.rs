@@ -44,7 +44,12 @@ pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Strin
             .collect::<Vec<_>>()
             .join(", ")
     };
-    let near: Vec<(f64, &str)> = scored.iter().copied().filter(|(s, _)| *s >= NEAR).take(3).collect();
+    let near: Vec<(f64, &str)> = scored
+        .iter()
+        .copied()
+        .filter(|(s, _)| *s >= NEAR)
+        .take(3)
+        .collect();
     if near.is_empty() {
         scored.sort_by(|a, b| a.1.cmp(b.1));
         let more = if scored.len() > 5 { ", …" } else { "" };

@@ -151,11 +151,14 @@ impl Observer {
 
     /// Whose row it is, or was when it was configured.
     fn name_of(&self, row: &MemberRow) -> CounterKey {
-        self.names.get(&row.id).cloned().unwrap_or_else(|| CounterKey {
-            service: row.service.clone(),
-            pool: String::new(),
-            backend: row.address.to_string(),
-        })
+        self.names
+            .get(&row.id)
+            .cloned()
+            .unwrap_or_else(|| CounterKey {
+                service: row.service.clone(),
+                pool: String::new(),
+                backend: row.address.to_string(),
+            })
     }
 
     fn backends<D>(
@@ -211,7 +214,10 @@ impl Observer {
                 }),
         );
         for backend in &mut all {
-            let of = slots.get(backend.service.as_str()).copied().unwrap_or_default();
+            let of = slots
+                .get(backend.service.as_str())
+                .copied()
+                .unwrap_or_default();
             if of > 0 {
                 backend.slot_share = backend.slots as f64 / of as f64;
             }
@@ -258,7 +264,11 @@ impl Observer {
             admin: decided.admin_state(),
             condition,
             weight: backend.weight,
-            weight_effective: if condition == Condition::Up { weight } else { 0 },
+            weight_effective: if condition == Condition::Up {
+                weight
+            } else {
+                0
+            },
             slots: row.map_or(0, |row| u64::from(row.slots)),
             next_hop: next_hop(controller, backend.address, row),
             totals,
@@ -274,7 +284,10 @@ impl Observer {
         stats: &PlaneStats,
         backends: &[BackendStatus],
     ) -> ServiceStatus {
-        let row = stats.services.iter().find(|row| row.service == service.name);
+        let row = stats
+            .services
+            .iter()
+            .find(|row| row.service == service.name);
         let own = || {
             backends
                 .iter()
@@ -312,14 +325,24 @@ impl Observer {
     fn drops_of(&self, service: &str) -> BTreeMap<String, u64> {
         DropReason::ALL
             .iter()
-            .map(|reason| (reason.name().into(), self.drops.total(service, reason.name())))
+            .map(|reason| {
+                (
+                    reason.name().into(),
+                    self.drops.total(service, reason.name()),
+                )
+            })
             .collect()
     }
 
     fn events_of(&self, service: &str) -> BTreeMap<String, u64> {
         Event::ALL
             .iter()
-            .map(|event| (event.name().into(), self.events.total(service, event.name())))
+            .map(|event| {
+                (
+                    event.name().into(),
+                    self.events.total(service, event.name()),
+                )
+            })
             .collect()
     }
 
@@ -356,7 +379,11 @@ impl Observer {
                 capacity: stats.flow_table.max_flows,
                 reply_entries: stats.flow_table.reply_entries,
                 reply_capacity: stats.flow_table.max_flows,
-                tracked_slots: stats.services.iter().map(|s| u64::from(s.tracked_slots)).sum(),
+                tracked_slots: stats
+                    .services
+                    .iter()
+                    .map(|s| u64::from(s.tracked_slots))
+                    .sum(),
                 slots: stats.services.iter().map(|s| u64::from(s.slots)).sum(),
                 inserted_total: self.events.sum(Event::FlowInserted.name()),
                 refused_total: self.events.sum(Event::Untracked.name()),

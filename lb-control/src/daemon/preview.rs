@@ -128,9 +128,21 @@ fn service_details(old: &Service, new: &Service) -> Vec<String> {
     };
     differs("address", old.address.to_string(), new.address.to_string());
     differs("ports", ports(old), ports(new));
-    differs("protocol", old.protocol.to_string(), new.protocol.to_string());
-    differs("forwarding", old.forwarding.to_string(), new.forwarding.to_string());
-    differs("replies", format!("{:?}", old.replies), format!("{:?}", new.replies));
+    differs(
+        "protocol",
+        old.protocol.to_string(),
+        new.protocol.to_string(),
+    );
+    differs(
+        "forwarding",
+        old.forwarding.to_string(),
+        new.forwarding.to_string(),
+    );
+    differs(
+        "replies",
+        format!("{:?}", old.replies),
+        format!("{:?}", new.replies),
+    );
     differs("pool", old.pool.clone(), new.pool.clone());
     details
 }
@@ -159,12 +171,20 @@ fn pool_details(old: Option<&Pool>, new: Option<&Pool>) -> Vec<String> {
                 }
                 if before.port != backend.port {
                     let port = |p: Option<u16>| p.map_or("kept".into(), |p| p.to_string());
-                    changes.push(format!("port {} -> {}", port(before.port), port(backend.port)));
+                    changes.push(format!(
+                        "port {} -> {}",
+                        port(before.port),
+                        port(backend.port)
+                    ));
                 }
                 if before.weight != backend.weight {
                     changes.push(format!("weight {} -> {}", before.weight, backend.weight));
                 }
-                details.push(format!("~ backend {}: {}", backend.name, changes.join(", ")));
+                details.push(format!(
+                    "~ backend {}: {}",
+                    backend.name,
+                    changes.join(", ")
+                ));
             }
             Some(_) => {}
         }
@@ -188,7 +208,11 @@ fn other(old: &Model, new: &Model) -> Vec<String> {
     }
     if old.metrics != new.metrics {
         let shown = |a: Option<std::net::SocketAddr>| a.map_or("none".into(), |a| a.to_string());
-        other.push(format!("metrics: {} -> {}", shown(old.metrics), shown(new.metrics)));
+        other.push(format!(
+            "metrics: {} -> {}",
+            shown(old.metrics),
+            shown(new.metrics)
+        ));
     }
     let (was, is) = (&old.dataplane, &new.dataplane);
     let times = [

@@ -52,7 +52,7 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
         let Some(before) = old.services.iter().find(|s| s.name == service.name) else {
             continue;
         };
-        if before.table_size != service.table_size {
+        if service.table_size_is_explicit && before.table_size != service.table_size {
             found.push(format!(
                 "service {}: table_size {} instead of {}: the table of a living service keeps its size; \
                  set table_size: {} for it, or give it another name",

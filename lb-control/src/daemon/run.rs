@@ -209,15 +209,19 @@ impl Daemon {
         }
         let signal_of =
             |kind| signal(kind).map_err(|e| not_started(format!("cannot take signals: {e}")));
-        let mut controller = Controller::new(plane, adopted, &file, candidate, admin, load, Now::read());
-        let _ = tokio::time::timeout(FIRST_NEXT_HOPS_WITHIN, views.wait_for(|view| {
-            targets.iter().all(|target| {
-                !matches!(
-                    view.hops.get(&target.address),
-                    None | Some(Err(Unresolved::Pending | Unresolved::Resolving { .. }))
-                )
-            })
-        }))
+        let mut controller =
+            Controller::new(plane, adopted, &file, candidate, admin, load, Now::read());
+        let _ = tokio::time::timeout(
+            FIRST_NEXT_HOPS_WITHIN,
+            views.wait_for(|view| {
+                targets.iter().all(|target| {
+                    !matches!(
+                        view.hops.get(&target.address),
+                        None | Some(Err(Unresolved::Pending | Unresolved::Resolving { .. }))
+                    )
+                })
+            }),
+        )
         .await;
         controller.neighbours = Arc::clone(&views.borrow_and_update());
         controller.reconcile(Now::read());
@@ -262,14 +266,20 @@ impl Daemon {
         let model = &self.controller.model;
         for interface in &self.snapshot.load().status.interfaces {
             let why = interface.reason.clone().unwrap_or_default();
-            tracing::info!(interface = interface.name, mode = interface.mode, why, "attached");
+            tracing::info!(
+                interface = interface.name,
+                mode = interface.mode,
+                why,
+                "attached"
+            );
             let link = self
                 .controller
                 .neighbours
                 .links
                 .iter()
                 .find(|link| link.name == interface.name);
-            if interface.mode == "native" && link.is_some_and(|l| l.kind.as_deref() == Some("veth")) {
+            if interface.mode == "native" && link.is_some_and(|l| l.kind.as_deref() == Some("veth"))
+            {
                 tracing::warn!(
                     interface = interface.name,
                     "a veth in native mode: its peer needs an XDP program, too, or sent frames stay in the \
@@ -402,8 +412,20 @@ impl Daemon {
 
     /// Joins the groups of the VIPs on the links there are.
     fn follow_links(&mut self) {
-        let vips: Vec<_> = self.controller.model.services.iter().map(|s| s.address).collect();
-        let indexes: Vec<_> = self.controller.neighbours.links.iter().map(|l| l.ifindex).collect();
+        let vips: Vec<_> = self
+            .controller
+            .model
+            .services
+            .iter()
+            .map(|s| s.address)
+            .collect();
+        let indexes: Vec<_> = self
+            .controller
+            .neighbours
+            .links
+            .iter()
+            .map(|l| l.ifindex)
+            .collect();
         for error in self.groups.set(&vips, &indexes) {
             tracing::warn!(%error, "neighbour solicitations for a VIP may not arrive");
         }

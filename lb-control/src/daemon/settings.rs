@@ -19,8 +19,8 @@ pub fn record(state_dir: &Path) -> PathBuf {
 /// What is wrong, and how to put it right.
 pub fn establish(model: &Model, state_dir: &Path) -> Result<(), String> {
     let mut settings = ProcSys;
-    let changes =
-        sysctl::plan_sysctls(model, &settings).map_err(|error| format!("kernel settings: {error}"))?;
+    let changes = sysctl::plan_sysctls(model, &settings)
+        .map_err(|error| format!("kernel settings: {error}"))?;
     if changes.is_empty() {
         return Ok(());
     }

@@ -102,6 +102,7 @@ pub fn model(backends: &[&str]) -> Model {
             replies: Replies::Port,
             pool: "web".into(),
             table_size: 1_009,
+            table_size_is_explicit: false,
         }],
     }
 }

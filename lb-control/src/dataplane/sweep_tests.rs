@@ -117,6 +117,8 @@ fn before_the_idle_period_is_over_entries_that_agree_stay_too() {
     f.sweep(8000 + IDLE_TICKS);
     assert!(f.has(1), "without it the flow would be the base's");
     assert_eq!((f.slot(1).base(), f.slot(1).is_tracked()), (1, true));
+    let empty = f.slot(u32::MAX);
+    assert!(empty.is_tracked(), "old flows may not have been seen yet");
 }
 
 #[test]
