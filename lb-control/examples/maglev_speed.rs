@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release -p lb-control --example maglev_speed`
 
+#![allow(clippy::disallowed_methods, reason = "it measures time")]
+
 use std::{
     hint::black_box,
     process::ExitCode,

@@ -217,6 +217,9 @@ fn flow_table(page: &mut Page, snapshot: &Snapshot) {
     );
 }
 
+/// A gauge of each row: name, help, value.
+type GaugeColumn<T> = (&'static str, &'static str, fn(&T) -> f64);
+
 /// A column of [`Totals`]: the end of the metric's name, its help, its value.
 type TotalsColumn = (&'static str, &'static str, fn(&Totals) -> u64);
 
@@ -257,7 +260,7 @@ fn services(page: &mut Page, services: &[ServiceStatus]) {
                 .collect(),
         );
     }
-    let gauges: [(&str, &str, fn(&ServiceStatus) -> f64); 4] = [
+    let gauges: [GaugeColumn<ServiceStatus>; 4] = [
         (
             "lb_service_connections_active",
             "Connections open now; an estimate where flows are sampled.",
@@ -304,7 +307,7 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
                 .collect(),
         );
     }
-    let gauges: [(&str, &str, fn(&BackendStatus) -> f64); 6] = [
+    let gauges: [GaugeColumn<BackendStatus>; 6] = [
         (
             "lb_backend_connections_active",
             "Connections open now; an estimate where flows are sampled.",

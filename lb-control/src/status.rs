@@ -345,8 +345,6 @@ pub struct BackendStatus {
     pub slots: u64,
     /// The same as a share, from 0 to 1.
     pub slot_share: f64,
-    /// Entries of the flow table that name it.
-    pub flow_entries: Option<u64>,
     /// Where its packets are sent.
     pub next_hop: NextHopStatus,
     /// The last second.

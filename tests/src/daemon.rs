@@ -1,5 +1,5 @@
 //! A balancer under test: `lbctl run` in a namespace, with pins, socket and
-//! configuration and state of its own.
+//! configuration of its own.
 
 use std::{
     fs,
@@ -104,11 +104,6 @@ impl Daemon {
         self.dir.join("lb.sock")
     }
 
-    /// Where it keeps operators' decisions and former kernel settings.
-    pub fn state_dir(&self) -> PathBuf {
-        self.dir.join("state")
-    }
-
     /// Where its maps and links are pinned.
     pub fn pin_dir(&self) -> PathBuf {
         self.bpffs.path().join("lb")
@@ -125,7 +120,7 @@ impl Daemon {
             .arg("--socket")
             .arg(self.socket())
             .arg("--state-dir")
-            .arg(self.state_dir());
+            .arg(self.dir.join("state"));
         let label = format!("lbctl run (start {}) in {}", self.starts, self.ns.name());
         let process = self.process.insert(Process::spawn(&label, command)?);
         // An end before readiness is final; anything else may come right.
@@ -212,14 +207,12 @@ impl Daemon {
 
     /// Runs `lbctl detach -c FILE`, as the drop does.
     pub fn detach(&self) -> Result<()> {
-        let (config, state_dir) = (self.config_path(), self.state_dir());
+        let config = self.config_path();
         let argv = [
             self.lbctl.to_string_lossy(),
             "detach".into(),
             "-c".into(),
             config.to_string_lossy(),
-            "--state-dir".into(),
-            state_dir.to_string_lossy(),
         ];
         self.ns.exec(&argv).map(drop)
     }

@@ -225,12 +225,7 @@ pub fn backends(backends: &[BackendStatus], colour: bool, now: u64) -> String {
 fn why(backend: &BackendStatus) -> String {
     let mut reasons = Vec::new();
     if backend.admin != AdminState::Enabled {
-        reasons.push(match backend.flow_entries {
-            Some(left) if backend.admin == AdminState::Draining => {
-                format!("draining by an operator, {left} tracked flows left")
-            }
-            _ => format!("{} by an operator", backend.admin.name()),
-        });
+        reasons.push(format!("{} by an operator", backend.admin.name()));
     }
     if backend.health == Health::Down {
         reasons.push(backend.last_result.clone());
@@ -335,7 +330,7 @@ pub fn admin(answer: &AdminAnswer) -> String {
             "{}: {}; {} left",
             answer.backend,
             answer.message,
-            count(left, "tracked flow")
+            count(left, "open connection")
         ),
         None => format!("{}: {}", answer.backend, answer.message),
     }

@@ -147,8 +147,8 @@ fn backends_for_people_say_why_one_is_not_up() {
     assert_eq!(
         backends(&[up, down], false, 1_000),
         "\
-BACKEND  SERVICE  ADDRESS             STATE  HEALTH          WEIGHT    SHARE  CONN/S  ACTIVE       IN  WHY
-web/a    shop     [2001:db8::1]:8080  up     up 1 min 0 s        50  100.0 %       0       0  0 bit/s
+BACKEND  SERVICE  ADDRESS             STATE  HEALTH             WEIGHT    SHARE  CONN/S  ACTIVE       IN  WHY
+web/a    shop     [2001:db8::1]:8080  up     up 1 min 0 s           50  100.0 %       0       0  0 bit/s
 web/b    shop     [2001:db8::1]:8080  dead   down 1 min 0 s  0 (of 50)    0.0 %       0       0  0 bit/s  disabled by an operator; connection refused; no route
 "
     );

@@ -2,8 +2,14 @@
 
 use crate::{dataplane::desired::BackendKey, model::Model};
 
-/// A similarity from which a name is worth suggesting (Jaro-Winkler).
-const NEAR: f64 = 0.75;
+/// A similarity from which a name is worth suggesting.
+const NEAR: f64 = 0.66;
+
+/// From 0 to 1: one transposed pair or wrong letter counts little, and so does
+/// a different ending.
+fn similarity(a: &str, b: &str) -> f64 {
+    strsim::normalized_damerau_levenshtein(a, b).max(strsim::jaro_winkler(a, b) - 0.1)
+}
 
 /// The backend of that name.
 ///
@@ -31,7 +37,7 @@ pub fn backend(model: &Model, pool: &str, backend: &str) -> Result<BackendKey, S
 /// The nearest names, or the first ones there are.
 pub fn suggestion<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> String {
     let mut scored: Vec<(f64, &str)> = known
-        .map(|other| (strsim::jaro_winkler(name, other), other))
+        .map(|other| (similarity(name, other), other))
         .collect();
     if scored.is_empty() {
         return "there are none".into();

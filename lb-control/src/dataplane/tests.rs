@@ -58,6 +58,7 @@ fn service(n: u8, pool: &str) -> Service {
         replies: Replies::Port,
         pool: pool.into(),
         table_size: 31,
+        table_size_is_explicit: false,
     }
 }
 
@@ -523,6 +524,7 @@ fn a_live_service_keeps_its_table_size() {
     );
     let larger = Service {
         table_size: 101,
+        table_size_is_explicit: false,
         ..service(1, "p")
     };
     reconcile(&mut maps, &one_pool([1, 2], vec![larger]), &runtime());

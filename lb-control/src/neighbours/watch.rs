@@ -1,6 +1,8 @@
 //! Follows the kernel through netlink and drives the
 //! [`Resolver`](super::resolve::Resolver).
 
+#![allow(clippy::disallowed_methods, reason = "the shell reads the clock")]
+
 use std::{
     collections::{HashMap, HashSet},
     future::poll_fn,

@@ -179,7 +179,7 @@ fn a_table_without_shares_belongs_to_nobody() {
     let mut members = equal(3, 0);
     members.iter_mut().for_each(|m| m.share = 0);
     assert_eq!(maglev(&members, 1_021), vec![0; 1_021]);
-    assert_eq!(maglev(&members, 0), vec![]);
+    assert_eq!(maglev(&members, 0), Vec::<u32>::new());
 }
 
 #[test]

@@ -43,7 +43,7 @@ pub struct AdminAnswer {
     pub backend: String,
     /// What holds now, in words.
     pub message: String,
-    /// Flows it still has, where known.
+    /// Connections it still has, where known; an estimate.
     pub flows_left: Option<u64>,
 }
 
