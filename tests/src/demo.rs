@@ -24,6 +24,9 @@ use crate::topology::Kind;
 pub fn run() -> Report {
     let start = Instant::now();
     let mut report = Report::default();
+    if let Err(error) = crate::conns::raise_open_files_limit() {
+        view::problem(&format!("the limit of open files can't be raised: {error}"));
+    }
     for (kind, title) in [
         (Kind::Dsr, "direct server return (l2-dsr)"),
         (Kind::NatTwoArmed, "NAT, two arms"),

@@ -230,6 +230,11 @@ fn changes(scene: &mut Scene, report: &mut SceneReport) -> Result<()> {
     sleep(Duration::from_secs(1));
     report.lost_at_rest = new_losses(&held, &mut seen).len() as u64;
 
+    ensure!(
+        stream.is_running(),
+        "the stream of new requests ended: {:?}",
+        stream.stop()
+    );
     drain(scene, report)?;
     let losses = new_losses(&held, &mut seen);
     report.lost_on_drain = losses.len() as u64;

@@ -212,6 +212,11 @@ impl Stream {
         Self { stop, thread }
     }
 
+    /// Whether it is still going.
+    pub fn is_running(&self) -> bool {
+        !self.thread.is_finished()
+    }
+
     /// Ends it after the requests under way.
     pub fn stop(self) -> Result<()> {
         self.stop.store(true, Ordering::Release);

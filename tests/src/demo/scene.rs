@@ -14,7 +14,7 @@ use crate::{
     daemon::Daemon,
     process::wait_ok,
     servers::{AccessLogLine, Nginx},
-    topology::{Kind, Options, Topology},
+    topology::{Kind, Options, Topology, Wires},
 };
 
 /// Port of the services.
@@ -32,6 +32,9 @@ const SOON: Duration = Duration::from_secs(15);
 /// Slow enough for a busy machine, and quick to watch.
 const CHECK: &str = "health: [{type: tcp, interval: 500ms, timeout: 400ms, rise: 2, fall: 2}]";
 
+/// Longest log line shown, in characters.
+const LOG_LINE: usize = 110;
+
 const METRICS: &str = "127.0.0.1:9464";
 
 /// Everything of a scene. Dropped in this order: what uses something goes
@@ -43,6 +46,7 @@ pub struct Scene {
     pub nginx: BTreeMap<String, Option<Nginx>>,
     /// Logs of servers that were killed.
     pub old_logs: BTreeMap<String, Vec<AccessLogLine>>,
+    _wires: Wires,
     /// The network.
     pub topology: Topology,
     /// What the client asked.
@@ -53,6 +57,7 @@ impl Scene {
     /// Builds everything and waits until the balancer is ready.
     pub fn build(kind: Kind) -> Result<Self> {
         let topology = Topology::new(kind, &Options::default())?;
+        let wires = topology.wire_balancer()?;
         view::headline("the network");
         view::block(&topology.diagram());
         view::fact(&format!(
@@ -81,6 +86,7 @@ impl Scene {
             daemon,
             nginx,
             old_logs: BTreeMap::new(),
+            _wires: wires,
             topology,
             ledger: Ledger::default(),
         };
@@ -200,12 +206,16 @@ fn start_nginx(host: &crate::topology::Host, port: u16) -> Result<Nginx> {
     Nginx::start(&host.ns, &host.name, &listen)
 }
 
-/// Log lines without their time stamps.
+/// Log lines without their time stamps, and not too long.
 fn plain(log: &str) -> String {
     log.lines()
         .map(|line| match line.split_once("Z ") {
             Some((stamp, rest)) if stamp.starts_with("20") => rest.trim_start(),
             _ => line,
+        })
+        .map(|line| match line.char_indices().nth(LOG_LINE) {
+            Some((end, _)) => format!("{}…", &line[..end]),
+            None => line.to_owned(),
         })
         .collect::<Vec<_>>()
         .join("\n")
