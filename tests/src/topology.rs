@@ -24,12 +24,14 @@
 
 mod build;
 mod offloads;
+mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::{Context as _, Result};
 
 pub use offloads::Offloads;
+pub use wire::Wires;
 
 use crate::{
     config::{self, Config},
