@@ -30,6 +30,7 @@ pub mod packet;
 pub mod process;
 pub mod program;
 pub mod servers;
+pub mod site;
 pub mod topology;
 
 pub use evidence::check;
