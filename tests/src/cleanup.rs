@@ -10,7 +10,7 @@ use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::{
-        Mutex, MutexGuard, Once, OnceLock, PoisonError,
+        Mutex, MutexGuard, Once, OnceLock, PoisonError, RwLock,
         atomic::{AtomicI32, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -46,11 +46,23 @@ fn leftovers() -> MutexGuard<'static, BTreeMap<u64, Leftover>> {
     LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Held while something is made that has to be undone, and for good by whoever
+/// undoes everything: nothing is made and forgotten in between.
+static MAKING: RwLock<()> = RwLock::new(());
+
 /// Undoes its [`Leftover`] when dropped.
 #[derive(Debug)]
 pub(crate) struct Undo(u64);
 
 impl Undo {
+    /// Makes something, with what undoes it. `make` must make nothing else in
+    /// this way.
+    pub(crate) fn make<T>(make: impl FnOnce() -> Result<(T, Leftover)>) -> Result<(T, Self)> {
+        let _making = MAKING.read().unwrap_or_else(PoisonError::into_inner);
+        let (made, leftover) = make()?;
+        Ok((made, Self::new(leftover)))
+    }
+
     pub(crate) fn new(leftover: Leftover) -> Self {
         let id = unique();
         leftovers().insert(id, leftover);
@@ -176,11 +188,11 @@ impl TempDir {
     /// Makes a new one; its name carries the process id and has no dots.
     pub fn new() -> Result<Self> {
         let path = std::env::temp_dir().join(format!("{}tmp{}", prefix(), unique()));
-        fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
-        Ok(Self {
-            _undo: Undo::new(Leftover::Directory(path.clone())),
-            path,
-        })
+        let ((), undo) = Undo::make(|| {
+            fs::create_dir(&path).with_context(|| format!("creating {}", path.display()))?;
+            Ok(((), Leftover::Directory(path.clone())))
+        })?;
+        Ok(Self { path, _undo: undo })
     }
 
     /// Its path.
@@ -210,26 +222,26 @@ impl Bpffs {
         let path = dir.join("bpf");
         fs::create_dir(&path)?;
         let target = CString::new(path.as_os_str().as_encoded_bytes())?;
-        // SAFETY: valid C strings, which the call only reads; no data.
-        let rc = unsafe {
-            libc::mount(
-                c"bpf".as_ptr(),
-                target.as_ptr(),
-                c"bpf".as_ptr(),
-                0,
-                std::ptr::null(),
-            )
-        };
-        ensure!(
-            rc == 0,
-            "mounting a BPF file system on {}: {} (root and CONFIG_BPF_SYSCALL are needed)",
-            path.display(),
-            io::Error::last_os_error()
-        );
-        Ok(Self {
-            _undo: Undo::new(Leftover::Mount(path.clone())),
-            path,
-        })
+        let ((), undo) = Undo::make(|| {
+            // SAFETY: valid C strings, which the call only reads; no data.
+            let rc = unsafe {
+                libc::mount(
+                    c"bpf".as_ptr(),
+                    target.as_ptr(),
+                    c"bpf".as_ptr(),
+                    0,
+                    std::ptr::null(),
+                )
+            };
+            ensure!(
+                rc == 0,
+                "mounting a BPF file system on {}: {} (root and CONFIG_BPF_SYSCALL are needed)",
+                path.display(),
+                io::Error::last_os_error()
+            );
+            Ok(((), Leftover::Mount(path.clone())))
+        })?;
+        Ok(Self { path, _undo: undo })
     }
 
     /// Where it is mounted.
@@ -338,6 +350,7 @@ pub fn on_interrupt() -> Result<()> {
     std::thread::spawn(move || {
         let mut byte = [0];
         if io::Read::read(&mut reader, &mut byte).is_ok() {
+            let _nothing_is_made = MAKING.write();
             undo_everything();
             std::process::exit(130);
         }

@@ -18,10 +18,12 @@
 //! });
 //! ```
 
+pub mod bench;
 pub mod cleanup;
 pub mod config;
 pub mod conns;
 pub mod daemon;
+pub mod demo;
 mod evidence;
 pub mod netns;
 pub mod packet;

@@ -55,8 +55,10 @@ impl Netns {
         require_root()?;
         let name = format!("{}{}-{role}", cleanup::prefix(), cleanup::unique());
         require_program("ip")?;
-        output(Command::new("ip").args(["netns", "add", &name]))?;
-        let undo = Undo::new(Leftover::Netns(name.clone()));
+        let ((), undo) = Undo::make(|| {
+            output(Command::new("ip").args(["netns", "add", &name]))?;
+            Ok(((), Leftover::Netns(name.clone())))
+        })?;
         let path = Path::new(NETNS_DIR).join(&name);
         let file = File::open(&path).with_context(|| format!("opening {}", path.display()))?;
         let ns = Self(Arc::new(Inner {

@@ -61,10 +61,13 @@ impl Process {
         // A group of its own: Ctrl-C reaches us first, and a master's workers
         // die with it.
         command.process_group(0);
-        let child = command
-            .spawn()
-            .with_context(|| format!("starting {label}"))?;
-        let undo = Undo::new(Leftover::ProcessGroup(child.id().cast_signed()));
+        let (child, undo) = Undo::make(|| {
+            let child = command
+                .spawn()
+                .with_context(|| format!("starting {label}"))?;
+            let leftover = Leftover::ProcessGroup(child.id().cast_signed());
+            Ok((child, leftover))
+        })?;
         Ok(Self {
             label: label.to_owned(),
             child,

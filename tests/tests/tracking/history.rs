@@ -129,6 +129,8 @@ struct History<'a, P> {
     sweeper: Sweeper,
     /// When slots last changed.
     last_change: u32,
+    /// When they changed before that.
+    change_before: u32,
     report: Report,
 }
 
@@ -144,6 +146,7 @@ pub fn run<P: Plant>(plant: &mut P, seed: u64, options: Options) -> Result<Repor
         flows: Vec::new(),
         sweeper: Sweeper::default(),
         last_change: 0,
+        change_before: 0,
         report: Report::default(),
     };
     history.plant.set_ticks(history.now)?;
@@ -352,6 +355,9 @@ impl<P: Plant> History<'_, P> {
         }
         if !words.is_empty() {
             self.report.changes += 1;
+            if self.last_change != self.now {
+                self.change_before = self.last_change;
+            }
             self.last_change = self.now;
         }
         self.plant.set_slots(&words)
@@ -483,7 +489,9 @@ impl<P: Plant> History<'_, P> {
         if kind == Kind::Syn && member.is_some() && member != Some(flow.member) {
             self.report.half_open_moved += 1;
             // In the window the answer to the first SYN may be under way.
-            let in_window = self.now - self.last_change < SYN_WINDOW;
+            // (Only where nothing changed between the last SYN and that change.)
+            let in_window =
+                self.now - self.last_change < SYN_WINDOW && flow.seen > self.change_before;
             if in_window && !self.state(flow.member).is_down() && self.plant.events()?.1 == 0 {
                 self.violation(format!(
                     "a SYN of {flow:?} right after a change went to {member:?}"

@@ -1,0 +1,267 @@
+//! The documents tell the truth: configurations are valid, commands exist,
+//! and metrics, drop reasons, events and maps are all there and all named.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use clap::{CommandFactory as _, Parser as _};
+use lb_common::{
+    abi::map,
+    counter::{DropReason, Event},
+};
+use lb_control::{
+    cli::Cli,
+    config, metrics,
+    status::{BackendStatus, Histogram, InterfaceStatus, ProbeStatus, ServiceStatus, Snapshot},
+};
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+fn read(name: &str) -> String {
+    fs::read_to_string(root().join(name)).unwrap_or_else(|e| panic!("{name}: {e}"))
+}
+
+/// The README and everything in `docs/`: name and text.
+fn documents() -> Vec<(String, String)> {
+    let mut names = vec!["README.md".to_owned()];
+    for entry in fs::read_dir(root().join("docs")).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if name.ends_with(".md") {
+            names.push(format!("docs/{name}"));
+        }
+    }
+    names.sort();
+    assert!(names.len() >= 4, "{names:?}");
+    let text = |name: String| (name.clone(), read(&name));
+    names.into_iter().map(text).collect()
+}
+
+/// Fenced blocks: language and text.
+fn blocks(text: &str) -> Vec<(String, String)> {
+    let mut blocks = Vec::new();
+    let mut open: Option<(String, String)> = None;
+    for line in text.lines() {
+        match (line.trim_start().strip_prefix("```"), &mut open) {
+            (Some(_), Some(_)) => blocks.extend(open.take()),
+            (Some(language), None) => open = Some((language.trim().into(), String::new())),
+            (None, Some((_, block))) => {
+                block.push_str(line);
+                block.push('\n');
+            }
+            (None, None) => {}
+        }
+    }
+    assert!(open.is_none(), "a block is not closed");
+    blocks
+}
+
+#[test]
+fn every_whole_configuration_is_valid() {
+    let mut found = Vec::new();
+    for (name, text) in documents() {
+        for (language, block) in blocks(&text) {
+            if language == "yaml" && block.lines().any(|l| l.starts_with("services:")) {
+                if let Err(errors) = config::parse(&block, &name) {
+                    panic!("{errors}\n{block}");
+                }
+                found.push(name.clone());
+            }
+        }
+    }
+    let in_readme = found.iter().filter(|n| *n == "README.md").count();
+    assert!(in_readme >= 2, "for DSR and for NAT; found {found:?}");
+}
+
+/// What follows `lbctl` wherever a document shows it as code.
+fn shown_commands(text: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    let code = text.lines().filter_map(|line| {
+        let line = line.trim_start_matches("$ ").trim();
+        line.trim_start_matches("$ ").strip_prefix("lbctl ")
+    });
+    commands.extend(code.map(str::to_owned));
+    // Odd pieces between back-quotes are code; fences come in threes and even out.
+    for piece in text.replace("```", "").split('`').skip(1).step_by(2) {
+        let piece = piece.split_whitespace().collect::<Vec<_>>().join(" ");
+        commands.extend(piece.strip_prefix("lbctl ").map(str::to_owned));
+    }
+    commands
+}
+
+#[test]
+fn every_command_exists_with_its_options() {
+    let cli = Cli::command();
+    let mut seen = BTreeSet::new();
+    for (name, text) in documents() {
+        for command in shown_commands(&text) {
+            let command = command.split(" #").next().unwrap_or_default().trim();
+            let mut words = command
+                .split([' ', '[', ']', '|'])
+                .filter(|w| !w.is_empty());
+            let Some(word) = words.next() else { continue };
+            // A sentence about the program that begins a line.
+            if word.starts_with("--") || !word.chars().all(|c| c.is_ascii_lowercase()) {
+                continue;
+            }
+            let found = cli.find_subcommand(word);
+            let found = found.unwrap_or_else(|| panic!("{name}: no command `lbctl {command}`"));
+            seen.insert(word.to_owned());
+            for option in words.filter_map(|w| w.strip_prefix("--")) {
+                let known = found
+                    .get_arguments()
+                    .chain(cli.get_arguments())
+                    .any(|a| a.get_long() == Some(option));
+                assert!(known, "{name}: `lbctl {word}` has no --{option}");
+            }
+        }
+    }
+    let all: BTreeSet<_> = cli
+        .get_subcommands()
+        .map(|c| c.get_name().to_owned())
+        .collect();
+    assert_eq!(
+        seen, all,
+        "commands that the documents show and those there are"
+    );
+}
+
+#[test]
+fn every_command_line_in_a_shell_block_is_accepted() {
+    let mut count = 0;
+    for (name, text) in documents() {
+        for (_, block) in blocks(&text).into_iter().filter(|(l, _)| l == "sh") {
+            for line in block.lines().filter(|l| l.starts_with("lbctl ")) {
+                let line = line.split(" #").next().unwrap_or_default();
+                if let Err(error) = Cli::try_parse_from(line.split_whitespace()) {
+                    panic!("{name}: {line}\n{error}");
+                }
+                count += 1;
+            }
+        }
+    }
+    assert!(count >= 10, "only {count} command lines found");
+}
+
+/// Names of everything on the metrics page.
+fn metric_names() -> BTreeSet<String> {
+    let mut snapshot = Snapshot::default();
+    snapshot.status.verified_instructions = Some(1);
+    snapshot.status.interfaces = vec![InterfaceStatus::default()];
+    snapshot.status.drops.insert("icmp".into(), 1);
+    snapshot.status.events.insert("arp_reply".into(), 1);
+    snapshot.services = vec![ServiceStatus::default()];
+    snapshot.backends = vec![BackendStatus::default()];
+    snapshot.probes = vec![ProbeStatus {
+        results: [("passed".to_owned(), 1)].into(),
+        durations: Histogram {
+            buckets: vec![(1.0, 1)],
+            count: 1,
+            sum_seconds: 0.5,
+        },
+        ..ProbeStatus::default()
+    }];
+    let page = metrics::text(&snapshot).unwrap();
+    let types = page.lines().filter_map(|l| l.strip_prefix("# TYPE "));
+    types
+        .filter_map(|l| l.split(' ').next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Words of the text that begin with `lb_`.
+fn metrics_in(text: &str) -> BTreeSet<String> {
+    text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .filter(|word| word.starts_with("lb_") && word.len() > 3)
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn the_metrics_in_the_documents_are_those_there_are() {
+    let there = metric_names();
+    for (name, text) in documents() {
+        let unknown: Vec<_> = metrics_in(&text).difference(&there).cloned().collect();
+        assert!(unknown.is_empty(), "{name}: no such metrics: {unknown:?}");
+    }
+    let listed = metrics_in(&read("docs/operations.md"));
+    let missing: Vec<_> = there.difference(&listed).collect();
+    assert!(missing.is_empty(), "docs/operations.md lacks {missing:?}");
+}
+
+/// Code in the first column of the table with this heading.
+fn first_column(text: &str, heading: &str) -> BTreeSet<String> {
+    let rows = text.lines().skip_while(|l| !l.starts_with(heading)).skip(2);
+    rows.take_while(|line| line.starts_with('|'))
+        .filter_map(|line| line.split('|').nth(1))
+        .flat_map(|cell| cell.split('`').skip(1).step_by(2))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn every_drop_reason_has_a_meaning_and_a_remedy() {
+    let there: BTreeSet<_> = DropReason::ALL
+        .iter()
+        .map(|r| r.name().to_owned())
+        .collect();
+    assert_eq!(first_column(&read("README.md"), "| Reason |"), there);
+}
+
+#[test]
+fn every_event_is_named() {
+    let text = read("docs/operations.md");
+    for event in Event::ALL {
+        assert!(text.contains(&format!("`{}`", event.name())), "{event:?}");
+    }
+}
+
+#[test]
+fn every_map_is_explained() {
+    let there: BTreeSet<_> = [
+        map::ABI,
+        map::CONFIG,
+        map::SERVICES,
+        map::RANGES,
+        map::SERVICE_NAMES,
+        map::VIPS,
+        map::OWNERS,
+        map::SLOTS,
+        map::MEMBERS,
+        map::FLOWS,
+        map::REPLY_FLOWS,
+        map::REPLIES,
+        map::LINKS,
+        map::STATS,
+        map::DROPS,
+        map::EVENTS,
+        map::SAMPLE,
+        map::NEIGHBOUR_REQUESTS,
+        map::CLOCK,
+    ]
+    .map(str::to_owned)
+    .into();
+    assert_eq!(
+        first_column(&read("docs/ARCHITECTURE.md"), "| Map |"),
+        there
+    );
+}
+
+#[test]
+fn every_link_to_a_file_leads_somewhere() {
+    for (name, text) in documents() {
+        let directory = root().join(&name).parent().unwrap().to_owned();
+        for target in text.split("](").skip(1).filter_map(|t| t.split(')').next()) {
+            let path = target.split('#').next().unwrap_or_default();
+            let is_file = !path.is_empty() && !path.contains("://");
+            assert!(
+                !is_file || directory.join(path).exists(),
+                "{name}: {target} leads nowhere"
+            );
+        }
+    }
+}
