@@ -11,6 +11,10 @@ use lb_common::{
 
 use crate::{clock, maps, parse::Parsed};
 
+/// A flow that has been closing for so long sends nothing any more, in ticks:
+/// seconds.
+const CLOSED_TICKS: u32 = 3;
+
 /// Notes the packet if its flow is in the sample. The number of connections
 /// that it opens as far as can be told: a TCP SYN is one, a UDP flow new to the
 /// sample stands for as many as the sample leaves out.
@@ -69,9 +73,11 @@ fn record(config: &Config, idle_units: u32, parsed: &Parsed, flow_hash: u64, mem
         return false;
     }
     // A living flow keeps its place; a SYN that nobody followed up, or a flow
-    // that is closing, gives way to more than a SYN.
-    let gives_way =
-        old.flags & sample_flag::CLOSING != 0 || old.flags & sample_flag::CONFIRMED == 0;
+    // that has closed, gives way to more than a SYN. Not a closing one: its last
+    // acknowledgement, coming after another flow took the place, would look
+    // like the first packet of a flow that is open.
+    let gives_way = old.flags & sample_flag::CONFIRMED == 0
+        || (old.flags & sample_flag::CLOSING != 0 && age >= CLOSED_TICKS);
     if old.check != 0 && age <= limit && !(gives_way && parsed.kind() != Kind::Syn) {
         return false;
     }

@@ -227,7 +227,7 @@ fn a_broken_file_changes_nothing_and_says_where_it_is_broken() {
         site.daemon.write_yaml("services: [")?;
         let output = site.daemon.ctl_output(&["reload"])?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1) && said.contains("lb.yaml:1:"), "{said}");
+        ensure!(output.status.code() == Some(1) && said.contains("lb.yaml:2:1: not valid YAML"), "{said}");
         all_succeed(&site, "after an unreadable file")?;
 
         site.daemon.write_yaml(&good)?;
