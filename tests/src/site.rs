@@ -111,9 +111,8 @@ pub fn full_config(t: &Topology) -> Config {
         let family = family(vip);
         let inside = (t.kind != Kind::Dsr).then_some(WEB_INSIDE);
         let mut pool = t.pool(&format!("web-{family}"), vip, inside);
-        pool.extra = vec![
-            "health: [{type: tcp, interval: 500ms, timeout: 400ms, rise: 2, fall: 3}]".into(),
-        ];
+        pool.extra =
+            vec!["health: [{type: tcp, interval: 500ms, timeout: 400ms, rise: 2, fall: 3}]".into()];
         let name = pool.name.clone();
         config.pools.push(pool);
         let many = format!("many-{family}");
@@ -176,7 +175,10 @@ impl Site {
         // A socket bound to no address answers from the interface's address,
         // and not from the VIP that was asked.
         let udp = |port| match topology.kind {
-            Kind::Dsr => topology.vips().map(|vip| SocketAddr::new(vip, port)).to_vec(),
+            Kind::Dsr => topology
+                .vips()
+                .map(|vip| SocketAddr::new(vip, port))
+                .to_vec(),
             _ => any([port]),
         };
         for backend in &topology.backends {
@@ -263,8 +265,17 @@ impl Site {
             }
         };
         add("", &self.daemon.ctl_json(&["status"])?["drops"]);
-        for service in self.daemon.ctl_json(&["services"])?.as_array().into_iter().flatten() {
-            add(service["name"].as_str().unwrap_or_default(), &service["drops"]);
+        for service in self
+            .daemon
+            .ctl_json(&["services"])?
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            add(
+                service["name"].as_str().unwrap_or_default(),
+                &service["drops"],
+            );
         }
         Ok(all)
     }
@@ -277,7 +288,9 @@ impl Site {
             .flatten()
             .map(|b| {
                 let name = b["backend"].as_str().context("a backend without a name")?;
-                let share = b["slot_share"].as_f64().context("a backend without a share")?;
+                let share = b["slot_share"]
+                    .as_f64()
+                    .context("a backend without a share")?;
                 Ok((name.to_owned(), share))
             })
             .collect()
@@ -337,7 +350,11 @@ pub fn curl(
     let file = dir.join("requests");
     let mut text = String::new();
     for number in 0..count {
-        let separator = if number == 0 { "fail-early\n" } else { "next\n" };
+        let separator = if number == 0 {
+            "fail-early\n"
+        } else {
+            "next\n"
+        };
         let close = if keep_alive {
             ""
         } else {
@@ -381,7 +398,14 @@ pub fn curl(
 pub fn dig(ns: &Netns, server: IpAddr) -> Result<String> {
     let at = format!("@{server}");
     let text = ns.exec(&[
-        "dig", &at, "+short", "+tries=1", "+time=5", "+noedns", "example.org", "TXT",
+        "dig",
+        &at,
+        "+short",
+        "+tries=1",
+        "+time=5",
+        "+noedns",
+        "example.org",
+        "TXT",
     ])?;
     Ok(text.trim().trim_matches('"').to_owned())
 }

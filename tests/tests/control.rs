@@ -76,12 +76,22 @@ fn a_dead_server_is_taken_out_in_time_and_brought_back() {
         wait_for("the verdict", LATER, || site.daemon.log().contains(down))?;
         let (took, bound) = (died.elapsed(), interval * fall + timeout);
         println!("taken out after {took:?}; fall × interval + timeout is {bound:?}");
-        ensure!(took <= bound + SLACK, "taken out after {took:?}, not {bound:?}");
+        ensure!(
+            took <= bound + SLACK,
+            "taken out after {took:?}, not {bound:?}"
+        );
         // Not at the first failure.
-        ensure!(took >= interval * (fall - 2), "taken out after {took:?} already");
+        ensure!(
+            took >= interval * (fall - 2),
+            "taken out after {took:?} already"
+        );
         let without = all_succeed(&site, "without backend-1")?;
         ensure!(!without.per_server.contains_key("backend-1"), "{without:?}");
-        row_is(&site, "backend-1", &[("health", "down".into()), ("weight_effective", 0.into())])?;
+        row_is(
+            &site,
+            "backend-1",
+            &[("health", "down".into()), ("weight_effective", 0.into())],
+        )?;
         site.wait_condition("list-v4", "backend-1", "dead")?;
 
         let t = &site.topology;
@@ -92,7 +102,10 @@ fn a_dead_server_is_taken_out_in_time_and_brought_back() {
         wait_for("the verdict", LATER, || site.daemon.log().contains(up))?;
         let (took, bound) = (back.elapsed(), interval * rise + timeout);
         println!("brought back after {took:?}; rise × interval + timeout is {bound:?}");
-        ensure!(took <= bound + SLACK, "brought back after {took:?}, not {bound:?}");
+        ensure!(
+            took <= bound + SLACK,
+            "brought back after {took:?}, not {bound:?}"
+        );
         site.wait_condition("list-v4", "backend-1", "up")?;
         // For three seconds first SYNs still go where they may have gone before.
         wait_ok("connections to backend-1", SOON, || {
@@ -154,7 +167,11 @@ fn an_operators_decisions_are_kept_over_reload_and_restart() {
 
         ctl(&site, &["enable", "many-v4/backend-3"])?;
         row_is(&site, "backend-3", &[("condition", "up".into())])?;
-        for backend in ["many-v4/backend-1", "many-v4/backend-2", "many-v4/backend-3"] {
+        for backend in [
+            "many-v4/backend-1",
+            "many-v4/backend-2",
+            "many-v4/backend-3",
+        ] {
             ctl(&site, &["clear", backend])?;
         }
         for backend in ["backend-1", "backend-2", "backend-3"] {
@@ -189,19 +206,32 @@ fn a_broken_file_changes_nothing_and_says_where_it_is_broken() {
         let shares = slots(&site)?;
         let good = std::fs::read_to_string(site.daemon.config_path())?;
         // A good change beside the bad one must not come into force either.
-        let worse = good.replace("weight: 100", "weight: 77777").replace("name: lb1", "name: other");
-        let line = 1 + worse.lines().position(|l| l.contains("77777")).context("no weight")?;
+        let worse = good
+            .replace("weight: 100", "weight: 77777")
+            .replace("name: lb1", "name: other");
+        let line = 1 + worse
+            .lines()
+            .position(|l| l.contains("77777"))
+            .context("no weight")?;
         site.daemon.write_yaml(&worse)?;
         let output = site.daemon.ctl_output(&["reload"])?;
         let said = String::from_utf8_lossy(&output.stderr);
         println!("{said}");
         ensure!(output.status.code() == Some(1), "exit {}", output.status);
-        for part in [&format!("lb.yaml:{line}:"), "backends[0].weight", "77777", "65535"] {
+        for part in [
+            &format!("lb.yaml:{line}:"),
+            "backends[0].weight",
+            "77777",
+            "65535",
+        ] {
             ensure!(said.contains(part), "no {part:?} in: {said}");
         }
         let status = site.daemon.ctl_json(&["status"])?;
         ensure!(status["config"]["hash"] == before, "{status}");
-        ensure!(status["node"] == "lb1", "half of it came into force: {status}");
+        ensure!(
+            status["node"] == "lb1",
+            "half of it came into force: {status}"
+        );
         ensure!(status["reloads"]["failed"] == 1, "{status}");
         let last = &status["reloads"]["last"];
         ensure!(
@@ -211,11 +241,11 @@ fn a_broken_file_changes_nothing_and_says_where_it_is_broken() {
         let table = site.daemon.ctl(&["status"])?;
         ensure!(table.contains("backends[0].weight"), "{table}");
         let metric = |value: &str| -> Result<()> {
-            let page = site
-                .topology
-                .balancer
-                .ns
-                .exec(&["curl", "-sS", &format!("http://{metrics}/metrics")])?;
+            let page = site.topology.balancer.ns.exec(&[
+                "curl",
+                "-sS",
+                &format!("http://{metrics}/metrics"),
+            ])?;
             let line = format!("lb_last_reload_success {value}");
             ensure!(page.lines().any(|l| l == line), "no {line:?} in\n{page}");
             Ok(())
@@ -227,7 +257,10 @@ fn a_broken_file_changes_nothing_and_says_where_it_is_broken() {
         site.daemon.write_yaml("services: [")?;
         let output = site.daemon.ctl_output(&["reload"])?;
         let said = String::from_utf8_lossy(&output.stderr);
-        ensure!(output.status.code() == Some(1) && said.contains("lb.yaml:2:1: not valid YAML"), "{said}");
+        ensure!(
+            output.status.code() == Some(1) && said.contains("lb.yaml:2:1: not valid YAML"),
+            "{said}"
+        );
         all_succeed(&site, "after an unreadable file")?;
 
         site.daemon.write_yaml(&good)?;
@@ -266,11 +299,19 @@ fn a_backends_new_mac_address_is_followed() {
         let site = site(Kind::Dsr)?;
         let backend = &site.topology.backends[0];
         let mac = "02:1b:00:00:02:ee";
-        backend.ns.exec(&["ip", "link", "set", "eth0", "address", mac])?;
+        backend
+            .ns
+            .exec(&["ip", "link", "set", "eth0", "address", mac])?;
         // As a host does that has come up with another card.
         backend.ns.exec(&["ip", "neigh", "flush", "dev", "eth0"])?;
-        for to in site.topology.vips().map(|like| site.topology.balancer.address(like)) {
-            let _ = backend.ns.output(&["ping", "-c1", "-W2", &to.to_string()])?;
+        for to in site
+            .topology
+            .vips()
+            .map(|like| site.topology.balancer.address(like))
+        {
+            let _ = backend
+                .ns
+                .output(&["ping", "-c1", "-W2", &to.to_string()])?;
         }
         for service in ["list-v4", "list-v6"] {
             wait_ok(format!("the new address in {service}"), LATER, || {
@@ -289,10 +330,17 @@ fn a_backends_new_mac_address_is_followed() {
 #[test]
 fn a_backend_without_a_neighbour_is_no_neighbour_until_it_is_back() {
     check(|| {
-        let site = Site::echo(Kind::Dsr, &Options { backends: 1, ..Options::default() }, |config| {
-            // Without checks, so that nothing but the next hop speaks against it.
-            config.pools.iter_mut().for_each(|p| p.extra.clear());
-        })?;
+        let site = Site::echo(
+            Kind::Dsr,
+            &Options {
+                backends: 1,
+                ..Options::default()
+            },
+            |config| {
+                // Without checks, so that nothing but the next hop speaks against it.
+                config.pools.iter_mut().for_each(|p| p.extra.clear());
+            },
+        )?;
         all_succeed(&site, "before")?;
         let backend = &site.topology.backends[0].ns;
         backend.exec(&["ip", "link", "set", "eth0", "down"])?;
@@ -303,7 +351,11 @@ fn a_backend_without_a_neighbour_is_no_neighbour_until_it_is_back() {
         })?;
         let target = SocketAddr::new(site.topology.vip4.into(), LIST[0]);
         let _ = site.topology.client.ns.output(&[
-            "curl", "-s", "--max-time", "2", &format!("http://{target}/"),
+            "curl",
+            "-s",
+            "--max-time",
+            "2",
+            &format!("http://{target}/"),
         ])?;
         wait_ok("the drop to be counted", SOON, || {
             let drops = site.drops()?;
@@ -330,9 +382,19 @@ fn a_clean_stop_leaves_the_data_path_and_detach_removes_everything() {
         let redirects = "net/ipv4/conf/eth0/send_redirects";
         ensure!(balancer.read_sysctl(redirects)? == "0", "redirects are on");
         let (code, said) = site.daemon.refused_start()?;
-        ensure!(code == 4 && said.contains("in use by another daemon"), "{code}: {said}");
-        let running = site.daemon.detach().err().context("detached under a running daemon")?;
-        ensure!(format!("{running:#}").contains("in use by another daemon"), "{running:#}");
+        ensure!(
+            code == 4 && said.contains("in use by another daemon"),
+            "{code}: {said}"
+        );
+        let running = site
+            .daemon
+            .detach()
+            .err()
+            .context("detached under a running daemon")?;
+        ensure!(
+            format!("{running:#}").contains("in use by another daemon"),
+            "{running:#}"
+        );
 
         let status = site.daemon.stop()?;
         ensure!(status.success(), "the stop: {status}");
@@ -348,7 +410,10 @@ fn a_clean_stop_leaves_the_data_path_and_detach_removes_everything() {
             Err(_) => vec![],
         };
         ensure!(left.is_empty(), "still pinned: {left:?}");
-        ensure!(balancer.read_sysctl(redirects)? == "1", "redirects stay off");
+        ensure!(
+            balancer.read_sysctl(redirects)? == "1",
+            "redirects stay off"
+        );
         // Twice is no error, and it can start again.
         site.daemon.detach()?;
         site.daemon.launch()?;
@@ -369,7 +434,13 @@ fn refused(daemon: &Daemon, parts: &[&str]) -> Result<()> {
 }
 
 fn topology_and_config() -> Result<(Topology, Config)> {
-    let t = Topology::new(Kind::Dsr, &Options { backends: 1, ..Options::default() })?;
+    let t = Topology::new(
+        Kind::Dsr,
+        &Options {
+            backends: 1,
+            ..Options::default()
+        },
+    )?;
     let config = site::list_config(&t);
     Ok((t, config))
 }
@@ -380,7 +451,10 @@ fn an_interface_that_is_not_there_is_named() {
         let (t, mut config) = topology_and_config()?;
         config.interfaces.push(("eth7".into(), "auto".into()));
         let daemon = Daemon::prepare(&t.balancer.ns, &config)?;
-        refused(&daemon, &["no interface `eth7`", "`ip link` lists what there is"])?;
+        refused(
+            &daemon,
+            &["no interface `eth7`", "`ip link` lists what there is"],
+        )?;
         // Nothing of the first interface's attachment is left.
         let links = t.balancer.ns.exec(&["ip", "-d", "link", "show", "eth0"])?;
         ensure!(!links.contains("prog/xdp"), "{links}");
@@ -401,7 +475,11 @@ fn another_program_on_the_interface_is_named_and_left_alone() {
         let second = Daemon::prepare(&t.balancer.ns, &config)?;
         refused(
             &second,
-            &["`eth0` has an XDP program already", &format!("id {id}"), "ip link set eth0 xdp off"],
+            &[
+                "`eth0` has an XDP program already",
+                &format!("id {id}"),
+                "ip link set eth0 xdp off",
+            ],
         )?;
         ensure!(program(&first)? == id, "the program was replaced");
         Ok(())
@@ -423,7 +501,9 @@ fn auto_falls_back_to_generic_and_says_why() {
     check(|| {
         let (t, mut config) = topology_and_config()?;
         // A driver without XDP.
-        t.balancer.ns.exec(&["ip", "link", "add", "br7", "type", "bridge"])?;
+        t.balancer
+            .ns
+            .exec(&["ip", "link", "add", "br7", "type", "bridge"])?;
         t.balancer.ns.exec(&["ip", "link", "set", "br7", "up"])?;
         config.interfaces.push(("br7".into(), "auto".into()));
         let mut daemon = Daemon::start(&t.balancer.ns, &config)?;
@@ -432,7 +512,9 @@ fn auto_falls_back_to_generic_and_says_why() {
         ensure!(
             bridge["name"] == "br7"
                 && bridge["mode"] == "generic"
-                && bridge["reason"].to_string().contains("its driver has no XDP"),
+                && bridge["reason"]
+                    .to_string()
+                    .contains("its driver has no XDP"),
             "{status}"
         );
         ensure!(status["interfaces"][0]["mode"] == "native", "{status}");
@@ -442,7 +524,10 @@ fn auto_falls_back_to_generic_and_says_why() {
         daemon.detach()?;
         config.interfaces[1].1 = "native".into();
         daemon.write_config(&config)?;
-        refused(&daemon, &["`br7` (native)", "`xdp: auto` or `xdp: generic`"])
+        refused(
+            &daemon,
+            &["`br7` (native)", "`xdp: auto` or `xdp: generic`"],
+        )
     });
 }
 
@@ -457,14 +542,20 @@ fn maps_of_another_layout_or_size_are_refused_with_the_remedy() {
         let output = daemon.ctl_output(&["reload"])?;
         let said = String::from_utf8_lossy(&output.stderr);
         println!("{said}");
-        ensure!(output.status.code() == Some(1) && said.contains("max_flows"), "{said}");
+        ensure!(
+            output.status.code() == Some(1) && said.contains("max_flows"),
+            "{said}"
+        );
         daemon.kill9()?;
         refused(&daemon, &["pinned in", "run `lbctl detach` first"])?;
 
         config.set_dataplane("max_flows", 100_000);
         daemon.write_config(&config)?;
         daemon.launch()?;
-        ensure!(daemon.ctl_json(&["status"])?["adopted"] == true, "not adopted");
+        ensure!(
+            daemon.ctl_json(&["status"])?["adopted"] == true,
+            "not adopted"
+        );
         daemon.kill9()?;
         set_abi_version(&daemon.pin_dir().join(abi::map::ABI), 99)?;
         refused(&daemon, &["layout version 99", "run `lbctl detach` first"])?;
@@ -501,7 +592,11 @@ fn both_families_survive_a_reload_that_removes_one() {
         all_succeed(&site, "with one family")?;
         let v6 = SocketAddr::new(IpAddr::V6(site.topology.vip6), LIST[0]);
         let output = site.topology.client.ns.output(&[
-            "curl", "-s", "--max-time", "2", &format!("http://{v6}/"),
+            "curl",
+            "-s",
+            "--max-time",
+            "2",
+            &format!("http://{v6}/"),
         ])?;
         ensure!(!output.status.success(), "{v6} still answers");
         site.config = all;

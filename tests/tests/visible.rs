@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     check,
     process::wait_ok,
-    servers::{self, Hold},
+    servers::Hold,
     site::{LIST, Site, WEB, curl, family},
     topology::{Kind, Options},
 };
@@ -55,7 +55,13 @@ fn total(row: &Value, what: &str) -> u64 {
 fn the_metrics_satisfy_promtool() {
     check(|| {
         let site = site(Kind::NatTwoArmed)?;
-        curl(&site.topology.client.ns, (site.topology.vip4, WEB).into(), "page", 5, false)?;
+        curl(
+            &site.topology.client.ns,
+            (site.topology.vip4, WEB).into(),
+            "page",
+            5,
+            false,
+        )?;
         let (status, body) = page(&site, "/metrics")?;
         ensure!(status == "200", "/metrics: {status}");
         site.topology
@@ -138,7 +144,13 @@ fn connections_are_counted(kind: Kind) -> Result<()> {
 
     // Nothing moves any more: the page and the rows are of the same counters.
     let samples = samples(&site)?;
-    for row in site.daemon.ctl_json(&["services"])?.as_array().into_iter().flatten() {
+    for row in site
+        .daemon
+        .ctl_json(&["services"])?
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
         let name = row["name"].as_str().unwrap_or_default();
         for (metric, key) in [
             ("connections_opened_total", "connections"),
@@ -148,26 +160,46 @@ fn connections_are_counted(kind: Kind) -> Result<()> {
             ("reply_bytes_total", "reply_bytes"),
         ] {
             let sample = format!("lb_service_{metric}{{service=\"{name}\"}}");
-            let shown = samples.get(&sample).with_context(|| format!("no {sample}"))?;
+            let shown = samples
+                .get(&sample)
+                .with_context(|| format!("no {sample}"))?;
             #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
             let counted = total(row, key) as f64;
-            ensure!((shown - counted).abs() < 0.5, "{sample} {shown}, lbctl {counted}");
+            ensure!(
+                (shown - counted).abs() < 0.5,
+                "{sample} {shown}, lbctl {counted}"
+            );
         }
     }
-    for row in site.daemon.ctl_json(&["backends"])?.as_array().into_iter().flatten() {
+    for row in site
+        .daemon
+        .ctl_json(&["backends"])?
+        .as_array()
+        .into_iter()
+        .flatten()
+    {
         let of = |key: &str| row[key].as_str().unwrap_or_default();
-        let labels = [("service", of("service")), ("pool", of("pool")), ("backend", of("backend"))];
+        let labels = [
+            ("service", of("service")),
+            ("pool", of("pool")),
+            ("backend", of("backend")),
+        ];
         // In whatever order the page has them.
         let (name, shown) = samples
             .iter()
             .find(|(name, _)| {
                 name.starts_with("lb_backend_connections_opened_total{")
-                    && labels.iter().all(|(k, v)| name.contains(&format!("{k}=\"{v}\"")))
+                    && labels
+                        .iter()
+                        .all(|(k, v)| name.contains(&format!("{k}=\"{v}\"")))
             })
             .with_context(|| format!("no sample of {labels:?}"))?;
         #[expect(clippy::cast_precision_loss, reason = "counts stay far below 2^52")]
         let counted = total(row, "connections") as f64;
-        ensure!((shown - counted).abs() < 0.5, "{name} {shown}, lbctl {counted}");
+        ensure!(
+            (shown - counted).abs() < 0.5,
+            "{name} {shown}, lbctl {counted}"
+        );
     }
     Ok(())
 }
@@ -198,8 +230,15 @@ fn open_connections_are_shown() {
                 let error = concurrent["error"].as_i64().unwrap_or_default();
                 // Five per cent where they are counted; an estimate has to
                 // know how far off it may be.
-                let within = if concurrent["estimated"] == true { error.max(15) } else { 15 };
-                ensure!((shown - 300).abs() <= within, "300 are open, shown: {concurrent}");
+                let within = if concurrent["estimated"] == true {
+                    error.max(15)
+                } else {
+                    15
+                };
+                ensure!(
+                    (shown - 300).abs() <= within,
+                    "300 are open, shown: {concurrent}"
+                );
                 Ok(concurrent)
             })?;
             println!("{kind:?}: 300 open, shown: {concurrent}");
@@ -244,7 +283,10 @@ fn healthz_and_readyz_tell_the_state() {
             body.contains("pool many-v4: no result yet"),
             "not the reason: {body}"
         );
-        ensure!(page(&site, "/healthz")?.0 == "200", "not alive while not ready");
+        ensure!(
+            page(&site, "/healthz")?.0 == "200",
+            "not alive while not ready"
+        );
         let text = site.daemon.ctl(&["status"])?;
         ensure!(text.contains("not ready"), "{text}");
         for backend in &site.topology.backends {
@@ -291,9 +333,31 @@ fn tables_and_json_are_for_people_and_programs() {
             .map(|c| Ok(shape_of(&site.daemon.ctl_json(&[c])?)))
             .collect::<Result<_>>()?;
         for (command, parts) in [
-            ("status", vec!["lb1: ready", "INTERFACE", "native", "Flow table:"]),
-            ("services", vec!["SERVICE", "10.2.0.100", "7000,7010/tcp", "7100-7110/tcp", "53/udp", "nat"]),
-            ("backends", vec!["BACKEND", "web-v4/backend-1", "10.3.0.11:8080", "33.3 %", "up"]),
+            (
+                "status",
+                vec!["lb1: ready", "INTERFACE", "native", "Flow table:"],
+            ),
+            (
+                "services",
+                vec![
+                    "SERVICE",
+                    "10.2.0.100",
+                    "7000,7010/tcp",
+                    "7100-7110/tcp",
+                    "53/udp",
+                    "nat",
+                ],
+            ),
+            (
+                "backends",
+                vec![
+                    "BACKEND",
+                    "web-v4/backend-1",
+                    "10.3.0.11:8080",
+                    "33.3 %",
+                    "up",
+                ],
+            ),
         ] {
             let table = site.daemon.ctl(&[command])?;
             for part in parts {
@@ -301,7 +365,10 @@ fn tables_and_json_are_for_people_and_programs() {
             }
             // Not for a terminal, so without colour; and no ragged ends.
             ensure!(!table.contains('\u{1b}'), "colour in a pipe:\n{table}");
-            ensure!(table.lines().all(|l| l == l.trim_end()), "blanks at ends:\n{table}");
+            ensure!(
+                table.lines().all(|l| l == l.trim_end()),
+                "blanks at ends:\n{table}"
+            );
         }
         let rows = site.daemon.ctl_json(&["backends", "--service", "web-v4"])?;
         ensure!(rows.as_array().map(Vec::len) == Some(3), "{rows}");
@@ -322,7 +389,12 @@ fn tables_and_json_are_for_people_and_programs() {
             .flatten()
             .filter_map(|s| s["name"].as_str())
             .collect();
-        let wanted: Vec<_> = site.config.services.iter().map(|s| s.name.as_str()).collect();
+        let wanted: Vec<_> = site
+            .config
+            .services
+            .iter()
+            .map(|s| s.name.as_str())
+            .collect();
         ensure!(names == wanted, "{names:?}, not {wanted:?}");
 
         let code = |args: &[&str]| Ok(site.daemon.ctl_output(args)?.status.code());

@@ -187,3 +187,34 @@ fn packets_that_are_dropped_are_not_recorded() -> Result<()> {
         },
     )
 }
+
+/// Two flows that share a place in the sample, and close at the same time.
+#[test]
+fn the_end_of_two_flows_in_one_place_leaves_none_open() -> Result<()> {
+    sampled(0, is_tcp, |lab, case, _| {
+        let of = |port: u16, flags: u8| {
+            let mut client = case.client();
+            client.set_port(port);
+            case.packet().source(client).flags(flags).build()
+        };
+        // Among a few hundred flows two share a place.
+        let mut ports = vec![];
+        while ports.len() == lab.program.sample()?.len() {
+            let first = 1000 + u16::try_from(ports.len())?;
+            for port in first..first + 200 {
+                lab.program.run(&of(port, tcp_flags::ACK))?;
+                ports.push(port);
+            }
+            assert!(ports.len() < 5000, "{case:?}: no two flows share a place");
+        }
+        for flags in [tcp_flags::FIN | tcp_flags::ACK, tcp_flags::ACK] {
+            for port in &ports {
+                lab.program.run(&of(*port, flags))?;
+            }
+        }
+        let open = lab.program.sample()?;
+        let open = open.iter().filter(|e| e.flags & sample_flag::CLOSING == 0);
+        assert_eq!(open.count(), 0, "{case:?}: open after all have closed");
+        Ok(())
+    })
+}
