@@ -43,6 +43,17 @@ impl Delta {
         !fold((!check as u32 & 0xffff) + self.folded() as u32)
     }
 
+    /// As [`Self::apply`], with zero written as all ones, which is the same
+    /// number. Where all that is summed becomes zero (an ICMP echo reply may),
+    /// only that is right, and RFC 1624's equation can't tell.
+    #[inline(always)]
+    pub const fn apply_nonzero(self, check: u16) -> u16 {
+        match self.apply(check) {
+            0 => 0xffff,
+            sum => sum,
+        }
+    }
+
     #[inline(always)]
     const fn folded(self) -> u16 {
         fold(self.0)
@@ -56,10 +67,7 @@ pub const fn apply_udp(delta: Delta, check: u16) -> u16 {
     if check == 0 {
         return 0;
     }
-    match delta.apply(check) {
-        0 => 0xffff,
-        sum => sum,
-    }
+    delta.apply_nonzero(check)
 }
 
 /// Folds a sum of 16-bit words with its carries into 16 bits.
@@ -94,6 +102,14 @@ mod tests {
         let be = u16::from_be;
         let delta = Delta::NONE.replace16(be(0x5555), be(0x3285));
         assert_eq!(delta.apply(be(0xdd2f)), 0);
+    }
+
+    #[test]
+    fn an_echo_reply_of_zeroes_has_a_checksum_of_all_ones() {
+        let request = [8, 0, 0, 0, 0, 0, 0, 0];
+        let delta = Delta::NONE.replace16(u16::from_ne_bytes([8, 0]), 0);
+        assert_eq!(delta.apply_nonzero(full(&request)), full(&[0; 8]));
+        assert_eq!(delta.apply_nonzero(full(&request)), 0xffff);
     }
 
     #[test]

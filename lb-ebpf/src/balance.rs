@@ -161,7 +161,7 @@ pub fn unbalanced(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
 /// Whether an answer to this address can reach anybody: not unspecified, not
 /// loopback, not multicast, not broadcast (RFC 1122 §3.2.1.3, RFC 4291 §2.7).
 #[inline(always)]
-fn can_be_replied_to(source: Addr, family: u8) -> bool {
+pub fn can_be_replied_to(source: Addr, family: u8) -> bool {
     if family == family::V4 {
         let first = source.0[0].to_ne_bytes()[0];
         return first != 0 && first != 127 && first < 224;

@@ -7,7 +7,7 @@ use lb_common::{
 };
 
 use crate::{
-    balance::Frame,
+    balance::{Frame, can_be_replied_to},
     packet::{Header, Icmp, MacWords},
     parse::Parsed,
     stats,
@@ -19,6 +19,10 @@ const TTL: u8 = 64;
 /// Answers an echo request; the rest is dropped.
 #[inline(always)]
 pub fn answer(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+    let source = parsed.source();
+    if !can_be_replied_to(source, parsed.family()) || source == parsed.destination() {
+        return Verdict::drop(NO_SERVICE, DropReason::BadSource as u32);
+    }
     reply(frame, parsed).unwrap_or(Verdict::drop(NO_SERVICE, DropReason::Icmp as u32))
 }
 
@@ -52,7 +56,7 @@ fn reply(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
         ip.set_hop_limit(TTL);
     }
     icmp.set_type_code(new);
-    icmp.set_checksum(delta.apply(icmp.checksum()));
+    icmp.set_checksum(delta.apply_nonzero(icmp.checksum()));
     frame.ethernet.set_destination(frame.ethernet.source());
     frame.ethernet.set_source(MacWords::new(frame.ingress.mac));
     stats::event(NO_SERVICE, Event::EchoReply);

@@ -20,7 +20,9 @@ use crate::{
 
 const SOLICITATION: u8 = 135;
 const ADVERTISEMENT: u8 = 136;
-const ADVERTISEMENT_BYTES: usize = 24 + 8;
+/// Either message without options.
+const MESSAGE_BYTES: usize = 24;
+const ADVERTISEMENT_BYTES: usize = MESSAGE_BYTES + 8;
 
 /// An ARP packet: an answer if it asks for a VIP.
 #[inline(never)]
@@ -85,6 +87,10 @@ fn discovery(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
     let ip: Header<Ipv6> = Parsed::ipv6(&frame.packet)?;
     let message: Header<Neighbour> = frame.packet.at(ETHERNET + 40)?;
     let [kind, code] = message.type_code();
+    // The frame may be longer than the packet that it carries.
+    if usize::from(ip.payload_length().get()) < MESSAGE_BYTES {
+        return None;
+    }
     // §7.1.1: hop limit 255 proves that no router forwarded it.
     if !matches!(kind, SOLICITATION | ADVERTISEMENT) || code != 0 || ip.hop_limit() != 255 {
         return None;
@@ -119,7 +125,7 @@ fn advertise(frame: &Frame<'_>, asker: Asker, target: Addr) -> Option<Verdict> {
     let ethernet: Header<Ethernet> = packet.at(0)?;
     let ip: Header<Ipv6> = packet.at(ETHERNET)?;
     let message: Header<Neighbour> = packet.at(ETHERNET + 40)?;
-    let option: Header<LinkLayerOption> = packet.at(ETHERNET + 40 + 24)?;
+    let option: Header<LinkLayerOption> = packet.at(ETHERNET + 40 + MESSAGE_BYTES)?;
 
     // The unspecified address checks for duplicates; it learns of one by an
     // unsolicited advertisement to all nodes.

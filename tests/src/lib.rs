@@ -18,6 +18,7 @@
 //! });
 //! ```
 
+pub mod bench;
 pub mod cleanup;
 pub mod config;
 pub mod conns;
@@ -29,6 +30,7 @@ pub mod packet;
 pub mod process;
 pub mod program;
 pub mod servers;
+pub mod site;
 pub mod topology;
 
 pub use evidence::check;

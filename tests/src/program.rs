@@ -22,6 +22,8 @@ use lb_common::{
 };
 use lb_control::object::DATA_PATH;
 
+mod ingress;
+
 /// XDP's actions by number.
 pub mod action {
     /// The packet was dropped by an error.
@@ -128,7 +130,7 @@ pub struct Program {
 
 impl Program {
     /// Loads the object with a configuration under which time stands still
-    /// until [`Self::set_ticks`] moves it, and one link, loopback.
+    /// until [`Self::set_ticks`] moves it, and without links.
     pub fn load(sizes: Sizes) -> Result<Self> {
         let fs = BpfFs::mount()?;
         let mut loader = EbpfLoader::new();
@@ -181,9 +183,19 @@ impl Program {
         self.fs.path()
     }
 
-    /// Instructions the verifier looked at.
+    /// Instructions the verifier looked at in the data path.
     pub fn verified_instructions(&self) -> Result<u32> {
-        let info: ProgramInfo = self.lb()?.info()?;
+        self.verified_instructions_of(abi::program::LB)
+    }
+
+    /// Instructions the verifier looked at in a program of the object.
+    pub fn verified_instructions_of(&self, name: &str) -> Result<u32> {
+        let program: &Xdp = self
+            .ebpf
+            .program(name)
+            .context("the object lacks the program")?
+            .try_into()?;
+        let info: ProgramInfo = program.info()?;
         info.verified_instruction_count()
             .context("the kernel doesn't tell")
     }

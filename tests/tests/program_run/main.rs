@@ -1,0 +1,18 @@
+//! The catalogue of what the data path does with every kind of packet, run by
+//! BPF_PROG_TEST_RUN. Expected frames come from the harness's own packet
+//! builder and never from the balancer's code.
+
+mod lab;
+
+mod budget;
+mod forward;
+mod lookup;
+mod malformed;
+mod neighbour;
+mod oracle;
+mod random;
+mod reply_flow;
+mod reply_route;
+mod sample;
+mod tracked;
+mod unbalanced;
