@@ -110,9 +110,8 @@ pub fn full_config(t: &Topology) -> Config {
         let family = family(vip);
         let inside = (t.kind != Kind::Dsr).then_some(WEB_INSIDE);
         let mut pool = t.pool(&format!("web-{family}"), vip, inside);
-        pool.extra = vec![
-            "health: [{type: tcp, interval: 500ms, timeout: 400ms, rise: 2, fall: 3}]".into(),
-        ];
+        pool.extra =
+            vec!["health: [{type: tcp, interval: 500ms, timeout: 400ms, rise: 2, fall: 3}]".into()];
         let name = pool.name.clone();
         config.pools.push(pool);
         let many = format!("many-{family}");
@@ -253,8 +252,17 @@ impl Site {
             }
         };
         add("", &self.daemon.ctl_json(&["status"])?["drops"]);
-        for service in self.daemon.ctl_json(&["services"])?.as_array().into_iter().flatten() {
-            add(service["name"].as_str().unwrap_or_default(), &service["drops"]);
+        for service in self
+            .daemon
+            .ctl_json(&["services"])?
+            .as_array()
+            .into_iter()
+            .flatten()
+        {
+            add(
+                service["name"].as_str().unwrap_or_default(),
+                &service["drops"],
+            );
         }
         Ok(all)
     }
@@ -267,7 +275,9 @@ impl Site {
             .flatten()
             .map(|b| {
                 let name = b["backend"].as_str().context("a backend without a name")?;
-                let share = b["slot_share"].as_f64().context("a backend without a share")?;
+                let share = b["slot_share"]
+                    .as_f64()
+                    .context("a backend without a share")?;
                 Ok((name.to_owned(), share))
             })
             .collect()
@@ -371,7 +381,14 @@ pub fn curl(
 pub fn dig(ns: &Netns, server: IpAddr) -> Result<String> {
     let at = format!("@{server}");
     let text = ns.exec(&[
-        "dig", &at, "+short", "+tries=1", "+time=5", "+noedns", "example.org", "TXT",
+        "dig",
+        &at,
+        "+short",
+        "+tries=1",
+        "+time=5",
+        "+noedns",
+        "example.org",
+        "TXT",
     ])?;
     Ok(text.trim().trim_matches('"').to_owned())
 }

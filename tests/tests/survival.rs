@@ -90,10 +90,16 @@ impl Held {
         thread::sleep(SETTLE);
         let reports = self.reports()?;
         let lost: u32 = reports.iter().map(|r| r.lost.total()).sum();
-        let stall = reports.iter().map(|r| r.max_stall_ms).max().unwrap_or_default();
+        let stall = reports
+            .iter()
+            .map(|r| r.max_stall_ms)
+            .max()
+            .unwrap_or_default();
         let messages = reports.iter().map(|r| r.messages).sum::<u64>() - before;
         let open: u32 = reports.iter().map(|r| r.opened).sum();
-        println!("{after}: {lost} of {open} lost, {messages} messages, longest wait so far {stall} ms");
+        println!(
+            "{after}: {lost} of {open} lost, {messages} messages, longest wait so far {stall} ms"
+        );
         ensure!(lost == 0, "lost after {after}: {reports:?}");
         ensure!(messages > 0, "nobody spoke after {after}");
         Ok(())
@@ -111,7 +117,10 @@ impl Held {
             ensure!(report.lost.total() == 0, "{report:?}");
             // A connection may have waited for its answers, but not for long.
             let least = u64::from(report.opened) * seconds / 2;
-            ensure!(report.messages > least, "fewer than {least} messages: {report:?}");
+            ensure!(
+                report.messages > least,
+                "fewer than {least} messages: {report:?}"
+            );
         }
         Ok(())
     }
@@ -182,7 +191,8 @@ fn changes(site: &mut Site, held: &mut Held, circumstances: &str) -> Result<()> 
     held.none_lost(&now("draining one"))?;
 
     for pool in POOLS {
-        site.daemon.ctl(&["weight", &format!("{pool}/backend-2"), "20"])?;
+        site.daemon
+            .ctl(&["weight", &format!("{pool}/backend-2"), "20"])?;
     }
     held.none_lost(&now("changing a weight by command"))?;
 
@@ -234,7 +244,11 @@ fn two_thousand_connections_survive(kind: Kind) -> Result<()> {
     let sent: u64 = floods.into_iter().map(Flood::stop).sum::<Result<u64>>()?;
     let opened: u64 = ["list-v4", "list-v6"]
         .iter()
-        .map(|s| Ok(site.service(s)?["totals"]["connections"].as_u64().unwrap_or_default()))
+        .map(|s| {
+            Ok(site.service(s)?["totals"]["connections"]
+                .as_u64()
+                .unwrap_or_default())
+        })
         .sum::<Result<u64>>()?;
     println!("the flood: {sent} SYNs sent, {opened} connections counted in all");
     ensure!(sent > 50_000, "only {sent} SYNs were sent");
@@ -299,15 +313,30 @@ fn a_dead_backend_costs_its_own_connections_alone(kind: Kind) -> Result<()> {
         },
     )?;
     for report in reports {
-        println!("{name} died: {:?}, by server {:?}", report.lost, report.lost_per_server);
+        println!(
+            "{name} died: {:?}, by server {:?}",
+            report.lost, report.lost_per_server
+        );
         ensure!(report.per_server.len() == 3, "{report:?}");
-        let others = report.lost_per_server.keys().filter(|s| **s != name).count();
+        let others = report
+            .lost_per_server
+            .keys()
+            .filter(|s| **s != name)
+            .count();
         ensure!(others == 0, "others lost connections, too: {report:?}");
     }
     for vip in site.topology.vips() {
         let target = SocketAddr::new(vip, LIST[0]);
-        let report = servers::rate(&site.topology.client.ns, target, 4, Duration::from_millis(500))?;
-        ensure!(report.failed == 0 && report.requests > 0, "{target}: {report:?}");
+        let report = servers::rate(
+            &site.topology.client.ns,
+            target,
+            4,
+            Duration::from_millis(500),
+        )?;
+        ensure!(
+            report.failed == 0 && report.requests > 0,
+            "{target}: {report:?}"
+        );
         let shares = site.shares(&format!("list-{}", family(vip)))?;
         site::ensure_shares("after the death", &report.per_server, &shares)?;
         ensure!(!report.per_server.contains_key(&name), "{report:?}");

@@ -82,7 +82,11 @@ fn pages(site: &Site, count: usize) -> Result<()> {
             seen.extend(fetched.into_iter().map(|f| (f.id, f.server)));
         }
     }
-    ensure!(seen.len() == 4 * count, "{} pages were answered", seen.len());
+    ensure!(
+        seen.len() == 4 * count,
+        "{} pages were answered",
+        seen.len()
+    );
     wait_ok("the servers' logs to agree", SOON, || {
         let mut logged: BTreeMap<String, String> = BTreeMap::new();
         for (backend, web) in t.backends.iter().zip(&site.web) {
@@ -126,7 +130,10 @@ fn connections(site: &mut Site) -> Result<()> {
         let shares = site.shares(&format!("list-{}", family(vip)))?;
         for (name, share) in [("backend-1", 0.4), ("backend-2", 0.4), ("backend-3", 0.2)] {
             let slots = shares.get(name).copied().unwrap_or_default();
-            ensure!((slots - share).abs() < 0.002, "{name} has {slots} of the slots");
+            ensure!(
+                (slots - share).abs() < 0.002,
+                "{name} has {slots} of the slots"
+            );
         }
         ensure_shares(&format!("TCP {target}"), &report.per_server, &shares)?;
     }
@@ -174,12 +181,17 @@ fn datagrams(site: &mut Site) -> Result<()> {
         // Each query has a port of its own.
         let mut per_server = BTreeMap::new();
         for _ in 0..20 {
-            *per_server.entry(dig(&site.topology.client.ns, vip)?).or_default() += 1;
+            *per_server
+                .entry(dig(&site.topology.client.ns, vip)?)
+                .or_default() += 1;
             answers += 1;
         }
         let shares = site.shares(&format!("dns-{}", family(vip)))?;
         ensure_shares(&format!("dig @{vip}"), &per_server, &shares)?;
-        ensure!(per_server.len() > 1, "one server had all queries: {per_server:?}");
+        ensure!(
+            per_server.len() > 1,
+            "one server had all queries: {per_server:?}"
+        );
     }
     let after = answered(&mut site.echo)?;
     ensure!(
@@ -259,7 +271,10 @@ fn native_mode_with_an_unfinished_checksum_fails_as_documented() {
         for vip in t.vips() {
             let target = SocketAddr::new(vip, LIST[0]);
             let report = servers::rate(&t.client.ns, target, 2, Duration::from_millis(200))?;
-            ensure!(report.requests > 0 && report.failed == 0, "{target}: {report:?}");
+            ensure!(
+                report.requests > 0 && report.failed == 0,
+                "{target}: {report:?}"
+            );
         }
         Ok(())
     });
@@ -275,14 +290,15 @@ fn under_dsr_replies_do_not_cross_the_balancer() {
         let from_vip = Capture::start(&port.ns, &port.interface, move |frame| {
             View::parse(&frame.bytes).is_ok_and(|view| {
                 view.protocol == lb_tests::packet::protocol::TCP
-                    && view.addresses().is_some_and(|(source, _)| vips.contains(&source))
+                    && view
+                        .addresses()
+                        .is_some_and(|(source, _)| vips.contains(&source))
             })
         })?;
         // The same filter the other way, so that silence proves something.
         let to_vip = Capture::start(&port.ns, &port.interface, move |frame| {
-            View::parse(&frame.bytes).is_ok_and(|view| {
-                view.addresses().is_some_and(|(_, to)| vips.contains(&to))
-            })
+            View::parse(&frame.bytes)
+                .is_ok_and(|view| view.addresses().is_some_and(|(_, to)| vips.contains(&to)))
         })?;
         pages(&site, 20)?;
         let (replies, requests) = (from_vip.stop()?, to_vip.stop()?);
@@ -386,7 +402,11 @@ fn any_port_of_udp_is_balanced_and_replies_are_told_apart_by_flow() {
                 }
             }
             let after = answered(&mut site.echo)?;
-            ensure!(after - before == answers, "{answers} answers, {} given", after - before);
+            ensure!(
+                after - before == answers,
+                "{answers} answers, {} given",
+                after - before
+            );
             nothing_was_dropped(&site)?;
         }
         Ok(())
@@ -401,7 +421,13 @@ fn what_is_no_services_traffic_passes_untouched() {
         for kind in Kind::ALL {
             let site = start(kind, Offloads::Off, "native")?;
             let t = &site.topology;
-            let _outside = EchoServer::start(&t.client.ns, "outside", &site::any([9000]), &site::any([9000]), &[])?;
+            let _outside = EchoServer::start(
+                &t.client.ns,
+                "outside",
+                &site::any([9000]),
+                &site::any([9000]),
+                &[],
+            )?;
             let like = t.vips();
             for address in like {
                 let outside = SocketAddr::new(t.client.address(address), 9000);
