@@ -357,6 +357,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             replies: Replies::Port,
             pool: "web".to_owned(),
             table_size: 101,
+            table_size_is_explicit: false,
         }],
     })
 }
