@@ -4,6 +4,7 @@
 //! [`tcp`] is the one probe there is so far; [`shell`] drives both. May import
 //! [`crate::model`] only.
 
+mod durations;
 pub mod machine;
 pub mod shell;
 pub mod tcp;
@@ -12,6 +13,7 @@ use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
 
 use serde::Serialize;
 
+pub use durations::Durations;
 pub use shell::{Health, HealthChange};
 
 use crate::model::{Check, CheckKind, Model, Ports};
@@ -108,6 +110,8 @@ pub struct BackendHealth {
     pub failures: u64,
     /// Probes that could not be made for reasons of our own.
     pub not_made: u64,
+    /// How long its probes took.
+    pub durations: Durations,
     /// Its checks one by one.
     pub checks: Vec<CheckHealth>,
 }
@@ -131,6 +135,8 @@ pub struct CheckHealth {
     pub failures: u64,
     /// Probes that could not be made for reasons of our own.
     pub not_made: u64,
+    /// How long the probes took.
+    pub durations: Durations,
 }
 
 /// The checks of every backend in the model.

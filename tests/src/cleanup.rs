@@ -46,8 +46,9 @@ fn leftovers() -> MutexGuard<'static, BTreeMap<u64, Leftover>> {
     LEFTOVERS.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Held while something is made that has to be undone, and for good by whoever
-/// undoes everything: nothing is made and forgotten in between.
+/// Held while something is made that has to be undone, and while it is undone;
+/// held alone, and for good, by whoever undoes everything: nothing is made and
+/// forgotten, or left half undone.
 static MAKING: RwLock<()> = RwLock::new(());
 
 /// Undoes its [`Leftover`] when dropped.
@@ -77,6 +78,9 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
+        // After an interrupt this is somebody else's work, who exits when all
+        // is done: wait for that.
+        let _undoing = MAKING.read().unwrap_or_else(PoisonError::into_inner);
         let leftover = leftovers().remove(&self.0);
         if let Some(leftover) = leftover {
             undo(&leftover);

@@ -565,7 +565,11 @@ fn probes(health: &BTreeMap<crate::health::BackendKey, BackendHealth>) -> Vec<Pr
                 ("fail".into(), health.failures),
                 ("not_made".into(), health.not_made),
             ]),
-            durations: Histogram::default(),
+            durations: Histogram {
+                buckets: health.durations.cumulative(),
+                count: health.durations.count,
+                sum_seconds: health.durations.sum.as_secs_f64(),
+            },
         })
         .collect()
 }

@@ -12,8 +12,8 @@ use std::{
 };
 
 use super::{
-    BackendHealth, BackendKey, CheckHealth, CheckKey, CheckedBackend, HealthChange, HealthState,
-    Timing,
+    BackendHealth, BackendKey, CheckHealth, CheckKey, CheckedBackend, Durations, HealthChange,
+    HealthState, Timing,
 };
 
 /// A new check runs for the first time within this time, however long its
@@ -110,6 +110,7 @@ struct CheckEntry {
     passes: u64,
     failures: u64,
     not_made: u64,
+    durations: Durations,
 }
 
 #[derive(Debug)]
@@ -237,6 +238,9 @@ impl Machine {
             .after(outcome, check.timing.rise, check.timing.fall);
         words.clone_into(&mut check.reason);
         check.last_duration = Some(took);
+        if outcome != Outcome::NotMade {
+            check.durations.observe(took);
+        }
         let (turn, due) = next_turn(self.seed, check, now);
         check.turn = turn;
         check.due = Some(due);
@@ -305,6 +309,7 @@ impl Machine {
                 passes: check.passes,
                 failures: check.failures,
                 not_made: check.not_made,
+                durations: check.durations,
             })
             .collect();
         BackendHealth {
@@ -315,6 +320,9 @@ impl Machine {
             passes: checks.iter().map(|check| check.passes).sum(),
             failures: checks.iter().map(|check| check.failures).sum(),
             not_made: checks.iter().map(|check| check.not_made).sum(),
+            durations: checks.iter().fold(Durations::default(), |sum, check| {
+                sum.with(&check.durations)
+            }),
             checks,
         }
     }
@@ -355,6 +363,7 @@ impl Machine {
                 passes: 0,
                 failures: 0,
                 not_made: 0,
+                durations: Durations::default(),
             },
         );
         self.timers.insert((due, id));
