@@ -19,14 +19,11 @@ use axum::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-use crate::{
-    metrics,
-    status::{
-        BackendStatus, ServiceStatus, Snapshot, Status,
-        request::{
-            AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, PlanAnswer, PlanRequest, Refusal,
-            ReloadAnswer,
-        },
+use crate::status::{
+    BackendStatus, ServiceStatus, Snapshot, Status,
+    request::{
+        AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, PlanAnswer, PlanRequest, Refusal,
+        ReloadAnswer,
     },
 };
 
@@ -46,6 +43,15 @@ pub enum Command {
     Plan(PlanRequest, Reply<PlanAnswer>),
     /// Flows of the sample.
     Flows(FlowFilter, Reply<FlowsAnswer>),
+}
+
+/// How `/metrics` is written.
+#[derive(Clone, Copy, Debug)]
+pub struct MetricsPage {
+    /// Its content type.
+    pub content_type: &'static str,
+    /// Its text, or why there is none.
+    pub text: fn(&Snapshot) -> Result<String, String>,
 }
 
 /// What the handlers share.
@@ -113,10 +119,13 @@ pub fn control(handle: Handle) -> Router {
         .with_state(handle)
 }
 
-/// The routes of the metrics listener.
-pub fn observe(handle: Handle) -> Router {
+/// The routes of the metrics listener, with `page` as `/metrics`.
+pub fn observe(handle: Handle, page: MetricsPage) -> Router {
     Router::new()
-        .route("/metrics", get(metrics_page))
+        .route(
+            "/metrics",
+            get(async move |State(handle): State<Handle>| metrics(&handle, page)),
+        )
         .route("/healthz", get(healthz))
         .route("/readyz", get(readyz))
         .fallback(async || {
@@ -185,9 +194,9 @@ async fn wrong_method() -> Failure {
     )
 }
 
-async fn metrics_page(State(handle): State<Handle>) -> Response {
-    match metrics::text(&handle.snapshot.load()) {
-        Ok(text) => ([(header::CONTENT_TYPE, metrics::CONTENT_TYPE)], text).into_response(),
+fn metrics(handle: &Handle, page: MetricsPage) -> Response {
+    match (page.text)(&handle.snapshot.load()) {
+        Ok(text) => ([(header::CONTENT_TYPE, page.content_type)], text).into_response(),
         Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error}\n")).into_response(),
     }
 }

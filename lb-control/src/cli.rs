@@ -22,6 +22,7 @@ use crate::status::{
 
 pub mod check;
 pub mod client;
+mod detach;
 pub mod show;
 pub mod table;
 

@@ -1,8 +1,8 @@
 //! From a YAML file to a [`Model`]: every error at once, each with its place,
 //! what was found and what is allowed.
 //!
-//! [`yaml`] alone knows the YAML library. [`document`] reads keys and values,
-//! [`check`] holds what concerns more than one value. Depends on `model` and,
+//! `yaml` alone knows the YAML library. `document` reads keys and values,
+//! `check` holds what concerns more than one value. Depends on `model` and,
 //! for the default size of tables, on `scheduler`.
 
 mod check;

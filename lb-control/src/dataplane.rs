@@ -23,6 +23,7 @@ mod load;
 mod log;
 mod mapping;
 pub mod neighbours;
+pub mod object;
 pub mod plan;
 pub mod plane;
 pub mod ports;

@@ -23,7 +23,6 @@ pub mod health;
 pub mod metrics;
 pub mod model;
 pub mod neighbours;
-pub mod object;
 pub mod rates;
 pub mod scheduler;
 pub mod status;

@@ -10,12 +10,11 @@
     )
 )]
 
-use std::{io::IsTerminal as _, path::PathBuf, process::ExitCode};
+use std::{io::IsTerminal as _, process::ExitCode};
 
 use clap::Parser as _;
 use lb_control::{
-    cli::{self, Cli, Command, DetachArgs, Failure, exit},
-    config,
+    cli::{self, Cli, Command, Failure, exit},
     daemon::{detach, run},
 };
 use tracing_subscriber::EnvFilter;
@@ -40,36 +39,13 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
         }
         Command::Detach(args) => {
             log_to_stderr();
-            detach::detach(&pin_dir(&args)?, &args.state_dir)
+            detach::detach(&args.resolve_pin_dir()?, &args.state_dir)
         }
         command => tokio::runtime::Builder::new_current_thread()
             .enable_all()
             .build()
             .map_err(|error| Failure::new(exit::REFUSED, error.to_string()))?
             .block_on(cli::talk(&cli.socket, command)),
-    }
-}
-
-fn invalid(errors: config::ConfigErrors) -> Failure {
-    Failure {
-        code: exit::REFUSED,
-        errors: errors.to_string().lines().map(str::to_owned).collect(),
-    }
-}
-
-fn pin_dir(args: &DetachArgs) -> Result<PathBuf, Failure> {
-    match (&args.pin_dir, &args.config) {
-        (Some(directory), _) => Ok(directory.clone()),
-        (None, Some(file)) => config::load(file)
-            .map(|model| model.dataplane.pin_dir)
-            .map_err(|errors| {
-                let mut failure = invalid(errors);
-                failure
-                    .errors
-                    .push("with --pin-dir DIR no configuration is needed".into());
-                failure
-            }),
-        (None, None) => Ok(cli::DEFAULT_PIN_DIR.into()),
     }
 }
 

@@ -47,7 +47,7 @@ impl Lost {
     }
 }
 
-/// What [`hold`] has seen.
+/// What [`hold()`] has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HoldReport {
     /// Connections asked for.
@@ -71,7 +71,7 @@ pub struct HoldReport {
     pub examples: Vec<String>,
 }
 
-/// What [`rate`] has seen.
+/// What [`rate()`] has seen.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct RateReport {
     /// Requests that were answered.
@@ -91,7 +91,7 @@ pub struct RateReport {
     pub examples: Vec<String>,
 }
 
-/// What [`udp`] has seen.
+/// What [`udp()`] has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UdpReport {
     /// Requests sent.
@@ -108,7 +108,7 @@ pub struct UdpReport {
     pub per_server: BTreeMap<String, u64>,
 }
 
-/// What [`serve`] has seen.
+/// What [`serve()`] has seen.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeCounts {
     /// TCP connections accepted.

@@ -20,7 +20,7 @@ use lb_common::{
     net::{Addr, Be16, Mac, NextHop},
     slot::SlotWord,
 };
-use lb_control::object::DATA_PATH;
+use lb_control::dataplane::object::DATA_PATH;
 
 mod ingress;
 

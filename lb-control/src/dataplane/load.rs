@@ -8,24 +8,21 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{MapData, RingBuf},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
 use lb_common::abi::{ABI_VERSION, ClockReading, map, program};
 
 use super::{
     attach::{self, Attached},
-    aya_maps::{self, AyaMaps},
+    aya_maps::{self, AyaMaps, NeighbourRing},
     bpffs, clock,
     error::{Kind, PlaneError, chain, os_error},
+    object::DATA_PATH,
     shape,
     state::Capacity,
     store::MapStore as _,
 };
-use crate::{
-    model::{Dataplane, Model},
-    object::DATA_PATH,
-};
+use crate::model::{Dataplane, Model};
 
 /// A data path that is loaded and attached.
 pub(super) struct Loaded {
@@ -34,7 +31,7 @@ pub(super) struct Loaded {
     pub(super) hz: u32,
     pub(super) adopted: bool,
     pub(super) verified_instructions: Option<u32>,
-    pub(super) neighbour_requests: Option<RingBuf<MapData>>,
+    pub(super) neighbour_requests: Option<NeighbourRing>,
     pub(super) ebpf: Ebpf,
 }
 
@@ -103,7 +100,7 @@ fn load(model: &Model, capacity: Capacity, adopted: bool) -> Result<Loaded, Plan
         }
     }
     let mut maps = AyaMaps::open(&mut ebpf, capacity)?;
-    let neighbour_requests = Some(aya_maps::neighbour_ring(&mut ebpf)?);
+    let neighbour_requests = Some(NeighbourRing::take(&mut ebpf)?);
     set_key(dataplane, &mut maps, adopted)?;
     let hz = calibrate(&mut ebpf, &maps)?;
     if !adopted {

@@ -1,29 +1,19 @@
 //! Requests of the data path to resolve next hops towards clients.
 
-use std::{
-    io,
-    os::fd::{AsRawFd, RawFd},
-};
+use std::io;
 
-use aya::maps::{MapData, RingBuf};
 use lb_common::abi::NeighbourRequest;
 use tokio::io::unix::AsyncFd;
 
-struct Ring(RingBuf<MapData>);
-
-impl AsRawFd for Ring {
-    fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
-    }
-}
+use super::aya_maps::NeighbourRing;
 
 /// A stream of requests.
-pub struct NeighbourRequests(AsyncFd<Ring>);
+pub struct NeighbourRequests(AsyncFd<NeighbourRing>);
 
 impl NeighbourRequests {
-    pub(super) fn new(ring: RingBuf<MapData>) -> io::Result<Self> {
+    pub(super) fn new(ring: NeighbourRing) -> io::Result<Self> {
         // SAFETY: the ring owns its map's descriptor and always gives that one.
-        let registered = unsafe { AsyncFd::register(Ring(ring)) };
+        let registered = unsafe { AsyncFd::register(ring) };
         Ok(Self(registered?))
     }
 
@@ -33,8 +23,8 @@ impl NeighbourRequests {
     /// The ring buffer can't be waited for.
     pub async fn next(&mut self) -> io::Result<NeighbourRequest> {
         loop {
-            if let Some(item) = self.0.get_mut().0.next() {
-                if let Some(request) = parse(&item) {
+            if let Some(record) = self.0.get_mut().next(parse) {
+                if let Some(request) = record {
                     return Ok(request);
                 }
                 continue;

@@ -2,14 +2,14 @@
 
 use std::{io, path::Path};
 
-use aya::maps::MapInfo;
 use lb_common::abi::{
     self, Config, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, ReplyEntry, SampleEntry,
     ServiceEntry, VipEntry, map,
 };
 
 use super::{
-    error::{Kind, PlaneError, chain},
+    aya_maps,
+    error::{Kind, PlaneError},
     state::Capacity,
 };
 
@@ -96,10 +96,10 @@ pub(super) fn check(dir: &Path, capacity: Capacity) -> Result<(), PlaneError> {
         if !path.exists() {
             continue;
         }
-        let info = MapInfo::from_pin(&path).map_err(|e| Kind::File {
+        let info = aya_maps::pinned_size(&path).map_err(|error| Kind::File {
             what: "pinned map",
             path: path.clone(),
-            source: io::Error::other(chain(&e)),
+            source: io::Error::other(error),
         })?;
         let expected_value = shape.value_bytes as u32;
         let wrong = |what, found, expected| {
@@ -112,13 +112,13 @@ pub(super) fn check(dir: &Path, capacity: Capacity) -> Result<(), PlaneError> {
             }
             .remedy(DETACH)
         };
-        if info.value_size() != expected_value {
-            return Err(wrong("values of bytes", info.value_size(), expected_value));
+        if info.value_bytes != expected_value {
+            return Err(wrong("values of bytes", info.value_bytes, expected_value));
         }
         if let Some(entries) = shape.entries
-            && info.max_entries() != entries
+            && info.entries != entries
         {
-            return Err(wrong("entries", info.max_entries(), entries));
+            return Err(wrong("entries", info.entries, entries));
         }
     }
     Ok(())

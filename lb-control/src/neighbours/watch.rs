@@ -1,5 +1,5 @@
 //! Follows the kernel through netlink and drives the
-//! [`Resolver`](super::resolve::Resolver).
+//! [`super::resolve::Resolver`].
 
 #![allow(clippy::disallowed_methods, reason = "the shell reads the clock")]
 

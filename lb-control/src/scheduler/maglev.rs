@@ -63,7 +63,7 @@ pub struct Probe {
 /// proportional number of slots, rounded up or down. Without members, or when
 /// all shares are 0, every slot is 0.
 ///
-/// `size` should be a prime ([`table_size`](super::table_size)); with any
+/// `size` should be a prime ([`super::table_size()`]); with any
 /// other the table is right but members' walks resemble each other more.
 pub fn maglev(members: &[Member], size: u32) -> Vec<u32> {
     maglev_observed(members, size, |_| {})

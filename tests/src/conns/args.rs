@@ -18,13 +18,13 @@ serve and hold read the commands `report` and `stop` from standard input.";
 /// What to do.
 #[derive(Clone, Debug)]
 pub enum Mode {
-    /// [`super::serve`]
+    /// [`super::serve()`]
     Serve(ServeOptions),
-    /// [`super::hold`]
+    /// [`super::hold()`]
     Hold(HoldOptions),
-    /// [`super::rate`]
+    /// [`super::rate()`]
     Rate(RateOptions),
-    /// [`super::udp`]
+    /// [`super::udp()`]
     Udp(UdpOptions),
 }
 

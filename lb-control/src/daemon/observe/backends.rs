@@ -1,0 +1,189 @@
+//! The status of each backend in each service.
+
+use std::{collections::HashMap, net::IpAddr};
+
+use super::{Observer, View, concurrent, key_of, pairs};
+use crate::{
+    daemon::{conditions::Now, controller::Controller},
+    dataplane::{self, desired::BackendKey, stats::MemberRow},
+    health::HealthState,
+    model::{Backend, Service},
+    rates::CounterKey,
+    status::{BackendStatus, Condition, Health, NextHopStatus},
+};
+
+impl Observer {
+    pub(super) fn backends<D>(
+        &self,
+        view: &View<'_, D>,
+        rows: &HashMap<CounterKey, &MemberRow>,
+        now: Now,
+    ) -> Vec<BackendStatus> {
+        let slots: HashMap<&str, u64> = view
+            .stats
+            .services
+            .iter()
+            .map(|row| (row.service.as_str(), u64::from(row.slots)))
+            .collect();
+        let mut all: Vec<BackendStatus> = pairs(&view.controller.model)
+            .map(|(service, backend)| {
+                let key = key_of(service, backend);
+                let row = rows.get(&key).copied();
+                let mut status = self.backend(view.controller, service, backend, row);
+                health_of(&mut status, view, &key, now);
+                status
+            })
+            .collect();
+        // Those that have left and still serve.
+        all.extend(
+            view.stats
+                .members
+                .iter()
+                .filter(|row| row.departed && row.state != "dead")
+                .map(|row| {
+                    let key = self.name_of(row);
+                    let (totals, rates) = self.ledger.backend(&key);
+                    BackendStatus {
+                        pool: key.pool,
+                        backend: key.backend,
+                        service: row.service.clone(),
+                        address: Some(row.address),
+                        port: row.port,
+                        departed: true,
+                        health: Health::Unchecked,
+                        last_result: "not in the configuration any more".into(),
+                        condition: Condition::Draining,
+                        slots: u64::from(row.slots),
+                        next_hop: NextHopStatus {
+                            resolved: row.next_hop_resolved,
+                            detail: String::new(),
+                        },
+                        totals,
+                        rates,
+                        concurrent: concurrent([row.concurrent]),
+                        ..BackendStatus::default()
+                    }
+                }),
+        );
+        for backend in &mut all {
+            let of = slots
+                .get(backend.service.as_str())
+                .copied()
+                .unwrap_or_default();
+            if of > 0 {
+                backend.slot_share = backend.slots as f64 / of as f64;
+            }
+        }
+        all
+    }
+
+    fn backend<D>(
+        &self,
+        controller: &Controller<D>,
+        service: &Service,
+        backend: &Backend,
+        row: Option<&MemberRow>,
+    ) -> BackendStatus {
+        let key = BackendKey {
+            pool: service.pool.clone(),
+            backend: backend.name.clone(),
+        };
+        let decided = controller.admin.of(&key);
+        let current = controller.conditions.backends.get(&key);
+        let condition = match current.map(|c| c.condition) {
+            Some(dataplane::desired::Condition::Up) => Condition::Up,
+            Some(dataplane::desired::Condition::Draining) => Condition::Draining,
+            Some(dataplane::desired::Condition::Failing) => Condition::Failing,
+            Some(dataplane::desired::Condition::Dead | dataplane::desired::Condition::Disabled) => {
+                Condition::Dead
+            }
+            // An adopted data path, before anything is known: what it says.
+            None => row.map_or(Condition::Dead, |row| match row.state {
+                "up" => Condition::Up,
+                "draining" => Condition::Draining,
+                "failing" => Condition::Failing,
+                _ => Condition::Dead,
+            }),
+        };
+        let weight = current.map_or(backend.weight, |c| c.weight);
+        let (totals, rates) = self.ledger.backend(&key_of(service, backend));
+        BackendStatus {
+            pool: key.pool,
+            backend: key.backend,
+            service: service.name.clone(),
+            address: Some(backend.address),
+            port: backend.port,
+            admin: decided.admin_state(),
+            condition,
+            weight: backend.weight,
+            weight_effective: if condition == Condition::Up {
+                weight
+            } else {
+                0
+            },
+            slots: row.map_or(0, |row| u64::from(row.slots)),
+            next_hop: next_hop(controller, backend.address, row),
+            totals,
+            rates,
+            concurrent: concurrent(row.map(|row| row.concurrent)),
+            ..BackendStatus::default()
+        }
+    }
+}
+
+fn health_of<D>(status: &mut BackendStatus, view: &View<'_, D>, key: &CounterKey, now: Now) {
+    let checked = view
+        .controller
+        .model
+        .pools
+        .get(&key.pool)
+        .is_some_and(|pool| !pool.health.is_empty());
+    let health = view.health.get(&crate::health::BackendKey {
+        pool: key.pool.clone(),
+        backend: key.backend.clone(),
+    });
+    match health.filter(|_| checked) {
+        None => status.health = Health::Unchecked,
+        Some(health) => {
+            status.health = match health.state {
+                HealthState::Unknown => Health::Unknown,
+                HealthState::Up => Health::Up,
+                HealthState::Down => Health::Down,
+            };
+            status.health_since = Some(now.unix.saturating_sub(health.in_state_for.as_secs()));
+            status.last_result = health.reason.clone();
+        }
+    }
+}
+
+fn next_hop<D>(
+    controller: &Controller<D>,
+    address: IpAddr,
+    row: Option<&MemberRow>,
+) -> NextHopStatus {
+    let link = |ifindex: u32| {
+        controller
+            .neighbours
+            .links
+            .iter()
+            .find(|link| link.ifindex == ifindex)
+            .map_or_else(|| format!("interface {ifindex}"), |link| link.name.clone())
+    };
+    match controller.neighbours.hops.get(&address) {
+        Some(Ok(hop)) => {
+            let mac: Vec<String> = hop.mac.iter().map(|byte| format!("{byte:02x}")).collect();
+            NextHopStatus {
+                resolved: true,
+                detail: format!("{} on {}", mac.join(":"), link(hop.ifindex)),
+            }
+        }
+        Some(Err(reason)) => NextHopStatus {
+            resolved: row.is_some_and(|row| row.next_hop_resolved),
+            detail: reason.to_string(),
+        },
+        None => NextHopStatus {
+            resolved: row.is_some_and(|row| row.next_hop_resolved),
+            detail: "not looked up yet".into(),
+        },
+    }
+}

@@ -1,0 +1,218 @@
+//! What is read from the maps.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    sync::atomic::{AtomicU64, Ordering::Relaxed},
+};
+
+use aya::{Pod, maps::MapError};
+use lb_common::{
+    abi::{ClockReading, Config, LINKS, MemberEntry, MemberStats, SampleEntry, map, owner},
+    counter::{DROP_ROW, EVENT_ROW},
+};
+
+use super::{AyaMaps, CONFIG_WORDS, MEMBER_WORDS, SAMPLE_WORDS, STATS_WORDS, failed, io_of};
+use crate::dataplane::{
+    bpf,
+    mapping::{MappedTable, from_words, to_words},
+    state::{MapSnapshot, PortBlock, service_name},
+    store::StoreError,
+};
+
+impl AyaMaps {
+    /// Flows in tracked slots.
+    pub(in crate::dataplane) fn flows(&self) -> MappedTable<'_> {
+        MappedTable::new(&self.flows)
+    }
+
+    /// Flows of NAT replies.
+    pub(in crate::dataplane) fn reply_flows(&self) -> MappedTable<'_> {
+        MappedTable::new(&self.reply_flows)
+    }
+
+    /// All slots.
+    pub(in crate::dataplane) fn slots(&self) -> &[AtomicU64] {
+        self.slots.words()
+    }
+
+    /// The configuration.
+    pub(in crate::dataplane) fn config(&self) -> Config {
+        self.config
+            .record::<CONFIG_WORDS>(0)
+            .map(from_words)
+            .unwrap_or_default()
+    }
+
+    /// A member's record.
+    pub(in crate::dataplane) fn member(&self, id: u32) -> Option<MemberEntry> {
+        self.members
+            .record::<MEMBER_WORDS>(id as usize)
+            .map(from_words)
+    }
+
+    /// The last reading of the program `lb_clock`.
+    pub(in crate::dataplane) fn clock(&self) -> ClockReading {
+        self.clock
+            .record::<2>(0)
+            .map(from_words)
+            .unwrap_or_default()
+    }
+
+    /// The sample's records that aren't being written.
+    pub(in crate::dataplane) fn sample(&self) -> impl Iterator<Item = SampleEntry> + '_ {
+        self.sample
+            .words()
+            .chunks_exact(SAMPLE_WORDS)
+            .filter_map(|words| {
+                let check = words.first()?;
+                let before = check.load(Relaxed);
+                if before == 0 {
+                    return None;
+                }
+                let mut record = [0u64; SAMPLE_WORDS];
+                for (to, from) in record.iter_mut().zip(words) {
+                    *to = from.load(Relaxed);
+                }
+                (check.load(Relaxed) == before)
+                    .then(|| from_words::<SampleEntry, SAMPLE_WORDS>(record))
+            })
+    }
+
+    /// What each member id up to `highest` was sent, over all cores.
+    pub(in crate::dataplane) fn member_stats(
+        &self,
+        highest: u32,
+    ) -> Result<Vec<MemberStats>, StoreError> {
+        let rows = self.per_cpu(
+            map::STATS,
+            self.stats.fd.as_fd(),
+            highest.min(self.capacity.members) + 1,
+            STATS_WORDS,
+            |i| {
+                let values = self.stats.array.get(&i, 0).map_err(io_of)?;
+                Ok(values.iter().flat_map(to_words::<_, STATS_WORDS>).collect())
+            },
+        )?;
+        Ok(rows
+            .chunks_exact(STATS_WORDS)
+            .filter_map(|row| <[u64; STATS_WORDS]>::try_from(row).ok())
+            .map(from_words)
+            .collect())
+    }
+
+    /// `DROPS` up to service `highest`, over all cores, [`DROP_ROW`] a service.
+    pub(in crate::dataplane) fn drops(&self, highest: u32) -> Result<Vec<u64>, StoreError> {
+        let rows = highest.min(self.capacity.services) + 1;
+        self.per_cpu(map::DROPS, self.drops.fd.as_fd(), rows * DROP_ROW, 1, |i| {
+            Ok(self.drops.array.get(&i, 0).map_err(io_of)?.to_vec())
+        })
+    }
+
+    /// `EVENTS` up to service `highest`, over all cores, [`EVENT_ROW`] a service.
+    pub(in crate::dataplane) fn events(&self, highest: u32) -> Result<Vec<u64>, StoreError> {
+        let rows = highest.min(self.capacity.services) + 1;
+        self.per_cpu(
+            map::EVENTS,
+            self.events.fd.as_fd(),
+            rows * EVENT_ROW,
+            1,
+            |i| Ok(self.events.array.get(&i, 0).map_err(io_of)?.to_vec()),
+        )
+    }
+
+    /// Sums of the first `count` entries over all cores, `words` each; in one
+    /// call where the kernel can.
+    fn per_cpu(
+        &self,
+        name: &'static str,
+        fd: BorrowedFd<'_>,
+        count: u32,
+        words: usize,
+        one: impl Fn(u32) -> io::Result<Vec<u64>>,
+    ) -> Result<Vec<u64>, StoreError> {
+        let per_entry = words * self.cpus;
+        let values = match bpf::read_array(fd, count, per_entry) {
+            Ok(values) => values,
+            Err(_) => {
+                let mut values = Vec::with_capacity(count as usize * per_entry);
+                for i in 0..count {
+                    values.extend(one(i).map_err(failed(name, "read"))?);
+                }
+                values
+            }
+        };
+        let mut sums = vec![0u64; count as usize * words];
+        for (sum, entry) in sums
+            .chunks_exact_mut(words)
+            .zip(values.chunks_exact(per_entry))
+        {
+            for cpu in entry.chunks_exact(words) {
+                for (to, from) in sum.iter_mut().zip(cpu) {
+                    *to = to.wrapping_add(*from);
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// [`MapStore::snapshot`] but for the slots.
+    pub(in crate::dataplane) fn snapshot_without_slots(&self) -> Result<MapSnapshot, StoreError> {
+        let mut snapshot = MapSnapshot {
+            config: self.config(),
+            always_owned: self
+                .owners
+                .get(&u32::from(owner::ALWAYS_INDEX), 0)
+                .map_err(|e| failed(map::OWNERS, "read")(io_of(e)))?,
+            services: entries(map::SERVICES, self.services.iter())?,
+            vips: entries(map::VIPS, self.vips.iter())?,
+            replies: entries(map::REPLIES, self.replies.iter())?,
+            ..MapSnapshot::default()
+        };
+        for entry in self.ranges.iter() {
+            let (key, value) = entry.map_err(|e| failed(map::RANGES, "read")(io_of(e)))?;
+            let block = PortBlock {
+                prefix_bits: key.prefix_len(),
+                key: key.data(),
+            };
+            snapshot.ranges.insert(block, value);
+        }
+        for id in 1..=self.capacity.services {
+            let name = self
+                .service_names
+                .get(&id, 0)
+                .map_err(|e| failed(map::SERVICE_NAMES, "read")(io_of(e)))?;
+            if let Some(name) = service_name(&name) {
+                snapshot.service_names.insert(id, name);
+            }
+        }
+        for (id, words) in (0u32..).zip(self.members.words().chunks_exact(MEMBER_WORDS)) {
+            if words.first().is_some_and(|s| s.load(Relaxed) != 0)
+                && let Some(member) = self.member(id)
+            {
+                snapshot.members.insert(id, member);
+            }
+        }
+        for index in 0..LINKS {
+            let link = self
+                .links
+                .get(&index, 0)
+                .map_err(|e| failed(map::LINKS, "read")(io_of(e)))?;
+            if link.ifindex != 0 {
+                snapshot.links.insert(index as u16, link);
+            }
+        }
+        Ok(snapshot)
+    }
+}
+
+/// Entries of a map that can be iterated; a pair that vanishes meanwhile is
+/// skipped.
+fn entries<K: Pod + Ord, V: Pod>(
+    name: &'static str,
+    iter: impl Iterator<Item = Result<(K, V), MapError>>,
+) -> Result<BTreeMap<K, V>, StoreError> {
+    iter.collect::<Result<_, _>>()
+        .map_err(|e| failed(name, "read")(io_of(e)))
+}

@@ -1,0 +1,194 @@
+//! The maps as what plans are applied to.
+
+use std::sync::atomic::{
+    AtomicU64,
+    Ordering::{Relaxed, Release},
+};
+
+use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
+use lb_common::{
+    abi::{
+        Config, LinkEntry, MemberEntry, MemberStats, ReplyEntry, ReplyKey, ServiceEntry,
+        ServiceKey, VipEntry, VipKey, map, owner,
+    },
+    counter::{DROP_ROW, EVENT_ROW},
+    member::MemberState,
+    slot::SlotWord,
+};
+
+use super::{AyaMaps, CONFIG_WORDS, MEMBER_WORDS, beyond, failed, io_of};
+use crate::dataplane::{
+    mapping::to_words,
+    state::{MapSnapshot, PortBlock, service_name_bytes},
+    store::{MapStore, StoreError},
+};
+
+impl AyaMaps {
+    fn clear_rows(&mut self, service: u32) -> Result<(), StoreError> {
+        let zeros =
+            |cpus| PerCpuValues::try_from(vec![0u64; cpus]).map_err(failed(map::DROPS, "clear"));
+        for i in service * DROP_ROW..(service + 1) * DROP_ROW {
+            self.drops
+                .array
+                .set(i, zeros(self.cpus)?, 0)
+                .map_err(|e| failed(map::DROPS, "clear")(io_of(e)))?;
+        }
+        for i in service * EVENT_ROW..(service + 1) * EVENT_ROW {
+            self.events
+                .array
+                .set(i, zeros(self.cpus)?, 0)
+                .map_err(|e| failed(map::EVENTS, "clear")(io_of(e)))?;
+        }
+        Ok(())
+    }
+
+    fn member_word(&self, id: u32, word: usize) -> Result<&AtomicU64, StoreError> {
+        self.members
+            .words()
+            .get(id as usize * MEMBER_WORDS + word)
+            .ok_or_else(|| beyond(map::MEMBERS, id))
+    }
+}
+
+impl MapStore for AyaMaps {
+    fn snapshot(&self) -> Result<MapSnapshot, StoreError> {
+        let mut snapshot = self.snapshot_without_slots()?;
+        for (id, (offset, size)) in snapshot.slot_ranges() {
+            let words = self
+                .slots
+                .range(offset as usize, size as usize)
+                .ok_or_else(|| beyond(map::SLOTS, offset))?;
+            let words = words.iter().map(|w| SlotWord(w.load(Relaxed))).collect();
+            snapshot.slots.insert(id, words);
+        }
+        Ok(snapshot)
+    }
+
+    fn set_config(&mut self, config: &Config) -> Result<(), StoreError> {
+        // Two 32-bit fields share a word; nobody else writes any of them.
+        let new: [u64; CONFIG_WORDS] = to_words(config);
+        for (word, new) in self.config.words().iter().zip(new) {
+            if word.load(Relaxed) != new {
+                word.store(new, Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    fn own_always(&mut self) -> Result<(), StoreError> {
+        let index = u32::from(owner::ALWAYS_INDEX);
+        written(map::OWNERS, self.owners.set(index, owner::FOREVER, 0))
+    }
+
+    fn set_link(&mut self, index: u16, link: Option<&LinkEntry>) -> Result<(), StoreError> {
+        let link = link.copied().unwrap_or_default();
+        written(map::LINKS, self.links.set(u32::from(index), link, 0))
+    }
+
+    fn set_service_name(&mut self, id: u32, name: Option<&str>) -> Result<(), StoreError> {
+        if name.is_some() {
+            self.clear_rows(id)?;
+        }
+        let bytes = service_name_bytes(name.unwrap_or(""));
+        written(map::SERVICE_NAMES, self.service_names.set(id, bytes, 0))
+    }
+
+    fn write_member(&mut self, id: u32, member: &MemberEntry) -> Result<(), StoreError> {
+        let zeros = PerCpuValues::try_from(vec![MemberStats::default(); self.cpus])
+            .map_err(failed(map::STATS, "clear"))?;
+        written(map::STATS, self.stats.array.set(id, zeros, 0))?;
+        let words: [u64; MEMBER_WORDS] = to_words(member);
+        // The state comes last: until then the id is free.
+        for (i, word) in words.iter().enumerate().skip(1) {
+            self.member_word(id, i)?.store(*word, Relaxed);
+        }
+        self.set_member_state(id, MemberState(member.state))
+    }
+
+    fn set_member_state(&mut self, id: u32, state: MemberState) -> Result<(), StoreError> {
+        self.member_word(id, 0)?.store(state.0, Release);
+        Ok(())
+    }
+
+    fn set_next_hop(&mut self, id: u32, next_hop: u64) -> Result<(), StoreError> {
+        self.member_word(id, 1)?.store(next_hop, Relaxed);
+        Ok(())
+    }
+
+    fn slot(&self, index: u32) -> Result<SlotWord, StoreError> {
+        self.slots
+            .words()
+            .get(index as usize)
+            .map(|w| SlotWord(w.load(Relaxed)))
+            .ok_or_else(|| beyond(map::SLOTS, index))
+    }
+
+    fn replace_slot(
+        &mut self,
+        index: u32,
+        current: SlotWord,
+        new: SlotWord,
+    ) -> Result<Result<(), SlotWord>, StoreError> {
+        let word = self
+            .slots
+            .words()
+            .get(index as usize)
+            .ok_or_else(|| beyond(map::SLOTS, index))?;
+        Ok(word
+            .compare_exchange(current.0, new.0, Release, Relaxed)
+            .map(|_| ())
+            .map_err(SlotWord))
+    }
+
+    fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<(), StoreError> {
+        written(map::SERVICES, self.services.insert(key, entry, 0))
+    }
+
+    fn remove_service(&mut self, key: &ServiceKey) -> Result<(), StoreError> {
+        removed(map::SERVICES, self.services.remove(key))
+    }
+
+    fn put_range(&mut self, block: &PortBlock, entry: &ServiceEntry) -> Result<(), StoreError> {
+        let key = Key::new(block.prefix_bits, block.key);
+        written(map::RANGES, self.ranges.insert(&key, entry, 0))
+    }
+
+    fn remove_range(&mut self, block: &PortBlock) -> Result<(), StoreError> {
+        let key = Key::new(block.prefix_bits, block.key);
+        removed(map::RANGES, self.ranges.remove(&key))
+    }
+
+    fn put_vip(&mut self, key: &VipKey, entry: &VipEntry) -> Result<(), StoreError> {
+        written(map::VIPS, self.vips.insert(key, entry, 0))
+    }
+
+    fn remove_vip(&mut self, key: &VipKey) -> Result<(), StoreError> {
+        removed(map::VIPS, self.vips.remove(key))
+    }
+
+    fn put_reply(&mut self, key: &ReplyKey, entry: &ReplyEntry) -> Result<(), StoreError> {
+        written(map::REPLIES, self.replies.insert(key, entry, 0))
+    }
+
+    fn remove_reply(&mut self, key: &ReplyKey) -> Result<(), StoreError> {
+        removed(map::REPLIES, self.replies.remove(key))
+    }
+}
+
+fn removed(map: &'static str, result: Result<(), MapError>) -> Result<(), StoreError> {
+    match result {
+        Ok(()) | Err(MapError::KeyNotFound) => Ok(()),
+        Err(e) => {
+            let error = io_of(e);
+            if error.raw_os_error() == Some(libc::ENOENT) {
+                Ok(())
+            } else {
+                Err(failed(map, "remove an entry")(error))
+            }
+        }
+    }
+}
+
+fn written(map: &'static str, result: Result<(), MapError>) -> Result<(), StoreError> {
+    result.map_err(|e| failed(map, "write an entry")(io_of(e)))
+}

@@ -1,0 +1,284 @@
+//! The members of a service, those that have left it, and their replies.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use lb_common::{
+    abi::{LinkEntry, MemberEntry, ReplyEntry, ReplyKey, method},
+    member::MemberState,
+    net::{Addr, Be16, NextHop},
+};
+
+use super::{BackendCondition, BackendKey, Builder, Condition, DesiredError};
+use crate::{
+    dataplane::{ports, state::MemberKey},
+    model::{Backend, ForwardingMethod, Pool, Replies, Service},
+    scheduler,
+};
+
+impl Builder<'_> {
+    /// The members of a service. Returns who shares its slots, and whether
+    /// slots stay as they are because no backend is up.
+    pub(super) fn members(
+        &mut self,
+        service: &Service,
+        pool: &Pool,
+        id: u32,
+    ) -> Result<(Vec<scheduler::Member>, bool), DesiredError> {
+        let conditions: Vec<_> = pool
+            .backends
+            .iter()
+            .map(|backend| (backend, self.condition(service, backend)))
+            .collect();
+        let nobody_up = !conditions
+            .iter()
+            .any(|(_, c)| c.condition == Condition::Up && c.weight > 0);
+        let mut shares = Vec::new();
+        for (backend, condition) in conditions {
+            let key = member_key(service, backend, id);
+            let member = match self.known_members.get(&key) {
+                Some(member) => *member,
+                None => self.new_member(service, backend, key)?,
+            };
+            let state = member_state(condition, nobody_up);
+            let share = match condition.condition {
+                Condition::Up => u32::from(condition.weight),
+                Condition::Failing | Condition::Dead if nobody_up => u32::from(backend.weight),
+                _ => 0,
+            };
+            if share > 0 {
+                shares.push(scheduler::Member {
+                    identity: scheduler::identity(backend.address, backend.port),
+                    share,
+                    id: member,
+                });
+            }
+            let next_hop = self.next_hop(backend.address, member);
+            self.state
+                .members
+                .insert(member, key.entry(state, next_hop.0));
+            self.replies(service, backend, member)?;
+        }
+        Ok((shares, nobody_up))
+    }
+
+    fn new_member(
+        &mut self,
+        service: &Service,
+        backend: &Backend,
+        key: MemberKey,
+    ) -> Result<u32, DesiredError> {
+        let member = self
+            .member_ids
+            .take()
+            .ok_or_else(|| DesiredError::TooManyMembers {
+                service: service.name.clone(),
+                backend: backend.address,
+                limit: self.given.capacity.members,
+                departed: self
+                    .given
+                    .snapshot
+                    .members
+                    .keys()
+                    .filter(|id| !self.state.members.contains_key(id))
+                    .count(),
+            })?;
+        // Two backends of one pool with one address and port are one member.
+        self.known_members.insert(key, member);
+        Ok(member)
+    }
+
+    fn condition(&self, service: &Service, backend: &Backend) -> BackendCondition {
+        let key = BackendKey {
+            pool: service.pool.clone(),
+            backend: backend.name.clone(),
+        };
+        self.runtime
+            .backends
+            .get(&key)
+            .copied()
+            .unwrap_or(BackendCondition {
+                condition: Condition::Up,
+                weight: backend.weight,
+            })
+    }
+
+    fn next_hop(&self, address: IpAddr, member: u32) -> NextHop {
+        if self.runtime.unreachable.contains(&address) {
+            return NextHop::UNRESOLVED;
+        }
+        match self.runtime.next_hops.get(&address) {
+            Some(hop) => self
+                .state
+                .links
+                .iter()
+                .find(|(_, link)| link.ifindex == hop.ifindex)
+                .map_or(NextHop::UNRESOLVED, |(index, _)| {
+                    NextHop::new(hop.mac, *index)
+                }),
+            None => self.last_known_next_hop(address, member),
+        }
+    }
+
+    fn last_known_next_hop(&self, address: IpAddr, member: u32) -> NextHop {
+        let snapshot = self.given.snapshot;
+        let (address, family) = Addr::from_ip(address);
+        // A new member of a known backend starts with what others know of it.
+        let hop = snapshot
+            .members
+            .get(&member)
+            .or_else(|| {
+                snapshot
+                    .members
+                    .values()
+                    .find(|m| (m.address, m.family) == (address, family))
+            })
+            .map_or(NextHop::UNRESOLVED, MemberEntry::next_hop);
+        let same_link =
+            |links: &BTreeMap<u16, LinkEntry>| links.get(&hop.link()).map(|l| l.ifindex);
+        if hop.is_resolved() && same_link(&self.state.links) == same_link(&snapshot.links) {
+            hop
+        } else {
+            NextHop::UNRESOLVED
+        }
+    }
+
+    fn replies(
+        &mut self,
+        service: &Service,
+        backend: &Backend,
+        member: u32,
+    ) -> Result<(), DesiredError> {
+        for (key, entry) in reply_keys(service, backend.address, backend.port, member) {
+            let before = self.state.replies.insert(key, entry);
+            if before.is_some_and(|before| before != entry) {
+                return Err(DesiredError::ReplyConflict {
+                    service: service.name.clone(),
+                    backend: backend.address,
+                    port: key.port.get(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Members that the maps hold and the configuration doesn't: drained
+    /// while their service lives and the time-out hasn't passed.
+    pub(super) fn departed(&mut self) {
+        let snapshot = self.given.snapshot;
+        for (&id, entry) in &snapshot.members {
+            if self.state.members.contains_key(&id) {
+                continue;
+            }
+            let service = self
+                .state
+                .service_names
+                .get(&entry.service)
+                .and_then(|name| self.model.services.iter().find(|s| s.name == *name));
+            let before = MemberState(entry.state);
+            let state = match service {
+                Some(_) if before.serves() && !self.given.expired.contains(&id) => {
+                    if before.is_down() {
+                        MemberState::FAILING
+                    } else {
+                        MemberState::DRAINING
+                    }
+                }
+                _ => MemberState::DEAD,
+            };
+            let address = entry.address.to_ip(entry.family);
+            let next_hop = self.next_hop(address, id);
+            self.state.members.insert(
+                id,
+                MemberEntry {
+                    state: state.0,
+                    next_hop: next_hop.0,
+                    ..*entry
+                },
+            );
+            self.state.departed.insert(id);
+            if state.serves() && entry.method == method::NAT {
+                let theirs = snapshot.replies.iter().filter(|(key, reply)| {
+                    (key.address, key.family, key.protocol)
+                        == (entry.address, entry.family, entry.protocol)
+                        && (reply.member == id || reply.member == 0)
+                });
+                for (key, reply) in theirs {
+                    // Whoever is configured has precedence.
+                    self.state.replies.entry(*key).or_insert(*reply);
+                }
+            }
+        }
+        // A name stays until nothing refers to its id.
+        for entry in self.state.members.values() {
+            if let Some(name) = snapshot.service_names.get(&entry.service) {
+                self.state
+                    .service_names
+                    .entry(entry.service)
+                    .or_insert_with(|| name.clone());
+            }
+        }
+    }
+}
+
+fn member_key(service: &Service, backend: &Backend, id: u32) -> MemberKey {
+    let (address, family) = Addr::from_ip(backend.address);
+    let (vip, _) = Addr::from_ip(service.address);
+    let (method, port) = match service.forwarding {
+        ForwardingMethod::L2Dsr => (method::L2_DSR, None),
+        ForwardingMethod::Nat => (method::NAT, backend.port),
+    };
+    let vip_port = port.and(ports::single_port(&service.ports));
+    MemberKey {
+        service: id,
+        address,
+        port: Be16::new(port.unwrap_or(0)),
+        vip,
+        vip_port: Be16::new(vip_port.unwrap_or(0)),
+        method,
+        family,
+        protocol: service.protocol.number(),
+    }
+}
+
+fn member_state(condition: BackendCondition, nobody_up: bool) -> MemberState {
+    match condition.condition {
+        Condition::Up if condition.weight > 0 => MemberState::UP,
+        Condition::Up | Condition::Draining => MemberState::DRAINING,
+        Condition::Failing => MemberState::FAILING,
+        Condition::Dead if nobody_up => MemberState::FAILING,
+        Condition::Dead | Condition::Disabled => MemberState::DEAD,
+    }
+}
+
+/// Where replies of a member come from, under NAT.
+fn reply_keys(
+    service: &Service,
+    address: IpAddr,
+    port: Option<u16>,
+    member: u32,
+) -> Vec<(ReplyKey, ReplyEntry)> {
+    if service.forwarding != ForwardingMethod::Nat {
+        return Vec::new();
+    }
+    let (address, family) = Addr::from_ip(address);
+    let key = |port| ReplyKey {
+        address,
+        port: Be16::new(port),
+        protocol: service.protocol.number(),
+        family,
+    };
+    match service.replies {
+        Replies::Flow => {
+            let port = port.or_else(|| ports::single_port(&service.ports));
+            vec![(key(port.unwrap_or(0)), ReplyEntry { member: 0 })]
+        }
+        Replies::Port => match port {
+            Some(port) => vec![(key(port), ReplyEntry { member })],
+            None => ports::keys(&service.ports)
+                .single
+                .into_iter()
+                .map(|port| (key(port), ReplyEntry { member }))
+                .collect(),
+        },
+    }
+}

@@ -1,0 +1,182 @@
+//! What goes into [`super::desired`] and what comes out.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::IpAddr,
+    sync::Arc,
+};
+
+use lb_common::{
+    abi::{
+        Config, LinkEntry, MemberEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey, VipEntry,
+        VipKey,
+    },
+    net::Mac,
+};
+
+use crate::dataplane::state::PortBlock;
+
+/// What is known at run time, besides the configuration.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Runtime {
+    /// Condition of each backend; one that is absent counts as up with its
+    /// configured weight.
+    pub backends: BTreeMap<BackendKey, BackendCondition>,
+    /// Next hops by backend address. For an absent one the maps keep what they
+    /// have: at a restart nothing is known yet and traffic has to go on.
+    pub next_hops: HashMap<IpAddr, Hop>,
+    /// Addresses known to have no next hop: their packets are dropped as
+    /// `no_neighbour`.
+    pub unreachable: HashSet<IpAddr>,
+    /// The interfaces the data path is attached to.
+    pub links: Vec<Link>,
+}
+
+/// Names a backend.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct BackendKey {
+    /// Its pool.
+    pub pool: String,
+    /// Its name in the pool.
+    pub backend: String,
+}
+
+/// Condition of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct BackendCondition {
+    /// Whether it serves.
+    pub condition: Condition,
+    /// Effective weight; zero gets no new flows.
+    pub weight: u16,
+}
+
+/// Whether a backend serves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// Serves and takes new flows.
+    Up,
+    /// Serves its flows only. Past its time-out it has to be [`Self::Disabled`].
+    Draining,
+    /// Fails its checks for less than `dead_after`: serves its flows only.
+    Failing,
+    /// Fails its checks: serves nobody, unless no backend of the pool is up.
+    Dead,
+    /// Taken out by the operator: serves nobody, whatever becomes of the rest.
+    Disabled,
+}
+
+/// A resolved next hop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hop {
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Interface it is reached by.
+    pub ifindex: u32,
+}
+
+/// An interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// The kernel's name of it.
+    pub name: String,
+    /// Its index.
+    pub ifindex: u32,
+    /// Its MAC address.
+    pub mac: Mac,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+}
+
+/// What the maps should hold.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct DesiredState {
+    /// The one entry of `CONFIG`.
+    pub config: Config,
+    /// Names by service id.
+    pub service_names: BTreeMap<u32, String>,
+    /// `SERVICES`.
+    pub services: BTreeMap<ServiceKey, ServiceEntry>,
+    /// `RANGES`.
+    pub ranges: BTreeMap<PortBlock, ServiceEntry>,
+    /// `VIPS`.
+    pub vips: BTreeMap<VipKey, VipEntry>,
+    /// Members by id, those that left the configuration included.
+    pub members: BTreeMap<u32, MemberEntry>,
+    /// Slots by service id.
+    pub tables: BTreeMap<u32, Table>,
+    /// `REPLIES`.
+    pub replies: BTreeMap<ReplyKey, ReplyEntry>,
+    /// Entries of `LINKS` in use, by index.
+    pub links: BTreeMap<u16, LinkEntry>,
+    /// Ids of members that left the configuration, whether they still serve or
+    /// only wait for a sweep to give their ids back.
+    pub departed: BTreeSet<u32>,
+}
+
+/// The slots of one service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table {
+    /// First slot.
+    pub offset: u32,
+    /// Flows needn't stay where they are: slots change at once (UDP).
+    pub stateless: bool,
+    /// Whether slots whose member serves keep it, since no backend is up.
+    pub keep: bool,
+    /// Member for each slot; zero where there is none.
+    pub members: Arc<[u32]>,
+}
+
+/// Why a configuration has no place in the maps.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[allow(missing_docs, reason = "the messages say it")]
+pub enum DesiredError {
+    #[error(
+        "service `{service}`: more than {limit} services; raise dataplane.max_services (needs `lbctl detach` first)"
+    )]
+    TooManyServices { service: String, limit: u32 },
+    #[error(
+        "service `{service}`: no member id left for backend {backend}: dataplane.max_members is {limit}, \
+         and {departed} are held by backends that left and whose flows may still live"
+    )]
+    TooManyMembers {
+        service: String,
+        backend: IpAddr,
+        limit: u32,
+        departed: usize,
+    },
+    #[error(
+        "service `{service}` needs {size} slots in a row, of {free} that are free: raise dataplane.max_slots (needs `lbctl detach` first)"
+    )]
+    TooManySlots {
+        service: String,
+        size: u32,
+        free: u32,
+    },
+    #[error(
+        "service `{service}`: its table was made with {size} slots, too few for {backends} backends, and can't change \
+         while the service lives: add a second service, or remove it and add it again"
+    )]
+    TableTooSmall {
+        service: String,
+        size: u32,
+        backends: usize,
+    },
+    #[error(
+        "service `{service}`: an idle time of {seconds} s is longer than flow entries can count on this kernel (HZ {hz})"
+    )]
+    IdleTooLong {
+        service: String,
+        seconds: u64,
+        hz: u32,
+    },
+    #[error(
+        "services `{service}` and another both want the replies from {backend} port {port}: set `replies: flow` on both"
+    )]
+    ReplyConflict {
+        service: String,
+        backend: IpAddr,
+        port: u16,
+    },
+    #[error("no place for interface `{link}` in the table of interfaces, which holds {limit}")]
+    TooManyLinks { link: String, limit: u32 },
+}
