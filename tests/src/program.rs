@@ -1,14 +1,9 @@
 //! The real data path without an interface: its object loaded into the kernel,
 //! its maps filled by hand, packets run through it by BPF_PROG_TEST_RUN.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
-};
+use std::{collections::BTreeMap, net::IpAddr, path::Path};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions, VerifierLogLevel,
     maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::Key, lpm_trie::LpmTrie},
@@ -21,6 +16,8 @@ use lb_common::{
     slot::SlotWord,
 };
 use lb_control::dataplane::object::DATA_PATH;
+
+use crate::cleanup::{self, Bpffs, TempDir};
 
 mod ingress;
 
@@ -40,53 +37,6 @@ pub mod action {
 
 /// Loopback's index: where BPF_PROG_TEST_RUN says that packets come from.
 pub const INGRESS: u32 = 1;
-
-/// A BPF file system of the test's own, unmounted on drop.
-#[derive(Debug)]
-pub struct BpfFs(PathBuf);
-
-impl BpfFs {
-    /// Mounts one in a new temporary directory.
-    pub fn mount() -> Result<Self> {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let path = std::env::temp_dir().join(format!("lb-bpffs-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&path)?;
-        let target = std::ffi::CString::new(path.as_os_str().as_encoded_bytes())?;
-        // SAFETY: all pointers are to strings that end with zero, or null.
-        let result = unsafe {
-            libc::mount(
-                c"bpf".as_ptr(),
-                target.as_ptr(),
-                c"bpf".as_ptr(),
-                0,
-                std::ptr::null(),
-            )
-        };
-        ensure!(
-            result == 0,
-            "can't mount a BPF file system on {}: {} (the suites need root)",
-            path.display(),
-            std::io::Error::last_os_error()
-        );
-        Ok(Self(path))
-    }
-
-    /// Where it is mounted.
-    pub fn path(&self) -> &Path {
-        &self.0
-    }
-}
-
-impl Drop for BpfFs {
-    fn drop(&mut self) {
-        if let Ok(target) = std::ffi::CString::new(self.0.as_os_str().as_encoded_bytes()) {
-            // SAFETY: a string that ends with zero.
-            unsafe { libc::umount2(target.as_ptr(), libc::MNT_DETACH) };
-        }
-        let _ = std::fs::remove_dir(&self.0);
-    }
-}
 
 /// Sizes of the maps.
 #[derive(Clone, Copy, Debug)]
@@ -124,7 +74,8 @@ pub struct Outcome {
 /// The loaded data path.
 pub struct Program {
     ebpf: Ebpf,
-    fs: BpfFs,
+    fs: Bpffs,
+    _dir: TempDir,
     sizes: Sizes,
 }
 
@@ -132,7 +83,9 @@ impl Program {
     /// Loads the object with a configuration under which time stands still
     /// until [`Self::set_ticks`] moves it, and without links.
     pub fn load(sizes: Sizes) -> Result<Self> {
-        let fs = BpfFs::mount()?;
+        cleanup::sweep();
+        let dir = TempDir::new()?;
+        let fs = Bpffs::mount(&dir)?;
         let mut loader = EbpfLoader::new();
         loader
             .default_map_pin_directory(fs.path())
@@ -160,7 +113,12 @@ impl Program {
                 .load()
                 .with_context(|| format!("the kernel refused the program {name}"))?;
         }
-        let mut this = Self { ebpf, fs, sizes };
+        let mut this = Self {
+            ebpf,
+            fs,
+            _dir: dir,
+            sizes,
+        };
         this.configure(|config| {
             *config = Config {
                 hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
