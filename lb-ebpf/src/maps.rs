@@ -150,9 +150,10 @@ pub struct Slot {
 pub fn slot(index: u32) -> Option<Slot> {
     let at = SLOTS.get_ptr_mut(index)?;
     // SAFETY: a valid element of a map of `u64`.
+    let word = unsafe { at.read_volatile() };
     Some(Slot {
         at,
-        word: SlotWord(unsafe { at.read_volatile() }),
+        word: SlotWord(word),
     })
 }
 

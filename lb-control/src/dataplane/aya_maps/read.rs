@@ -157,7 +157,7 @@ impl AyaMaps {
         Ok(sums)
     }
 
-    /// [`MapStore::snapshot`] but for the slots.
+    /// [`snapshot`](crate::dataplane::store::MapStore::snapshot) but for the slots.
     pub(in crate::dataplane) fn snapshot_without_slots(&self) -> Result<MapSnapshot, StoreError> {
         let mut snapshot = MapSnapshot {
             config: self.config(),
