@@ -51,7 +51,8 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
 
 /// Levels from `RUST_LOG`, or else what an operator wants to know.
 fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,datapath=debug"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_target(false)

@@ -47,8 +47,9 @@ impl Verdict {
         if action == xdp_action::XDP_DROP {
             let reason = self.0 as u32 >> 8 & 0xff;
             stats::dropped(upper, reason);
-            // Gone from what the kernel runs unless the log is switched on.
-            debug!(ctx, "dropped: service {} reason {}", upper, reason);
+            // Gone from what the kernel runs unless the log is switched on. The
+            // controller gives the numbers their names.
+            debug!(ctx, "drop {} {}", upper, reason);
         } else if action == xdp_action::XDP_REDIRECT {
             // SAFETY: no preconditions. Without flags the result is
             // XDP_REDIRECT, or XDP_ABORTED where it is refused.

@@ -532,6 +532,35 @@ fn auto_falls_back_to_generic_and_says_why() {
 }
 
 #[test]
+fn the_debug_log_names_each_drop_and_is_off_by_default() {
+    check(|| {
+        for on in [false, true] {
+            let site = Site::echo(Kind::Dsr, &Options::default(), |config| {
+                if on {
+                    config.set_dataplane("debug_log", true);
+                }
+            })?;
+            let nobody = SocketAddr::new(site.topology.vip4.into(), 9);
+            let client = &site.topology.client.ns;
+            let reason = (String::new(), "no_service".to_owned());
+            wait_ok("a packet to be dropped", SOON, || {
+                let short = Duration::from_millis(100);
+                servers::udp(client, nobody, 1, short, short)?;
+                ensure!(site.drops()?.contains_key(&reason), "none yet");
+                Ok(())
+            })?;
+            let is_logged = || site.daemon.log().contains("reason=\"no_service\"");
+            if on {
+                wait_for("the drop to be logged", SOON, is_logged)?;
+            } else {
+                ensure!(!is_logged(), "{}", site.daemon.log());
+            }
+        }
+        Ok(())
+    });
+}
+
+#[test]
 fn maps_of_another_layout_or_size_are_refused_with_the_remedy() {
     check(|| {
         let (t, mut config) = topology_and_config()?;

@@ -2,6 +2,7 @@
 
 use aya::Ebpf;
 use aya_log::EbpfLogger;
+use lb_common::counter::DropReason;
 use tokio::io::unix::AsyncFd;
 
 /// Hands the data path's records to `tracing`.
@@ -13,10 +14,23 @@ impl log::Log for ToTracing {
     }
 
     fn log(&self, record: &log::Record<'_>) {
-        tracing::debug!(target: "datapath", "{}", record.args());
+        let text = record.args().to_string();
+        match dropped(&text) {
+            Some((service_id, reason)) => {
+                tracing::debug!(target: "datapath", service_id, reason, "dropped");
+            }
+            None => tracing::debug!(target: "datapath", "{text}"),
+        }
     }
 
     fn flush(&self) {}
+}
+
+/// Service id and reason of a record of a drop, which has their numbers.
+fn dropped(text: &str) -> Option<(u32, &'static str)> {
+    let (service, reason) = text.strip_prefix("drop ")?.split_once(' ')?;
+    let reason = DropReason::ALL.get(reason.parse::<usize>().ok()?)?;
+    Some((service.parse().ok()?, reason.name()))
 }
 
 /// Reads the log until it is dropped.
@@ -45,5 +59,17 @@ impl DebugLog {
 impl Drop for DebugLog {
     fn drop(&mut self) {
         self.0.abort();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_drop_is_told_by_the_name_of_its_reason() {
+        assert_eq!(dropped("drop 7 0"), Some((7, "no_service")));
+        assert_eq!(dropped("drop 7 99"), None);
+        assert_eq!(dropped("something else"), None);
     }
 }
