@@ -31,6 +31,13 @@ impl Be16 {
         self.0
     }
 
+    /// The value, or `kept` where it is zero: a port that is not rewritten.
+    #[inline(always)]
+    #[must_use]
+    pub const fn or(self, kept: Self) -> Self {
+        if self.is_zero() { kept } else { self }
+    }
+
     /// Whether the value is zero (in maps: "any" or "keep").
     #[inline(always)]
     pub const fn is_zero(self) -> bool {

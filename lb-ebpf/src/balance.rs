@@ -5,7 +5,7 @@ use lb_common::{
     abi::{Config, LinkEntry, ServiceEntry, feature, method, service_flag},
     counter::DropReason,
     hash,
-    net::{Addr, Be16, family},
+    net::{Addr, family},
 };
 
 use crate::{
@@ -169,10 +169,4 @@ pub fn can_be_replied_to(source: Addr, family: u8) -> bool {
     let [a, b, c, d] = source.0;
     let is_low = a == 0 && b == 0 && c == 0 && u32::from_be(d) <= 1;
     !is_low && a.to_ne_bytes()[0] != 0xff
-}
-
-/// The port that a packet of the member's service stands for at the backend.
-#[inline(always)]
-pub fn backend_port(port: Be16, original: Be16) -> Be16 {
-    if port.is_zero() { original } else { port }
 }

@@ -21,7 +21,7 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Frame, backend_port},
+    balance::Frame,
     clock,
     forward::nat,
     maps,
@@ -70,7 +70,7 @@ fn hash_of_reply(config: &Config, parsed: &Parsed, member: &MemberEntry) -> u64 
     let tuple = parsed.tuple();
     let reply = Tuple {
         source: member.address,
-        source_port: backend_port(member.port, tuple.destination_port),
+        source_port: member.port.or(tuple.destination_port),
         destination: tuple.source,
         destination_port: tuple.source_port,
         ..tuple

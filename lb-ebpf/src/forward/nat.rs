@@ -35,7 +35,7 @@ pub fn rewrite(
         End::Destination => (tuple.destination, tuple.destination_port),
         End::Source => (tuple.source, tuple.source_port),
     };
-    let port = if port.is_zero() { old_port } else { port };
+    let port = port.or(old_port);
 
     // IPv6 has all of an address in the sum; the words that IPv4 leaves zero
     // change nothing.
