@@ -22,7 +22,10 @@ use lb_tests::{
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(10);
-const LATER: Duration = Duration::from_secs(45);
+/// The kernel takes a neighbour for reachable for up to 45 s (`reachable_time`
+/// is 15 to 45 s at random), then waits 5 s and asks three times, a second
+/// apart (RFC 4861 §7.3.3, §10).
+const LATER: Duration = Duration::from_secs(90);
 
 /// What a loaded machine may add to a bound.
 const SLACK: Duration = Duration::from_millis(1500);
