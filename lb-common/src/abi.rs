@@ -48,6 +48,17 @@ pub mod map {
     pub const SAMPLE: &str = "SAMPLE";
     /// Ring buffer of [`super::NeighbourRequest`].
     pub const NEIGHBOUR_REQUESTS: &str = "NEIGH_REQUESTS";
+    /// Hash: [`super::VipKey`] of a pool address to [`super::PoolEntry`].
+    pub const NAT_POOL: &str = "NAT_POOL";
+    /// Array of [`super::Binding`] by index, mapped; the first is nobody's.
+    pub const BINDINGS: &str = "BINDINGS";
+    /// Array of cache lines, mapped: two [`crate::binding::Ring`]s.
+    pub const FREE_PORTS: &str = "FREE_PORTS";
+    /// Array of buckets, mapped: flows under full NAT, with the index of their
+    /// binding in place of a member.
+    pub const NAT_FLOWS: &str = "NAT_FLOWS";
+    /// Longest prefix: [`super::LocalKey`] to `u32`, which is 1.
+    pub const LOCAL: &str = "LOCAL";
     /// `[ClockReading; 1]`, mapped, written by the program `lb_clock`.
     pub const CLOCK: &str = "CLOCK";
 }
@@ -119,6 +130,12 @@ pub mod feature {
     pub const REPLIES: u32 = 1;
     /// Some service has a port range, or any port.
     pub const RANGES: u32 = 2;
+    /// NAT services are used from backends' own links: ask `LOCAL`.
+    pub const LOCAL: u32 = 4;
+    /// There is an IPv4 pool address.
+    pub const POOL_V4: u32 = 8;
+    /// There is an IPv6 pool address.
+    pub const POOL_V6: u32 = 16;
 }
 
 /// What names a service of one port.
@@ -196,8 +213,81 @@ pub struct VipKey {
 pub struct VipEntry {
     /// Index in `OWNERS`.
     pub owner: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// See [`vip_flag`].
+    pub flags: u16,
+}
+
+/// Bits of [`VipEntry::flags`].
+pub mod vip_flag {
+    /// No VIP, but an address of full NAT's pool: what is sent to it are replies.
+    pub const POOL: u16 = 1;
+}
+
+/// Which bindings an address of full NAT's pool has: that of port
+/// `first_port + n` is number `base + n`, for `n` below `count`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolEntry {
+    /// Index of the first port's binding; not zero.
+    pub base: u32,
+    /// Number of ports.
+    pub count: u32,
+    /// The first port, host byte order.
+    pub first_port: u16,
+    /// 1: no new flows; the address goes when the old ones are over.
+    pub draining: u16,
+}
+
+impl PoolEntry {
+    /// Index of a port's binding; zero where the port isn't the pool's.
+    #[inline(always)]
+    pub const fn index(&self, port: Be16) -> u32 {
+        let n = (port.get() as u32).wrapping_sub(self.first_port as u32);
+        if n < self.count { self.base + n } else { 0 }
+    }
+}
+
+/// Key of `LOCAL`, behind the prefix length: addresses on the link of a
+/// backend, who would answer them directly and not by way of the balancer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocalKey {
+    /// Address family.
+    pub family: u32,
+    /// The address; only its leading bits count.
+    pub address: Addr,
+}
+
+/// Bits of [`LocalKey`] before the address.
+pub const LOCAL_KEY_FIXED_BITS: u32 = 32;
+
+/// One port of a pool address and the flow it stands for. One cache line; see
+/// [`crate::binding`], which alone says how it changes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// [`crate::binding::BindingState`].
+    pub state: u64,
+    /// The client's address.
+    pub client: Addr,
+    /// The pool's address.
+    pub pool: Addr,
+    /// The flow's hash.
+    pub hash: u64,
+    /// The client's port.
+    pub client_port: Be16,
+    /// The VIP's port.
+    pub vip_port: Be16,
+    /// The pool's port.
+    pub pool_port: Be16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Address family.
+    pub family: u8,
+    /// Member that has the flow.
+    pub member: u32,
+    /// Its service's id.
+    pub service: u32,
 }
 
 /// A backend's address, as the source of replies.
@@ -265,6 +355,8 @@ pub mod method {
     pub const L2_DSR: u8 = 1;
     /// Destination address and port are rewritten, and the source of replies.
     pub const NAT: u8 = 2;
+    /// The source, too, becomes a pool's address and port.
+    pub const FULL_NAT: u8 = 3;
 }
 
 /// An interface the data path is attached to. Entry `(ifindex + n) % LINKS`
@@ -379,6 +471,9 @@ layout! {
     ServiceEntry = 24,
     VipKey = 20,
     VipEntry = 4,
+    PoolEntry = 12,
+    LocalKey = 20,
+    Binding = 64,
     ReplyKey = 20,
     ReplyEntry = 4,
     MemberEntry = 64,
@@ -408,5 +503,9 @@ mod tests {
         assert_eq!(offset_of!(RangeKey, port) as u32 * 8, RANGE_KEY_FIXED_BITS);
         assert_eq!(offset_of!(ServiceKey, port), 16);
         assert_eq!(offset_of!(SampleEntry, member), 48);
+        assert_eq!(
+            offset_of!(LocalKey, address) as u32 * 8,
+            LOCAL_KEY_FIXED_BITS
+        );
     }
 }
