@@ -232,6 +232,22 @@ fn of_two_that_are_claimed_at_the_same_time_the_lower_index_wins() {
 }
 
 #[test]
+fn who_finds_a_lower_claim_gives_way_without_touching_it() {
+    let maps = maps(4);
+    let t = tuple(1, 1);
+    let (low, claimed) = {
+        let low = claim(&maps.bindings, &maps.free, maps.ring, 5, Kind::Syn);
+        (low, maps.state(low))
+    };
+    open(&maps.bindings, &maps.flows, low, &flow(&t), 1, 5);
+    let at = maps.bindings.bucket(low).unwrap();
+    assert!(change(&maps.bindings, at, maps.state(low), claimed));
+    assert_eq!(maps.open(&t, 2, 5), Some((2, Opened::Theirs)));
+    assert_eq!(maps.state(low), claimed);
+    assert_eq!(maps.find(&t), Some(low));
+}
+
+#[test]
 fn no_room_for_the_entry_puts_the_port_to_rest() {
     let maps = Maps {
         flows: MemoryTable::new(2),
