@@ -111,7 +111,7 @@ impl Builder<'_> {
                 .state
                 .links
                 .iter()
-                .find(|(_, link)| link.ifindex == hop.ifindex)
+                .find(|(_, link)| link.device == hop.ifindex)
                 .map_or(NextHop::UNRESOLVED, |(index, _)| {
                     NextHop::new(hop.mac, *index)
                 }),
@@ -134,7 +134,7 @@ impl Builder<'_> {
             })
             .map_or(NextHop::UNRESOLVED, MemberEntry::next_hop);
         let same_link =
-            |links: &BTreeMap<u16, LinkEntry>| links.get(&hop.link()).map(|l| l.ifindex);
+            |links: &BTreeMap<u16, LinkEntry>| links.get(&hop.link()).map(|l| l.device);
         if hop.is_resolved() && same_link(&self.state.links) == same_link(&snapshot.links) {
             hop
         } else {
