@@ -17,8 +17,8 @@ use lb_common::{
     abi::{
         ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
         MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey,
-        Tags, VipEntry, VipKey, Work, program::TAILS,
+        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, Tags,
+        VipEntry, VipKey, Work, program::TAILS,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},

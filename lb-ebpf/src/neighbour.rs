@@ -129,12 +129,7 @@ struct Asker {
 
 /// Turns the frame into the advertisement that answers it (§7.2.4).
 #[inline(always)]
-fn advertise(
-    frame: &Frame<'_>,
-    parsed: &Parsed,
-    asker: Asker,
-    target: Addr,
-) -> Option<Verdict> {
+fn advertise(frame: &Frame<'_>, parsed: &Parsed, asker: Asker, target: Addr) -> Option<Verdict> {
     let network = parsed.network_offset();
     let frame_bytes = network + 40 + ADVERTISEMENT_BYTES;
     let packet = resize(frame.ctx, frame_bytes as i32 - parsed.frame_bytes() as i32)?;

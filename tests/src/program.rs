@@ -428,7 +428,7 @@ pub fn member(
         family,
         protocol,
         outer_family: family,
-            mtu: 0,
-            reserved: [0; 2],
+        mtu: 0,
+        reserved: [0; 2],
     }
 }

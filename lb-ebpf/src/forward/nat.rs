@@ -98,7 +98,9 @@ fn hop_v4(ip: Header<Ipv4>) {
 #[inline(always)]
 pub fn has_hop(packet: &Packet, parsed: &Parsed) -> bool {
     if parsed.is_v4() {
-        parsed.ipv4(packet).is_some_and(|ip| ip.ttl_protocol()[0] > 1)
+        parsed
+            .ipv4(packet)
+            .is_some_and(|ip| ip.ttl_protocol()[0] > 1)
     } else {
         parsed.ipv6(packet).is_some_and(|ip| ip.hop_limit() > 1)
     }
