@@ -130,7 +130,7 @@ impl World {
                 .collect(),
             members: vec![serving; MEMBERS as usize + 1],
             keeper: Bookkeeper::default(),
-            now: 1000,
+            now: 1_000_000,
         }
     }
 
