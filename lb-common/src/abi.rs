@@ -87,9 +87,20 @@ pub mod program {
     /// Place in `PROGRAMS` of what translates replies.
     pub const REPLY: u32 = 2;
 
+    /// Place in `PROGRAMS` of what gives clients' packets another source.
+    pub const FULL_NAT: u32 = 3;
+    /// Place in `PROGRAMS` of what takes packets to full NAT's addresses.
+    pub const BINDING: u32 = 4;
+
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 3] = ["lb_neighbour", "lb_icmp", "lb_reply"];
+    pub const TAILS: [&str; 5] = [
+        "lb_neighbour",
+        "lb_icmp",
+        "lb_reply",
+        "lb_full_nat",
+        "lb_binding",
+    ];
 }
 
 /// Entries of the `OWNERS` map.
@@ -135,6 +146,10 @@ pub struct Config {
     pub reply_buckets: u32,
     /// Flows are sampled where these bits of the hash's lower half are zero.
     pub sample_mask: u32,
+    /// Buckets of `NAT_FLOWS`.
+    pub nat_buckets: u32,
+    /// Places in each ring of `FREE_PORTS`: a power of two.
+    pub free_ports: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -145,12 +160,10 @@ pub mod feature {
     pub const REPLIES: u32 = 1;
     /// Some service has a port range, or any port.
     pub const RANGES: u32 = 2;
-    /// NAT services are used from backends' own links: ask `LOCAL`.
-    pub const LOCAL: u32 = 4;
-    /// There is an IPv4 pool address.
-    pub const POOL_V4: u32 = 8;
-    /// There is an IPv6 pool address.
-    pub const POOL_V6: u32 = 16;
+    /// Full NAT has an IPv4 address.
+    pub const POOL_V4: u32 = 4;
+    /// Full NAT has an IPv6 address.
+    pub const POOL_V6: u32 = 8;
 }
 
 /// What names a service of one port.
@@ -208,6 +221,10 @@ pub struct ServiceEntry {
 pub mod service_flag {
     /// NAT whose replies are recognised by flow and not by port.
     pub const REPLY_FLOWS: u16 = 1;
+    /// Full NAT.
+    pub const FULL_NAT: u16 = 2;
+    /// NAT with backends on links of this node: clients in `LOCAL` need full NAT.
+    pub const LOCAL: u16 = 4;
 }
 
 /// A VIP.
@@ -469,7 +486,7 @@ macro_rules! layout {
 }
 
 layout! {
-    Config = 56,
+    Config = 64,
     ServiceKey = 20,
     RangeKey = 20,
     ServiceEntry = 64,

@@ -130,6 +130,12 @@ impl BindingState {
         now_ticks.wrapping_sub((self.0 >> Self::TICKS_SHIFT) as u32)
     }
 
+    /// Whether both are of one flow's use.
+    #[inline(always)]
+    pub const fn is_same_use(self, other: Self) -> bool {
+        (self.0 ^ other.0) & (Self::USES_MASK | Self::USE_MASK) == 0
+    }
+
     #[inline(always)]
     const fn stamped(self, now_ticks: u32) -> u64 {
         self.0 & 0xffff_ffff | (now_ticks as u64) << Self::TICKS_SHIFT
@@ -478,7 +484,7 @@ const TRIES: u32 = 8;
 impl Ring {
     /// Places in each ring where there are `bindings`: a power of two.
     pub const fn capacity_for(bindings: u32) -> u32 {
-        let capacity = bindings.saturating_add(1).next_power_of_two();
+        let capacity = bindings.next_power_of_two();
         if capacity < BUCKET_WORDS as u32 {
             BUCKET_WORDS as u32
         } else {

@@ -126,6 +126,19 @@ pub struct NeighbourView {
     pub hops: HashMap<IpAddr, Result<Hop, Unresolved>>,
     /// The managed links that exist, by name.
     pub links: Vec<Link>,
+    /// The node's own addresses.
+    pub addresses: Vec<OwnAddress>,
+}
+
+/// An address of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of it that are the same for all on its link.
+    pub prefix_bits: u8,
+    /// The interface that has it.
+    pub ifindex: u32,
 }
 
 /// The backends' addresses of a model.

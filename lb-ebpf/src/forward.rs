@@ -20,19 +20,44 @@ pub fn to_member(
     id: u32,
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
+    reachable(frame, parsed, member)?;
+    if member.method == method::NAT && service.flags & service_flag::REPLY_FLOWS != 0 {
+        reply::expect(frame.config, service, parsed, id)?;
+    }
+    send(frame, parsed, member)
+}
+
+/// Whether packets are routed to the member, with addresses of its own.
+#[inline(always)]
+const fn is_routed(member: &MemberEntry) -> bool {
+    matches!(member.method, method::NAT | method::FULL_NAT)
+}
+
+/// Refuses what can't be sent to the member.
+#[inline(always)]
+pub fn reachable(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    member: &MemberEntry,
+) -> Result<(), DropReason> {
     if !member.next_hop().is_resolved() {
         return Err(DropReason::NoNeighbour);
     }
-    if member.method == method::NAT {
-        if !nat::has_hop(&frame.packet, parsed) {
-            return Err(DropReason::TtlExceeded);
-        }
-        if service.flags & service_flag::REPLY_FLOWS != 0 {
-            reply::expect(frame.config, service, parsed, id)?;
-        }
+    if is_routed(member) && !nat::has_hop(&frame.packet, parsed) {
+        return Err(DropReason::TtlExceeded);
     }
+    Ok(())
+}
+
+/// Rewrites and sends a packet that can be sent.
+#[inline(always)]
+pub fn send(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    member: &MemberEntry,
+) -> Result<Verdict, DropReason> {
     let link = l2::address(frame.ethernet, member)?;
-    if member.method == method::NAT {
+    if is_routed(member) {
         nat::hop(&frame.packet, parsed);
         nat::rewrite(
             &frame.packet,

@@ -200,7 +200,7 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     // The route is asked before anything is changed: what is for this host (the
     // answer to a health check) or stays on its link is never translated.
     let mut fib = FibParameters::default();
-    let egress = match route(frame, parsed, member, &mut fib) {
+    let egress = match route(frame, parsed, member.vip, parsed.destination(), &mut fib) {
         BPF_FIB_LKUP_RET_SUCCESS => maps::link(maps::find_link(fib.ifindex, [0; 2])),
         BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
@@ -248,21 +248,21 @@ fn rewrite_source(packet: &Packet, parsed: &Parsed, member: &MemberEntry) -> boo
 /// `struct bpf_fib_lookup` of linux/bpf.h: the question and the answer.
 #[repr(C)]
 #[derive(Default)]
-struct FibParameters {
+pub struct FibParameters {
     address_family: u8,
     l4_protocol: u8,
     source_port: u16,
     destination_port: u16,
     total_length: u16,
     /// Ingress; in the answer egress.
-    ifindex: u32,
+    pub ifindex: u32,
     traffic_class: u32,
     source: Addr,
     /// In the answer the next hop.
     destination: Addr,
     vlan: u32,
     source_mac: Mac,
-    destination_mac: Mac,
+    pub destination_mac: Mac,
 }
 
 const _: () = assert!(size_of::<FibParameters>() == size_of::<bpf_fib_lookup_abi>());
@@ -270,12 +270,18 @@ const _: () = assert!(size_of::<FibParameters>() == size_of::<bpf_fib_lookup_abi
 /// The kernel's route to a reply's destination, as if it came from the VIP. An
 /// errno of the helper is none of the codes.
 #[inline(always)]
-fn route(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry, fib: &mut FibParameters) -> u32 {
+pub fn route(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    vip: Addr,
+    client: Addr,
+    fib: &mut FibParameters,
+) -> u32 {
     fib.address_family = if parsed.is_v4() { AF_INET } else { AF_INET6 };
     fib.l4_protocol = parsed.protocol();
     fib.ifindex = frame.ingress.device;
-    fib.source = member.vip;
-    fib.destination = parsed.destination();
+    fib.source = vip;
+    fib.destination = client;
     // SAFETY: the context is the program's own, the parameters are on the stack
     // and laid out as the kernel's, see the assertion above.
     let result = unsafe {

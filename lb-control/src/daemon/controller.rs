@@ -15,7 +15,7 @@ use super::{
     retry::BackOff,
 };
 use crate::{
-    dataplane::desired::{BackendKey, Hop, Link, Runtime},
+    dataplane::desired::{BackendKey, Hop, Link, OwnAddress, Runtime},
     health::HealthState,
     model::Model,
     neighbours::{NeighbourView, Unresolved},
@@ -260,6 +260,16 @@ impl<D: DataPath> Controller<D> {
                     ifindex: link.ifindex,
                     mac: link.mac,
                     mtu: link.mtu,
+                })
+                .collect(),
+            addresses: self
+                .neighbours
+                .addresses
+                .iter()
+                .map(|own| OwnAddress {
+                    address: own.address,
+                    prefix_bits: own.prefix_bits,
+                    ifindex: own.ifindex,
                 })
                 .collect(),
             ..Runtime::default()

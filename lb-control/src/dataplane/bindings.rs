@@ -19,6 +19,8 @@ use lb_common::{
     net::{Be16, family},
 };
 
+use serde::Serialize;
+
 use super::sweep::{Bits, MemberInfo, Overflows};
 
 /// The tables and what is known of them.
@@ -47,7 +49,7 @@ pub struct Books<'a, T> {
 }
 
 /// The ports of one address.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct PoolUse {
     /// Ready for a flow.
     pub free: u32,

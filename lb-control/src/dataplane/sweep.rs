@@ -135,12 +135,22 @@ struct Row {
 }
 
 impl Sweeper {
-    /// One sweep over everything. Runs through each table once, at memory
+    /// [`Self::sweep_with`] where nothing else refers to members.
+    pub fn sweep<F: FlowTable, R: FlowTable>(&mut self, world: World<'_, F, R>) -> SweepReport {
+        let named = Bits::new(world.members.len());
+        self.sweep_with(world, named)
+    }
+
+    /// One sweep over everything. `named` are members that something beside
+    /// these tables refers to. Runs through each table once, at memory
     /// speed; allocates a bit for each slot, member and bucket and nothing for
     /// an entry.
-    pub fn sweep<F: FlowTable, R: FlowTable>(&mut self, world: World<'_, F, R>) -> SweepReport {
+    pub(super) fn sweep_with<F: FlowTable, R: FlowTable>(
+        &mut self,
+        world: World<'_, F, R>,
+        mut named: Bits,
+    ) -> SweepReport {
         let mut report = SweepReport::default();
-        let mut named = Bits::new(world.members.len());
         let mut rows = rows(&world);
         let mut disagree = Bits::new(world.slots.len());
         let mut seen = Seen {

@@ -8,7 +8,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Hop, Link, NeighbourView, Target, Unresolved};
+use super::{Hop, Link, NeighbourView, OwnAddress, Target, Unresolved};
 
 /// The kernel's answer to "how is this address reached".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +71,7 @@ pub struct Resolver {
     managed: BTreeSet<String>,
     targets: HashMap<IpAddr, bool>,
     links: HashMap<u32, Link>,
+    addresses: BTreeSet<OwnAddress>,
     neighbours: HashMap<NeighbourKey, Neighbour>,
     routes: HashMap<IpAddr, Route>,
     kept: HashSet<NeighbourKey>,
@@ -126,9 +127,22 @@ impl Resolver {
         self.review = true;
     }
 
+    /// This node has an address.
+    pub fn handle_address(&mut self, address: OwnAddress) {
+        self.addresses.insert(address);
+        self.handle_routing_change(None);
+    }
+
+    /// This node has an address no more.
+    pub fn handle_address_gone(&mut self, address: OwnAddress) {
+        self.addresses.remove(&address);
+        self.handle_routing_change(None);
+    }
+
     /// A link is gone.
     pub fn handle_link_gone(&mut self, ifindex: u32) {
         self.links.remove(&ifindex);
+        self.addresses.retain(|own| own.ifindex != ifindex);
         self.neighbours.retain(|(link, _), _| *link != ifindex);
         self.kept.retain(|(link, _)| *link != ifindex);
         self.handle_routing_change(None);
@@ -188,6 +202,7 @@ impl Resolver {
     /// [`Resolver::end_of_dump`] finds out.
     pub fn begin_dump(&mut self) {
         self.links.clear();
+        self.addresses.clear();
         self.neighbours.clear();
     }
 
@@ -238,6 +253,7 @@ impl Resolver {
                 .map(|(address, on_link_only)| (*address, self.resolve(*address, *on_link_only)))
                 .collect(),
             links,
+            addresses: self.addresses.iter().copied().collect(),
         }
     }
 
