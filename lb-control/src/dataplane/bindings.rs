@@ -99,9 +99,14 @@ impl Bookkeeper {
         named: &mut Bits,
     ) -> BooksReport {
         let mut report = BooksReport::default();
+        let leaving = leaving(books);
         let mut in_ring = Bits::new(books.bindings.buckets() as usize);
-        let v4 = note_ring(books, family::V4, &mut in_ring);
-        let v6 = note_ring(books, family::V6, &mut in_ring);
+        for family in [family::V4, family::V6] {
+            if note_ring(books, family, &leaving, &mut in_ring) {
+                // First, so that packets don't find what is about to go.
+                tidy_ring(books, family, &leaving);
+            }
+        }
         let mut missing = Vec::new();
         for (address, entry) in books.pools {
             let mut usage = PoolUse::default();
@@ -136,11 +141,6 @@ impl Bookkeeper {
                         && tag(binding::flow_hash(books.bindings, at)) == entry.tag()
                 })
             });
-        for (family, strays) in [(family::V4, v4), (family::V6, v6)] {
-            if strays {
-                tidy_ring(books, family);
-            }
-        }
         report
     }
 }
@@ -158,9 +158,30 @@ impl ContainsSorted for Vec<(u32, BindingState)> {
     }
 }
 
+/// The ports of addresses that are being removed.
+fn leaving<T: FlowTable>(books: &Books<'_, T>) -> Bits {
+    let mut leaving = Bits::new(books.bindings.buckets() as usize);
+    for entry in books.pools.values().filter(|entry| entry.draining != 0) {
+        (0..entry.count).for_each(|n| leaving.set(entry.base.saturating_add(n)));
+    }
+    leaving
+}
+
+fn is_free<T: FlowTable>(books: &Books<'_, T>, index: u32) -> bool {
+    books
+        .bindings
+        .bucket(index)
+        .is_some_and(|at| binding::state(books.bindings, at).is_free())
+}
+
 /// Notes what a ring holds. Returns whether there is anything in it that
 /// doesn't belong there.
-fn note_ring<T: FlowTable>(books: &Books<'_, T>, family: u8, in_ring: &mut Bits) -> bool {
+fn note_ring<T: FlowTable>(
+    books: &Books<'_, T>,
+    family: u8,
+    leaving: &Bits,
+    in_ring: &mut Bits,
+) -> bool {
     let ring = Ring::new(family, books.ring_capacity);
     let Some((taken, put)) = ring.counts(books.free) else {
         return false;
@@ -170,19 +191,16 @@ fn note_ring<T: FlowTable>(books: &Books<'_, T>, family: u8, in_ring: &mut Bits)
         let Some(index) = ring.peek(books.free, taken.wrapping_add(position)) else {
             break;
         };
-        let is_free = books
-            .bindings
-            .bucket(index)
-            .is_some_and(|at| binding::state(books.bindings, at).is_free());
-        strays |= !is_free || in_ring.has(index);
+        strays |= in_ring.has(index) || leaving.has(index) || !is_free(books, index);
         in_ring.set(index);
     }
     strays
 }
 
-/// Goes once round a ring and leaves out what isn't free or is in it twice.
-/// Whatever is being moved when the daemon ends is found missing by the next.
-fn tidy_ring<T: FlowTable>(books: &Books<'_, T>, family: u8) {
+/// Goes once round a ring and leaves out what isn't free, what is in it twice
+/// and what is leaving. Whatever is being moved when the daemon ends is found
+/// missing by the next.
+fn tidy_ring<T: FlowTable>(books: &Books<'_, T>, family: u8, leaving: &Bits) {
     let ring = Ring::new(family, books.ring_capacity);
     let Some((taken, put)) = ring.counts(books.free) else {
         return;
@@ -190,12 +208,13 @@ fn tidy_ring<T: FlowTable>(books: &Books<'_, T>, family: u8) {
     let mut seen = Bits::new(books.bindings.buckets() as usize);
     for _ in 0..put.wrapping_sub(taken).min(u64::from(books.ring_capacity)) {
         let index = ring.take(books.free);
-        let is_free = index != 0
-            && books
-                .bindings
-                .bucket(index)
-                .is_some_and(|at| binding::state(books.bindings, at).is_free());
-        if is_free && !seen.has(index) {
+        let Some(at) = books.bindings.bucket(index).filter(|_| index != 0) else {
+            continue;
+        };
+        let state = binding::state(books.bindings, at);
+        if leaving.has(index) && state.is_free() {
+            binding::change(books.bindings, at, state, state.removed());
+        } else if state.is_free() && !seen.has(index) {
             seen.set(index);
             ring.put(books.free, index);
         }

@@ -99,7 +99,7 @@ impl Plane {
         // New addresses first, with all their ports: the services need them.
         let is_pool = |op: &MapOp| matches!(op, MapOp::PutPool(..));
         let (pools, ops): (Vec<_>, Vec<_>) = ops.into_iter().partition(is_pool);
-        if !pools.is_empty() {
+        if !pools.is_empty() || self.books.pools.len() != desired.pools.len() {
             apply(&mut self.loaded.maps, &pools, now)?;
             self.keep_books(&snapshot, &desired.pools, now);
         }
