@@ -399,8 +399,6 @@ pub fn read(load: Load, file: &Path) -> Result<Candidate, Refusal> {
     })
 }
 
-/// Every check has its first result by then: the first turn is within a
-/// second, and the probe ends by its time-out; on a busy machine a bit later.
 /// A device in the data path's terms.
 fn link_of(device: &Device) -> Link {
     Link {
@@ -420,6 +418,8 @@ fn link_of(device: &Device) -> Link {
     }
 }
 
+/// Every check has its first result by then: the first turn is within a
+/// second, and the probe ends by its time-out; on a busy machine a bit later.
 fn first_results_within(model: &Model) -> Duration {
     let slowest = model
         .pools
