@@ -95,12 +95,12 @@ fn to_backend(
     let at = records.bucket(index).ok_or(DropReason::Inconsistent)?;
     let id = binding::member(&records, at);
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
-    forward::reachable(frame, parsed, member)?;
+    let link = forward::reachable(frame, parsed, member)?;
     let source = binding::pool(&records, at);
     if !rewrite(&frame.packet, parsed, nat::End::Source, &source) {
         return Err(DropReason::Malformed);
     }
-    let verdict = forward::send(frame, parsed, member)?;
+    let verdict = forward::send(frame, parsed, link, member)?;
     let connections = sample::note(config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
     Ok(verdict)

@@ -8,7 +8,10 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Hop, Link, NeighbourView, OwnAddress, Target, Unresolved};
+use super::{
+    Hop, Link, NeighbourView, OwnAddress, Target, Unresolved,
+    devices::{Device, devices},
+};
 
 /// The kernel's answer to "how is this address reached".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,6 +75,7 @@ pub struct Resolver {
     targets: HashMap<IpAddr, bool>,
     links: HashMap<u32, Link>,
     addresses: BTreeSet<OwnAddress>,
+    devices: Vec<Device>,
     neighbours: HashMap<NeighbourKey, Neighbour>,
     routes: HashMap<IpAddr, Route>,
     kept: HashSet<NeighbourKey>,
@@ -94,6 +98,7 @@ impl Resolver {
     /// Names of the interfaces the data path is attached to.
     pub fn set_managed(&mut self, managed: impl IntoIterator<Item = String>) {
         self.managed = managed.into_iter().collect();
+        self.find_devices();
         self.review = true;
     }
 
@@ -120,6 +125,7 @@ impl Resolver {
     /// The kernel described a link.
     pub fn handle_link(&mut self, link: Link) {
         let known = self.links.insert(link.ifindex, link.clone());
+        self.find_devices();
         let routes_may_differ = known.is_none_or(|old| old.up != link.up || old.name != link.name);
         if routes_may_differ {
             self.handle_routing_change(None);
@@ -143,6 +149,7 @@ impl Resolver {
     pub fn handle_link_gone(&mut self, ifindex: u32) {
         self.links.remove(&ifindex);
         self.addresses.retain(|own| own.ifindex != ifindex);
+        self.find_devices();
         self.neighbours.retain(|(link, _), _| *link != ifindex);
         self.kept.retain(|(link, _)| *link != ifindex);
         self.handle_routing_change(None);
@@ -203,6 +210,7 @@ impl Resolver {
     pub fn begin_dump(&mut self) {
         self.links.clear();
         self.addresses.clear();
+        self.find_devices();
         self.neighbours.clear();
     }
 
@@ -230,11 +238,15 @@ impl Resolver {
         self.kept.iter().copied()
     }
 
-    /// The managed link of this index, if it is one.
+    /// The link of this index, if it is a device behind the managed ones.
     pub fn managed_link(&self, ifindex: u32) -> Option<&Link> {
         self.links
             .get(&ifindex)
-            .filter(|link| self.managed.contains(&link.name))
+            .filter(|_| self.devices.iter().any(|d| d.ifindex == ifindex))
+    }
+
+    fn find_devices(&mut self) {
+        self.devices = devices(&self.links, &self.managed);
     }
 
     /// What is known of all targets and managed links.
@@ -254,6 +266,7 @@ impl Resolver {
                 .collect(),
             links,
             addresses: self.addresses.iter().copied().collect(),
+            devices: self.devices.clone(),
         }
     }
 
