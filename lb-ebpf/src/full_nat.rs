@@ -23,7 +23,7 @@ use crate::{
     frame::Frame,
     lookup,
     maps::{self, Flows, bindings},
-    packet::{MacWords, Packet},
+    packet::Packet,
     parse::Parsed,
     reply::{self, FibParameters},
     sample, select, stats,
@@ -268,7 +268,7 @@ fn to_client(frame: &Frame<'_>, parsed: &Parsed, flow: &Behind) -> Result<Verdic
     let mut fib = FibParameters::default();
     let (vip, client) = (flow.vip.address, flow.client.address);
     let egress = match reply::route(frame, parsed, vip, client, &mut fib) {
-        BPF_FIB_LKUP_RET_SUCCESS => maps::link(maps::find_link(fib.ifindex, [0; 2])),
+        BPF_FIB_LKUP_RET_SUCCESS => fib.link(),
         BPF_FIB_LKUP_RET_NOT_FWDED
         | BPF_FIB_LKUP_RET_BLACKHOLE
         | BPF_FIB_LKUP_RET_UNREACHABLE
@@ -289,16 +289,6 @@ fn to_client(frame: &Frame<'_>, parsed: &Parsed, flow: &Behind) -> Result<Verdic
         return Err(DropReason::Malformed);
     }
     stats::replied(flow.member, parsed.frame_bytes().into());
-    let Some(link) = egress else {
-        // The kernel resolves the neighbour, or knows a way that we don't; it
-        // uses up the hop itself.
-        stats::event(flow.service, Event::ReplyUnresolved);
-        return Ok(Verdict::PASS);
-    };
-    nat::hop(packet, parsed);
-    frame
-        .ethernet
-        .set_destination(MacWords::new(fib.destination_mac));
-    frame.ethernet.set_source(MacWords::new(link.mac));
-    Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
+    let link = reply::by_us(frame, egress);
+    Ok(reply::send(frame, parsed, flow.service, link, &fib))
 }

@@ -9,8 +9,7 @@ use std::{
 use lb_common::{
     abi::{
         Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
-        Tags,
-        VipEntry, VipKey,
+        Tags, VipEntry, VipKey,
     },
     net::Mac,
 };
