@@ -1,5 +1,7 @@
 //! Properties of the way from any configuration to any other.
 
+mod pools;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
