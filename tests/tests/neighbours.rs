@@ -357,6 +357,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             protocol: Protocol::Tcp,
             forwarding: ForwardingMethod::L2Dsr,
             replies: Replies::Port,
+            topology: Default::default(),
             pool: "web".to_owned(),
             table_size: 101,
             table_size_is_explicit: false,

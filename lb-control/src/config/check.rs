@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::{
     document::Document,
     reader::{Errors, Path, nearest},
+    topology,
 };
 use crate::{
     model::{Backend, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service},
@@ -35,6 +36,7 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
             Some(pool) => service_and_pool(service, pool, &path, errors),
             None => no_pool(model, service, &path, errors),
         }
+        topology::check(service, &model.interfaces, &path.key("topology"), errors);
     }
     overlaps(model, errors);
     capacities(model, errors);

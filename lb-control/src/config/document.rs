@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::{
     reader::{At, Errors, Fields, Path},
-    value,
+    topology, value,
     yaml::Node,
 };
 use crate::model::{
@@ -276,6 +276,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         "replies",
         "pool",
         "table_size",
+        "topology",
     ];
     let later = [
         "persistence",
@@ -310,6 +311,10 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
     let protocol =
         |node: &Node| value::choice(node, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[]);
     let forwarding = |node: &Node| value::choice(node, &methods, &later_methods);
+    let topology = fields
+        .get("topology")
+        .map(topology::read)
+        .unwrap_or_default();
     // All are read before the first missing one ends it.
     let name = fields.required("name").and_then(|at| at.read(value::name));
     let address = fields
@@ -328,6 +333,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         protocol: protocol?,
         forwarding: forwarding?,
         replies: replies.unwrap_or(Replies::Port),
+        topology,
         pool: pool?,
         table_size: table_size.unwrap_or(0),
         table_size_is_explicit: table_size.is_some(),

@@ -101,6 +101,7 @@ pub fn model(backends: &[&str]) -> Model {
             protocol: Protocol::Tcp,
             forwarding: ForwardingMethod::L2Dsr,
             replies: Replies::Port,
+            topology: Default::default(),
             pool: "web".into(),
             table_size: 1_009,
             table_size_is_explicit: false,

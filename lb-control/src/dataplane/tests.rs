@@ -59,6 +59,7 @@ fn service(n: u8, pool: &str) -> Service {
         protocol: Protocol::Tcp,
         forwarding: ForwardingMethod::L2Dsr,
         replies: Replies::Port,
+        topology: Default::default(),
         pool: pool.into(),
         table_size: 31,
         table_size_is_explicit: false,

@@ -84,6 +84,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 protocol: Protocol::Tcp,
                 forwarding: *forwarding,
                 replies: Replies::Port,
+                topology: Default::default(),
                 pool: "web".to_owned(),
                 table_size: 101,
                 table_size_is_explicit: false,
