@@ -160,10 +160,14 @@ pub mod feature {
     pub const REPLIES: u32 = 1;
     /// Some service has a port range, or any port.
     pub const RANGES: u32 = 2;
-    /// Full NAT has an IPv4 address.
+    /// Full NAT has an IPv4 address, be it one that is being removed.
     pub const POOL_V4: u32 = 4;
-    /// Full NAT has an IPv6 address.
+    /// Full NAT has an IPv6 address, be it one that is being removed.
     pub const POOL_V6: u32 = 8;
+    /// Full NAT has an IPv4 address for new flows.
+    pub const OPEN_POOL_V4: u32 = 16;
+    /// Full NAT has an IPv6 address for new flows.
+    pub const OPEN_POOL_V6: u32 = 32;
 }
 
 /// What names a service of one port.
