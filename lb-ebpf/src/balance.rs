@@ -11,6 +11,7 @@ use lb_common::{
 use crate::{
     forward,
     frame::{self, Frame},
+    full_nat,
     lookup::{self, Vip},
     maps,
     packet::{Ethernet, Packet},
@@ -107,6 +108,9 @@ fn balance(
     if !can_be_replied_to(tuple.source, tuple.family) || tuple.source == tuple.destination {
         return Err(DropReason::BadSource);
     }
+    if full_nat::is_wanted(frame.config, service, tuple) {
+        return Ok(frame.hand_over(parsed, program::FULL_NAT));
+    }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
     let verdict = forward::to_member(frame, parsed, service, id, member)?;
@@ -121,6 +125,7 @@ fn unserved(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::Owned => Verdict::drop(NO_SERVICE, DropReason::NoService as u32),
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
+        Vip::Pool => frame.hand_over(parsed, program::BINDING),
         Vip::No if frame.config.features & feature::REPLIES != 0 => {
             frame.hand_over(parsed, program::REPLY)
         }
@@ -134,7 +139,7 @@ fn bad(parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::No => Verdict::PASS,
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
-        Vip::Owned => Verdict::drop(NO_SERVICE, parsed.reason()),
+        Vip::Owned | Vip::Pool => Verdict::drop(NO_SERVICE, parsed.reason()),
     }
 }
 

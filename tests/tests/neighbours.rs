@@ -319,6 +319,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_bindings: 64,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,
@@ -329,6 +330,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             manage_sysctls: true,
         },
         metrics: None,
+        full_nat: None,
         pools: BTreeMap::from([(
             "web".to_owned(),
             Pool {

@@ -2,7 +2,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, XdpMode,
+    Backend, Dataplane, ForwardingMethod, Interface, Pool, Ports, Protocol, Replies, Service,
+    XdpMode,
 };
 
 #[derive(Default)]
@@ -56,6 +57,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_bindings: 1_000,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,
@@ -88,6 +90,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 table_size_is_explicit: false,
             })
             .collect(),
+        full_nat: None,
     }
 }
 
