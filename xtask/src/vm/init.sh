@@ -16,9 +16,13 @@ mount -t tmpfs upper /upper
 mkdir /upper/files /upper/work
 mount -t overlay -o lowerdir=/lower,upperdir=/upper/files,workdir=/upper/work all /all
 
-# The kernel starts modprobe in this root, not in that of the tests.
-mount --bind "/lower$MODULES" "/lib/modules/$(uname -r)"
+# The kernel starts modprobe in this root, programs do so in that of the tests.
 ln -s /bin/busybox /sbin/modprobe
+[ -e /all/sbin/modprobe ] || cp /bin/busybox /all/sbin/modprobe
+mkdir -p "/all/lib/modules/$(uname -r)"
+for modules in /lib/modules /all/lib/modules; do
+    mount --bind "/lower$MODULES" "$modules/$(uname -r)"
+done
 
 mount -t proc proc /all/proc
 mount -t sysfs sys /all/sys
