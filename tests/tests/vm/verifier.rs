@@ -1,4 +1,5 @@
-//! The oldest kernel's verifier takes every program of the data path.
+//! The oldest kernel's verifier takes every program of the data path. (What
+//! it has to look at is the suite `program_run`'s, which runs here, too.)
 
 use std::fs;
 
@@ -8,10 +9,6 @@ use lb_tests::{
     machine::in_machine,
     program::{Program, Sizes},
 };
-
-/// What Linux 6.1's verifier may have to look at: it sees fewer states as equal
-/// than later ones do. Its limit is a million.
-const BUDGET: u32 = 600_000;
 
 #[test]
 fn the_kernel_is_linux_6_1() {
@@ -23,17 +20,14 @@ fn the_kernel_is_linux_6_1() {
     });
 }
 
+/// The log makes the programs longer.
 #[test]
-fn the_verifier_accepts_every_program() {
+fn the_verifier_accepts_every_program_with_the_debug_log_on() {
     in_machine(|| {
-        let loaded = Program::load(Sizes::default())?;
+        let loaded = Program::load_logging(Sizes::default(), 5)?;
         for name in [program::LB, program::CLOCK].iter().chain(&program::TAILS) {
             let verified = loaded.verified_instructions_of(name)?;
-            println!("program {name}: {verified} verified instructions, budget {BUDGET}");
-            ensure!(
-                verified <= BUDGET,
-                "program {name}: {verified} verified instructions, budget {BUDGET}"
-            );
+            println!("program {name} with its log: {verified} verified instructions");
         }
         Ok(())
     });
