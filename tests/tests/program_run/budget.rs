@@ -8,21 +8,24 @@ use lb_tests::{
     program::{Program, Sizes},
 };
 
-/// A quarter above what it was when this was written: on this kernel, and on
-/// Linux 6.1, whose verifier sees fewer states as equal.
-const BUDGETS: [(&str, u32, u32); 5] = [
-    (program::LB, 170_000, 500_000),
-    (program::CLOCK, 100, 100),
-    (program::TAILS[program::NEIGHBOUR as usize], 10_000, 10_000),
-    (program::TAILS[program::ICMP as usize], 10_000, 10_000),
-    (program::TAILS[program::REPLY as usize], 100_000, 100_000),
+/// A quarter above what it was when this was written.
+const BUDGETS: [(&str, u32); 5] = [
+    (program::LB, 170_000),
+    (program::CLOCK, 100),
+    (program::TAILS[program::NEIGHBOUR as usize], 10_000),
+    (program::TAILS[program::ICMP as usize], 10_000),
+    (program::TAILS[program::REPLY as usize], 100_000),
 ];
+
+/// Linux 6.1's verifier sees fewer states as equal.
+const FACTOR_ON_6_1: u32 = 3;
 
 #[test]
 fn the_verifier_looks_at_fewer_instructions_than_the_budget() -> Result<()> {
     let loaded = Program::load(Sizes::default())?;
-    for (name, newer, linux_6_1) in BUDGETS {
-        let budget = if machine::is_here() { linux_6_1 } else { newer };
+    let factor = if machine::is_here() { FACTOR_ON_6_1 } else { 1 };
+    for (name, budget) in BUDGETS {
+        let budget = budget * factor;
         let verified = loaded.verified_instructions_of(name)?;
         println!("program {name}: {verified} verified instructions, budget {budget}");
         assert!(
