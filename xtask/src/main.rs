@@ -62,6 +62,9 @@ enum Task {
         /// Everything that is run there, not a representative part
         #[arg(long)]
         full: bool,
+        /// Only tests with one of these in their names
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
     },
     /// Balance real HTTP over three servers in network namespaces and show what happens
     Demo {
@@ -84,8 +87,10 @@ fn main() -> ExitCode {
         Task::Build { release } => build::run(release),
         Task::Lint => lint::run(),
         Task::Tidy => tidy::run(),
-        Task::Test { suite, full } => return exit(test::run(&suite, full)),
-        Task::VmTest { full } => return exit(test::run(&[suites::MACHINE.to_owned()], full)),
+        Task::Test { suite, full } => return exit(test::run(&suite, full, &[])),
+        Task::VmTest { full, names } => {
+            return exit(test::run(&[suites::MACHINE.to_owned()], full, &names));
+        }
         Task::Demo { args } => launch::run("lb-demo", &args),
         Task::Bench { args } => launch::run("lb-bench", &args),
     };

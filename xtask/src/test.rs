@@ -22,10 +22,11 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 /// As [`LIMIT`], for complete matrices under emulation.
 const FULL_MACHINE_LIMIT: Duration = Duration::from_secs(90 * 60);
 
-/// Runs the suites called `names`, or all. The last line on standard output is
+/// Runs the suites called `names`, or all; of those in the test machine only
+/// tests that have one of `tests` in their names, if there are any. The last line on standard output is
 /// `N passed, N failed, N skipped`. Whether nothing failed; a suite that executed
 /// no test counts as a failure.
-pub fn run(names: &[String], full: bool) -> Result<bool> {
+pub fn run(names: &[String], full: bool, tests: &[String]) -> Result<bool> {
     if !process::is_root() {
         bail!(
             "the suites make network namespaces and load BPF programs: run `cargo xtask test` as root"
@@ -48,7 +49,7 @@ pub fn run(names: &[String], full: bool) -> Result<bool> {
     for suite in suites::select(built.suites, names)? {
         process::step(&suite.name);
         let start = Instant::now();
-        let mut counts = run_suite(&suite, &built.lbctl, full);
+        let mut counts = run_suite(&suite, &built.lbctl, full, tests);
         if suite.required && counts.passed + counts.failed == 0 {
             println!(
                 "{}: no test was executed, which counts as a failure",
@@ -63,12 +64,12 @@ pub fn run(names: &[String], full: bool) -> Result<bool> {
     Ok(total.failed == 0)
 }
 
-fn run_suite(suite: &Suite, lbctl: &Path, full: bool) -> Counts {
+fn run_suite(suite: &Suite, lbctl: &Path, full: bool, tests: &[String]) -> Counts {
     if suite.name == suites::DOC {
         return run_command(suites::doc_command());
     }
     if !suite.machine.is_empty() {
-        return run_in_machine(suite, lbctl, full);
+        return run_in_machine(suite, lbctl, full, tests);
     }
     let mut counts = Counts::default();
     for binary in &suite.binaries {
@@ -90,7 +91,7 @@ fn run_suite(suite: &Suite, lbctl: &Path, full: bool) -> Counts {
 }
 
 /// Runs the suite's harnesses in the test machine, one after the other.
-fn run_in_machine(suite: &Suite, lbctl: &Path, full: bool) -> Counts {
+fn run_in_machine(suite: &Suite, lbctl: &Path, full: bool, tests: &[String]) -> Counts {
     let jobs: Vec<_> = suite
         .machine
         .iter()
@@ -111,7 +112,10 @@ fn run_in_machine(suite: &Suite, lbctl: &Path, full: bool) -> Counts {
             }
             if full {
                 environment.push(("LB_TEST_FULL".to_owned(), "1".to_owned()));
-            } else {
+            }
+            if !tests.is_empty() {
+                argv.extend(tests.iter().cloned());
+            } else if !full {
                 argv.extend(guest.filters.iter().cloned());
             }
             vm::Job {
