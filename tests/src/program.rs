@@ -91,6 +91,12 @@ impl Program {
     /// Loads the object with a configuration under which time stands still
     /// until [`Self::set_ticks`] moves it, and without links.
     pub fn load(sizes: Sizes) -> Result<Self> {
+        Self::load_logging(sizes, 0)
+    }
+
+    /// As [`Self::load`], with the debug log up to `level` compiled in: 0 is
+    /// none, 5 all. Nobody reads it.
+    pub fn load_logging(sizes: Sizes, level: u8) -> Result<Self> {
         cleanup::sweep();
         let dir = TempDir::new()?;
         let fs = Bpffs::mount(&dir)?;
@@ -114,7 +120,7 @@ impl Program {
                 map::FREE_PORTS,
                 Ring::lines(Ring::capacity_for(sizes.bindings)),
             )
-            .override_global(aya_log_level(), &0u8, true);
+            .override_global(aya_log_level(), &level, true);
         let mut ebpf = loader
             .load(DATA_PATH)
             .context("can't load the data path's object")?;

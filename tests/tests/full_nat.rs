@@ -37,7 +37,7 @@ const PORTS: u32 = 4096;
 fn pool(kind: Kind, numbers: &[u8]) -> Vec<IpAddr> {
     let net = match kind {
         Kind::NatTwoArmed | Kind::NatOneArmed => 3,
-        Kind::Dsr | Kind::NatFlatOneArmed => 2,
+        Kind::Dsr | Kind::NatFlatOneArmed | Kind::NatBridged => 2,
     };
     numbers
         .iter()
