@@ -9,7 +9,7 @@ use lb_common::{
     member::MemberState,
 };
 use lb_tests::{
-    packet::{Packet, assert_same_frame, protocol, tcp_flags, verify},
+    packet::{Packet, View, assert_same_frame, protocol, tcp_flags, verify},
     program::action,
 };
 
@@ -67,10 +67,11 @@ fn backend(v4: bool, number: u8) -> Backend {
 
 /// A TCP packet with these flags; a UDP packet as it is.
 fn with_flags(packet: Packet, flags: u8) -> Packet {
-    if packet.is_tcp() {
-        packet.flags(flags)
-    } else {
-        packet
+    let view = packet.build();
+    let view = View::parse(&view).expect("a frame that can be taken apart");
+    match view.protocol {
+        protocol::TCP => packet.flags(flags),
+        _ => packet,
     }
 }
 
