@@ -89,7 +89,8 @@ fn to_backend(
             return Err(DropReason::NoBinding);
         }
         let (id, member) = select::member(config, service, flow_hash, parsed.kind())?;
-        if !is_full && !(opens && takes_new(config, service, parsed)) {
+        let is_bound = is_full || (opens && takes_new(config, service, parsed));
+        if !is_bound {
             // Under NAT a connection may be older than the pool.
             let verdict = forward::to_member(frame, parsed, service, id, member)?;
             return Ok(counted(frame, parsed, service, flow_hash, id, verdict));

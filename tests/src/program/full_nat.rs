@@ -82,16 +82,15 @@ impl Program {
             flags: vip_flag::POOL,
         };
         self.hash(map::VIPS)?.insert(key, vip, 0)?;
-        let bindings = self.lines(map::BINDINGS)?;
+        let ring = Ring::new(family, self.config()?.free_ports);
         let indices = base..base + u32::from(count);
+        let bindings = self.lines(map::BINDINGS)?;
         for (index, port) in indices.clone().zip(first_port..) {
             binding::dedicate(&bindings, index, addr, Be16::new(port), family);
             let old = binding::state(&bindings, index);
             let new = BindingState::default().freed(0);
             ensure!(binding::change(&bindings, index, old, new));
         }
-        drop(bindings);
-        let ring = Ring::new(family, self.config()?.free_ports);
         let free = self.lines(map::FREE_PORTS)?;
         for index in indices {
             ensure!(ring.put(&free, index));
