@@ -113,7 +113,14 @@ fn balance(
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
-    let verdict = forward::to_member(frame, parsed, service, id, member)?;
+    let verdict = match forward::to_member(frame, parsed, service, id, member) {
+        // The backend has a flow from this very address and port, to another
+        // service: this one gets another source.
+        Err(DropReason::ReplyConflict) if full_nat::has_pool(frame.config, tuple.family) => {
+            return Ok(frame.hand_over(parsed, program::FULL_NAT));
+        }
+        sent => sent?,
+    };
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
     Ok(verdict)

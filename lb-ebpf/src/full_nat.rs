@@ -45,14 +45,11 @@ fn is_local(config: &Config, service: &ServiceEntry, tuple: &Tuple) -> bool {
     if !bindings::is_local(tuple.source, tuple.family) {
         return false;
     }
-    let pool = match tuple.family {
-        family::V4 => feature::POOL_V4,
-        _ => feature::POOL_V6,
-    };
-    if config.features & pool == 0 {
+    let has_pool = has_pool(config, tuple.family);
+    if !has_pool {
         stats::event(service.id, Event::LocalClient);
     }
-    config.features & pool != 0
+    has_pool
 }
 
 /// A packet of a client, on its way to a service.
@@ -104,6 +101,28 @@ fn to_backend(
     let connections = sample::note(config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
     Ok(verdict)
+}
+
+/// Whether sources of the family's pool can be given.
+#[inline(always)]
+pub fn has_pool(config: &Config, family: u8) -> bool {
+    let pool = match family {
+        family::V4 => feature::POOL_V4,
+        _ => feature::POOL_V6,
+    };
+    config.features & pool != 0
+}
+
+/// Whether the flow of a packet to a service has a binding.
+#[inline(never)]
+pub fn is_bound(config: &Config, parsed: &Parsed, service: u32) -> bool {
+    let tuple = parsed.tuple();
+    let flow = Flow {
+        tuple: &tuple,
+        hash: hash_of(config, parsed),
+        service,
+    };
+    binding::find(&Flows::bindings(config), &Flows::nat(config), &flow).is_some()
 }
 
 #[inline(never)]
