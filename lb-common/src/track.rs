@@ -16,6 +16,10 @@
 //!   that is the base. An RST never makes one.
 //! - A refused insertion makes the slot's time now, so that it stays tracked
 //!   until the flow, which has no entry, can be told from new ones.
+//! - Where flows of a member that serves nobody any more are to be reset, a
+//!   packet that isn't a SYN goes to that member, which tells the caller: by its
+//!   live entry, or without one by the slot's base. Not where an insertion was
+//!   refused since: a flow without an entry may then be a new one.
 //!
 //! The invariant: a flow that is idle for less than its time-out never changes
 //! its member while that member serves it, whatever the pressure on the table.
@@ -94,6 +98,10 @@ pub trait World {
     /// entry of another one.
     fn is_ours(&self, member: u32) -> bool;
 
+    /// Whether packets of flows whose member serves nobody any more are to be
+    /// told from others, and not moved.
+    fn resets(&self) -> bool;
+
     /// Replaces the packet's slot if it is still `current`.
     fn replace_slot(&self, current: SlotWord, new: SlotWord);
 }
@@ -101,7 +109,8 @@ pub trait World {
 /// Where the packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// The member.
+    /// The member. One that doesn't serve, where there is no other or
+    /// [`World::resets`] asks for it.
     pub member: u32,
     /// What happened to the flow table.
     pub entry: Entry,
@@ -147,6 +156,12 @@ pub fn decide<W: World>(
                 entry: Entry::Found,
             };
         }
+        if live && !state.serves() && kind != Kind::Syn && world.resets() {
+            return Decision {
+                member: entry.member(),
+                entry: Entry::None,
+            };
+        }
         stale = Some(found);
     }
 
@@ -156,6 +171,12 @@ pub fn decide<W: World>(
     } else {
         slot.current()
     };
+    if !base.serves() && kind != Kind::Syn && !slot.is_pressed() && world.resets() {
+        return Decision {
+            member: slot.base(),
+            entry: Entry::None,
+        };
+    }
     let wanted = match kind {
         Kind::Syn => {
             let just_changed =
@@ -188,8 +209,12 @@ pub fn decide<W: World>(
         };
     }
     // Within the window the slot's time is recent enough as it is, and the
-    // window must not be cut short for the other flows.
-    if slot.is_pressed() || slot.age(times.now_ticks) >= times.syn_window_ticks {
+    // window must not be cut short for the other flows. It is there for a base
+    // that serves.
+    if slot.is_pressed()
+        || !base.serves()
+        || slot.age(times.now_ticks) >= times.syn_window_ticks
+    {
         let pressed = slot.pressed(times.now_ticks);
         if pressed != slot {
             world.replace_slot(slot, pressed);

@@ -2,20 +2,20 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, feature, program},
+    abi::{ServiceEntry, feature, program, service_flag},
     counter::DropReason,
     hash,
     net::{Addr, family},
 };
 
 use crate::{
-    forward,
+    defence, forward,
     frame::{self, Frame},
     lookup::{self, Vip},
     maps,
     packet::{Ethernet, MacWords, Packet},
     parse::{self, Parsed, What},
-    sample, select, stats,
+    reset, sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -83,6 +83,7 @@ fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     };
     match balance(frame, parsed, service) {
         Ok(verdict) => verdict,
+        Err(DropReason::BackendGone) => reset::begin(frame, parsed, service.id),
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
 }
@@ -100,6 +101,9 @@ fn balance(
     }
     if !can_be_replied_to(tuple.source, tuple.family) || tuple.source == tuple.destination {
         return Err(DropReason::BadSource);
+    }
+    if service.flags & service_flag::GUARDED != 0 {
+        defence::admit(frame.config, service, parsed)?;
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;

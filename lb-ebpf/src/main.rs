@@ -3,7 +3,8 @@
 //! `parse` says what a packet is, `lookup` whose it is, `select` which member
 //! gets it, `forward` how. That is the program `lb`; the rest are programs that
 //! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `reply`
-//! translates what comes back. `frame` is what they all start from. Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
+//! translates what comes back, `reset` ends connections. `defence` says what a
+//! service takes in. `frame` is what they all start from. Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
 //! decided without either stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
@@ -14,6 +15,7 @@
 
 mod balance;
 mod clock;
+mod defence;
 mod forward;
 mod frame;
 mod icmp;
@@ -23,6 +25,7 @@ mod neighbour;
 mod packet;
 mod parse;
 mod reply;
+mod reset;
 mod sample;
 mod select;
 mod stats;
@@ -52,6 +55,12 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_reply(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, reply::handle).finish(&ctx)
+}
+
+/// Connections whose backend is gone.
+#[xdp(frags)]
+pub fn lb_reset(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, reset::handle).finish(&ctx)
 }
 
 /// Reads the clocks for the controller, which can't read jiffies. Started by

@@ -1,7 +1,7 @@
 //! Which member gets a packet of a service.
 
 use lb_common::{
-    abi::{Config, MemberEntry, ServiceEntry},
+    abi::{Config, MemberEntry, ServiceEntry, service_flag},
     counter::{DropReason, Event},
     flow::{FlowKey, Idle},
     hash::{self, scale},
@@ -41,6 +41,11 @@ impl track::World for World<'_> {
     }
 
     #[inline(always)]
+    fn resets(&self) -> bool {
+        self.service.flags & service_flag::RESET != 0
+    }
+
+    #[inline(always)]
     fn replace_slot(&self, current: SlotWord, new: SlotWord) {
         self.slot.replace(current, new);
     }
@@ -66,7 +71,12 @@ pub fn member(
     }
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     if !MemberState(member.state).serves() {
-        return Err(DropReason::NoBackend);
+        let is_new = kind == Kind::Syn || service.flags & service_flag::RESET == 0;
+        return Err(if is_new {
+            DropReason::NoBackend
+        } else {
+            DropReason::BackendGone
+        });
     }
     if member.service != service.id {
         return Err(DropReason::Inconsistent);

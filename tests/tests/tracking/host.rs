@@ -61,6 +61,10 @@ impl track::World for World<'_> {
         true
     }
 
+    fn resets(&self) -> bool {
+        self.host.resets
+    }
+
     fn replace_slot(&self, current: SlotWord, new: SlotWord) {
         let mut slots = self.host.slots.borrow_mut();
         if slots[self.slot] == current {
