@@ -5,6 +5,7 @@
 //! [`resolve`] decides without a socket; [`watch`] drives it. May import
 //! [`crate::model`] and lb-common only.
 
+pub mod devices;
 pub mod links;
 mod messages;
 pub mod multicast;
@@ -17,6 +18,7 @@ use std::{collections::HashMap, fmt, net::IpAddr};
 
 use serde::Serialize;
 
+pub use devices::Device;
 pub use links::Link;
 pub use watch::{NeighbourError, Neighbours};
 
@@ -126,6 +128,8 @@ pub struct NeighbourView {
     pub hops: HashMap<IpAddr, Result<Hop, Unresolved>>,
     /// The managed links that exist, by name.
     pub links: Vec<Link>,
+    /// The devices behind them, by name.
+    pub devices: Vec<Device>,
 }
 
 /// The backends' addresses of a model.

@@ -240,9 +240,9 @@ impl Daemon {
         let indexes: Vec<_> = self
             .controller
             .neighbours
-            .links
+            .devices
             .iter()
-            .map(|l| l.ifindex)
+            .map(|device| device.ifindex)
             .collect();
         for error in self.groups.set(&vips, &indexes) {
             tracing::warn!(%error, "neighbour solicitations for a VIP may not arrive");
