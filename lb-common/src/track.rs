@@ -211,10 +211,7 @@ pub fn decide<W: World>(
     // Within the window the slot's time is recent enough as it is, and the
     // window must not be cut short for the other flows. It is there for a base
     // that serves.
-    if slot.is_pressed()
-        || !base.serves()
-        || slot.age(times.now_ticks) >= times.syn_window_ticks
-    {
+    if slot.is_pressed() || !base.serves() || slot.age(times.now_ticks) >= times.syn_window_ticks {
         let pressed = slot.pressed(times.now_ticks);
         if pressed != slot {
             world.replace_slot(slot, pressed);

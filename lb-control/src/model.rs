@@ -13,6 +13,10 @@ use std::{
 
 use serde::Serialize;
 
+mod defence;
+
+pub use defence::{Defence, OnBackendDown, Prefix};
+
 /// Everything one node does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Model {
@@ -63,6 +67,10 @@ pub struct Dataplane {
     pub max_members: u32,
     /// Slots of all services together (8 bytes each).
     pub max_slots: u32,
+    /// Prefixes of sources that the maps have room for, those of all services.
+    pub max_source_prefixes: u32,
+    /// Sources whose new flows are counted at a time.
+    pub max_limited_sources: u32,
     /// A TCP flow idle for less than this never changes its backend.
     pub tcp_idle: Duration,
     /// A UDP flow's idle time, where UDP is tracked or its replies are.
@@ -148,6 +156,10 @@ pub struct Service {
     pub forwarding: ForwardingMethod,
     /// How replies are recognised under NAT, after `auto` was resolved.
     pub replies: Replies,
+    /// Who may use it, and how much.
+    pub defence: Defence,
+    /// What becomes of connections whose backend is down.
+    pub on_backend_down: OnBackendDown,
     /// Name of its pool (checked to exist).
     pub pool: String,
     /// Slots of its table: a prime. A live service keeps the size it has.

@@ -1,7 +1,9 @@
 //! What a service takes in: from whom, and how much of it.
 
 use lb_common::{
-    abi::{CORE_LIMIT_RESETS, Config, LimitKey, RESETS_PER_SECOND, ServiceEntry, SourceKey, source},
+    abi::{
+        CORE_LIMIT_RESETS, Config, LimitKey, RESETS_PER_SECOND, ServiceEntry, SourceKey, source,
+    },
     counter::DropReason,
     limit::Bucket,
     net::{Addr, family},

@@ -17,10 +17,10 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LimitKey,
-        LinkEntry, MemberEntry, MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry, ServiceEntry,
-        ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
+        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry,
+        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
+        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry,
+        ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},
@@ -186,10 +186,7 @@ pub fn source(key: SourceKey) -> u32 {
 
 /// Takes a token from one of this core's buckets, if `take` finds one.
 #[inline(always)]
-pub fn take_from_core(
-    row: u32,
-    take: impl FnOnce(limit::Bucket) -> limit::Bucket,
-) -> bool {
+pub fn take_from_core(row: u32, take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
     let Some(at) = CORE_LIMITS.get_ptr_mut(row) else {
         return true;
     };
@@ -200,10 +197,7 @@ pub fn take_from_core(
 /// Takes a token from a source's bucket, if `take` finds one. What two cores
 /// do at once may count once: a source gets one flow more, and nothing else.
 #[inline(always)]
-pub fn take_from_source(
-    key: &LimitKey,
-    take: impl FnOnce(limit::Bucket) -> limit::Bucket,
-) -> bool {
+pub fn take_from_source(key: &LimitKey, take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
     match SOURCE_LIMITS.get_ptr_mut(key) {
         // SAFETY: a valid element. It may be given to another source
         // meanwhile, whose limit is off by a second at most.

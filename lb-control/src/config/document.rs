@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
+    defence,
     reader::{At, Errors, Fields, Path},
     value,
     yaml::Node,
@@ -116,6 +117,8 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         "max_services",
         "max_members",
         "max_slots",
+        "max_source_prefixes",
+        "max_limited_sources",
         "tcp_idle",
         "udp_idle",
         "dead_after",
@@ -145,6 +148,8 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         max_services: number("max_services", 1024, 1..=65_536),
         max_members: number("max_members", 65_536, 1..=MOST_MEMBERS),
         max_slots: number("max_slots", 4_194_304, 1024..=1 << 28),
+        max_source_prefixes: number("max_source_prefixes", 65_536, 1024..=1 << 24),
+        max_limited_sources: number("max_limited_sources", 65_536, 1024..=1 << 24),
         tcp_idle: duration("tcp_idle", LONGEST_IDLE, seconds(10)..=LONGEST_IDLE),
         udp_idle: duration("udp_idle", seconds(60), seconds(10)..=LONGEST_IDLE),
         dead_after: duration("dead_after", seconds(30), seconds(0)..=seconds(86_400)),
@@ -252,16 +257,8 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         "pool",
         "table_size",
     ];
-    let later = [
-        "persistence",
-        "hash",
-        "tracking",
-        "udp",
-        "on_backend_down",
-        "allow",
-        "deny",
-    ];
-    let fields = at.fields(&known, &later)?;
+    let later = ["persistence", "hash", "tracking", "udp"];
+    let fields = at.fields(&[&known[..], &defence::KEYS[..]].concat(), &later)?;
     let methods = [
         ("l2-dsr", ForwardingMethod::L2Dsr),
         ("nat", ForwardingMethod::Nat),
@@ -302,6 +299,8 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         protocol: protocol?,
         forwarding: forwarding?,
         replies: replies.unwrap_or(Replies::Port),
+        defence: defence::defence(&fields),
+        on_backend_down: defence::on_backend_down(&fields),
         pool: pool?,
         table_size: table_size.unwrap_or(0),
         table_size_is_explicit: table_size.is_some(),

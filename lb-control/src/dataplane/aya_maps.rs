@@ -19,8 +19,8 @@ use aya::{
 use lb_common::{
     abi::{
         ClockReading, Config, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, RangeKey,
-        ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, VipEntry, VipKey,
-        map,
+        ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, SourceKey,
+        VipEntry, VipKey, map,
     },
     flow::BUCKET_WORDS,
 };
@@ -49,6 +49,7 @@ pub(super) struct AyaMaps {
     flows: Mapping,
     reply_flows: Mapping,
     replies: HashMap<MapData, ReplyKey, ReplyEntry>,
+    sources: LpmTrie<MapData, SourceKey, u32>,
     links: Array<MapData, LinkEntry>,
     stats: PerCpu<MemberStats>,
     drops: PerCpu<u64>,
@@ -143,6 +144,7 @@ impl AyaMaps {
             flows: mapped(ebpf, map::FLOWS, table)?,
             reply_flows: mapped(ebpf, map::REPLY_FLOWS, table)?,
             replies: take(ebpf, map::REPLIES)?,
+            sources: take(ebpf, map::SOURCES)?,
             links: take(ebpf, map::LINKS)?,
             stats: PerCpu::take(ebpf, map::STATS)?,
             drops: PerCpu::take(ebpf, map::DROPS)?,

@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::{
     abi::{Config, LinkEntry, ServiceEntry, feature, owner, service_flag},
-    clock,
+    clock, limit,
 };
 
 use super::{
@@ -16,13 +16,14 @@ use super::{
     state::{Capacity, MapSnapshot, MemberKey},
 };
 use crate::{
-    model::{ForwardingMethod, Model, Pool, Protocol, Replies, Service},
+    model::{ForwardingMethod, Model, OnBackendDown, Pool, Protocol, Replies, Service},
     scheduler,
 };
 
 mod keys;
 mod links;
 mod members;
+mod sources;
 mod types;
 
 pub use types::{
@@ -139,6 +140,7 @@ impl<'a> Builder<'a> {
                     features: 0,
                     flow_buckets: given.capacity.flow_buckets,
                     reply_buckets: given.capacity.flow_buckets,
+                    second_steps: limit::second(given.hz),
                     ..snapshot.config
                 },
                 links,
@@ -162,18 +164,27 @@ impl<'a> Builder<'a> {
         };
         let pool = self.model.pools.get(&service.pool).unwrap_or(&empty);
         let (offset, size) = self.slot_range(id, service, pool)?;
+        let sources = self.source_set(service, id);
+        let core_cost = self.cost(service.defence.new_flows_per_core);
+        let source_cost = self.cost(service.defence.new_flows_per_source);
+        let resets = service.on_backend_down == OnBackendDown::Reset;
+        let is_guarded = sources | core_cost | source_cost != 0;
+        let flags = [
+            (is_reply_flow(service), service_flag::REPLY_FLOWS),
+            (is_guarded, service_flag::GUARDED),
+            (resets, service_flag::RESET),
+        ];
         let entry = ServiceEntry {
             id,
             slot_offset: offset,
             slot_size: size,
             owner: owner::ALWAYS_INDEX,
-            flags: if is_reply_flow(service) {
-                service_flag::REPLY_FLOWS
-            } else {
-                0
-            },
+            flags: flags.iter().filter(|f| f.0).fold(0, |all, f| all | f.1),
             idle_units: self.idle_units(service)?,
-            reserved: [0; 11],
+            core_cost,
+            source_cost,
+            sources,
+            ..ServiceEntry::default()
         };
         self.state.config.longest_idle_units =
             self.state.config.longest_idle_units.max(entry.idle_units);
@@ -186,6 +197,7 @@ impl<'a> Builder<'a> {
                 offset,
                 stateless: service.protocol == Protocol::Udp,
                 keep,
+                resets,
                 members: tables.table(&service.name, &shares, size),
             },
         );

@@ -31,6 +31,7 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
     };
     let buckets = Some(capacity.flow_buckets);
     let services = capacity.services + 1;
+    // A set of sources is replaced by writing the new one beside it.
     vec![
         shape(map::CONFIG, size_of::<Config>(), None),
         shape(map::SERVICES, size_of::<ServiceEntry>(), None),
@@ -47,6 +48,13 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
         shape(map::FLOWS, 64, buckets),
         shape(map::REPLY_FLOWS, 64, buckets),
         shape(map::REPLIES, size_of::<ReplyEntry>(), None),
+        shape(
+            map::SOURCES,
+            4,
+            Some(capacity.source_prefixes.saturating_mul(2)),
+        ),
+        shape(map::CORE_LIMITS, 8, Some(services)),
+        shape(map::SOURCE_LIMITS, 8, Some(capacity.limited_sources)),
         shape(map::LINKS, size_of::<LinkEntry>(), Some(abi::LINKS)),
         shape(
             map::STATS,

@@ -75,6 +75,7 @@ impl Fixture {
                 size: SIZE,
                 idle_units: IDLE_UNITS,
                 idle_ticks: IDLE_TICKS,
+                resets: false,
             }],
             half_units: HALF_UNITS,
             now_ticks,

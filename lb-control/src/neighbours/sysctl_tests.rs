@@ -2,7 +2,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, XdpMode,
+    Backend, Dataplane, Defence, Interface, OnBackendDown, Pool, Ports, Protocol, Replies, Service,
+    XdpMode,
 };
 
 #[derive(Default)]
@@ -56,6 +57,8 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_source_prefixes: 1024,
+            max_limited_sources: 1024,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,
@@ -82,6 +85,8 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 protocol: Protocol::Tcp,
                 forwarding: *forwarding,
                 replies: Replies::Port,
+                defence: Defence::default(),
+                on_backend_down: OnBackendDown::Keep,
                 pool: "web".to_owned(),
                 table_size: 101,
                 table_size_is_explicit: false,

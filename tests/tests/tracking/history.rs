@@ -50,6 +50,8 @@ pub struct Options {
     pub steps: u32,
     /// Spoofed SYNs and stray ACKs in each burst; none at 0.
     pub flood: u32,
+    /// Flows of members that are gone are reset.
+    pub resets: bool,
 }
 
 /// What a history came to.
@@ -131,6 +133,8 @@ struct History<'a, P> {
     last_change: u32,
     /// When they changed before that.
     change_before: u32,
+    /// See [`Options::resets`].
+    resets: bool,
     report: Report,
 }
 
@@ -147,6 +151,7 @@ pub fn run<P: Plant>(plant: &mut P, seed: u64, options: Options) -> Result<Repor
         sweeper: Sweeper::default(),
         last_change: 0,
         change_before: 0,
+        resets: options.resets,
         report: Report::default(),
     };
     history.plant.set_ticks(history.now)?;
@@ -303,6 +308,7 @@ impl<P: Plant> History<'_, P> {
             offset: 0,
             stateless: false,
             keep: up.is_empty(),
+            resets: self.resets,
             members,
         };
         let desired = DesiredState {
@@ -377,6 +383,7 @@ impl<P: Plant> History<'_, P> {
             size: SIZE,
             idle_units: IDLE_UNITS,
             idle_ticks: (IDLE_UNITS + 1) << UNIT_SHIFT,
+            resets: self.resets,
         }];
         let nothing = MemoryTable::new(2);
         let (sweeper, now_ticks) = (&mut self.sweeper, self.now);

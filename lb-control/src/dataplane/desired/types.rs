@@ -14,7 +14,10 @@ use lb_common::{
     net::Mac,
 };
 
-use crate::dataplane::state::PortBlock;
+use crate::{
+    dataplane::state::{PortBlock, SourcePrefix},
+    model::OnBackendDown,
+};
 
 /// What is known at run time, besides the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -63,6 +66,17 @@ pub enum Condition {
     Dead,
     /// Taken out by the operator: serves nobody, whatever becomes of the rest.
     Disabled,
+}
+
+impl Condition {
+    /// The condition to a service that does this with a backend that is down.
+    #[must_use]
+    pub const fn to_service(self, on_backend_down: OnBackendDown) -> Self {
+        match (self, on_backend_down) {
+            (Self::Failing, OnBackendDown::Rehash | OnBackendDown::Reset) => Self::Dead,
+            _ => self,
+        }
+    }
 }
 
 /// A resolved next hop.
@@ -115,6 +129,8 @@ pub struct DesiredState {
     pub members: BTreeMap<u32, MemberEntry>,
     /// Slots by service id.
     pub tables: BTreeMap<u32, Table>,
+    /// `SOURCES`.
+    pub sources: BTreeMap<SourcePrefix, u32>,
     /// `REPLIES`.
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
@@ -133,6 +149,8 @@ pub struct Table {
     pub stateless: bool,
     /// Whether slots whose member serves keep it, since no backend is up.
     pub keep: bool,
+    /// Whether flows of members that serve no more are reset.
+    pub resets: bool,
     /// Member for each slot; zero where there is none.
     pub members: Arc<[u32]>,
 }
