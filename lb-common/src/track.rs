@@ -18,8 +18,8 @@
 //!   until the flow, which has no entry, can be told from new ones.
 //! - Where flows of a member that serves nobody any more are to be reset, a
 //!   packet that isn't a SYN goes to that member, which tells the caller: by its
-//!   live entry, or without one by the slot's base. Not where an insertion was
-//!   refused since: a flow without an entry may then be a new one.
+//!   live entry, or without one by the slot's base. A refused insertion ends
+//!   that: the flow without an entry is the current member's, which becomes the base.
 //!
 //! The invariant: a flow that is idle for less than its time-out never changes
 //! its member while that member serves it, whatever the pressure on the table.
@@ -102,8 +102,8 @@ pub trait World {
     /// told from others, and not moved.
     fn resets(&self) -> bool;
 
-    /// Replaces the packet's slot if it is still `current`.
-    fn replace_slot(&self, current: SlotWord, new: SlotWord);
+    /// Replaces the packet's slot if it is still `current`; whether it was.
+    fn replace_slot(&self, current: SlotWord, new: SlotWord) -> bool;
 }
 
 /// Where the packet goes.
@@ -171,7 +171,7 @@ pub fn decide<W: World>(
     } else {
         slot.current()
     };
-    if !base.serves() && kind != Kind::Syn && !slot.is_pressed() && world.resets() {
+    if !base.serves() && kind != Kind::Syn && world.resets() {
         return Decision {
             member: slot.base(),
             entry: Entry::None,
@@ -208,10 +208,20 @@ pub fn decide<W: World>(
             entry: Entry::Inserted,
         };
     }
-    // Within the window the slot's time is recent enough as it is, and the
-    // window must not be cut short for the other flows. It is there for a base
-    // that serves.
-    if slot.is_pressed() || !base.serves() || slot.age(times.now_ticks) >= times.syn_window_ticks {
+    if !base.serves() {
+        // From here on what has no entry is the current member's.
+        let rebased = slot.pressed(times.now_ticks).rebased();
+        if !world.replace_slot(slot, rebased) && world.resets() {
+            // Another one's slot by now, in which this flow would be taken for
+            // one of the base. The client will ask again.
+            return Decision {
+                member: slot.base(),
+                entry: Entry::Refused,
+            };
+        }
+    } else if slot.is_pressed() || slot.age(times.now_ticks) >= times.syn_window_ticks {
+        // Within the window the slot's time is recent enough as it is, and the
+        // window must not be cut short for the other flows.
         let pressed = slot.pressed(times.now_ticks);
         if pressed != slot {
             world.replace_slot(slot, pressed);

@@ -46,8 +46,8 @@ impl track::World for World<'_> {
     }
 
     #[inline(always)]
-    fn replace_slot(&self, current: SlotWord, new: SlotWord) {
-        self.slot.replace(current, new);
+    fn replace_slot(&self, current: SlotWord, new: SlotWord) -> bool {
+        self.slot.replace(current, new)
     }
 }
 

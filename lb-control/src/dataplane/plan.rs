@@ -117,8 +117,8 @@ impl SlotChange {
                 resets,
             } => {
                 // Flows that have no entry are the base's also when it serves
-                // no more, unless an insertion was refused since.
-                let base_stays = base_serves || (resets && !word.is_pressed());
+                // no more.
+                let base_stays = base_serves || resets;
                 let new = word.changed(member, base_stays, now_ticks);
                 let has_old_flows = if word.is_tracked() && base_stays {
                     true

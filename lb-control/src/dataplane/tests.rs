@@ -23,7 +23,7 @@ use super::{
         TableCache, desired,
     },
     fake::FakeMaps,
-    plan::{MapOp, SlotChange, plan},
+    plan::{MapOp, plan},
     state::{Capacity, MapSnapshot, SourcePrefix},
     store::MapStore,
 };
@@ -709,19 +709,6 @@ fn what_serves_no_more_stays_the_base_where_its_flows_are_reset() {
         assert_eq!(was, &(word.base() == first), "{word:?}");
     }
     assert!(words(&maps).iter().any(|w| w.base() == second));
-}
-
-#[test]
-fn a_refused_flow_is_not_taken_for_one_of_a_member_that_is_gone() {
-    let change = SlotChange::To {
-        member: 3,
-        base_serves: false,
-        current_serves: true,
-        resets: true,
-    };
-    let gone = SlotWord::tracked(2, 1, 10);
-    assert_eq!(change.applied(gone, 20).base(), 1);
-    assert_eq!(change.applied(gone.pressed(15), 20).base(), 2);
 }
 
 #[test]

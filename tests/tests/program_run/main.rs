@@ -5,6 +5,7 @@
 mod lab;
 
 mod budget;
+mod defence;
 mod forward;
 mod lookup;
 mod malformed;
@@ -13,6 +14,7 @@ mod oracle;
 mod random;
 mod reply_flow;
 mod reply_route;
+mod reset;
 mod sample;
 mod tracked;
 mod unbalanced;

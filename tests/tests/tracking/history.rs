@@ -32,7 +32,9 @@ use lb_control::{
 };
 use lb_tests::packet::Rng;
 
-use crate::plant::{HALF_UNITS, IDLE_TICKS, IDLE_UNITS, MEMBERS, Plant, SERVICE, SIZE, SYN_WINDOW};
+use crate::plant::{
+    HALF_UNITS, IDLE_TICKS, IDLE_UNITS, MEMBERS, Plant, RESET, SERVICE, SIZE, SYN_WINDOW,
+};
 
 /// Ticks for which a failing member serves its flows.
 const DEAD_AFTER: u32 = 30;
@@ -68,6 +70,8 @@ pub struct Report {
     pub refused: u64,
     pub changes: u64,
     pub stabilised: u64,
+    /// Flows of members that are gone whose client was told.
+    pub reset: u64,
 }
 
 impl Report {
@@ -79,6 +83,7 @@ impl Report {
         self.refused += other.refused;
         self.changes += other.changes;
         self.stabilised += other.stabilised;
+        self.reset += other.reset;
         self.trace.extend(&other.trace);
     }
 }
@@ -88,7 +93,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} flows, {} packets, {} of flows older than a change, {} entries made, {} refused, \
-             {} changes, {} slots made stable, {} half-open flows moved",
+             {} changes, {} slots made stable, {} half-open flows moved, {} flows reset",
             self.flows,
             self.trace.len(),
             self.found,
@@ -97,6 +102,7 @@ impl fmt::Display for Report {
             self.changes,
             self.stabilised,
             self.half_open_moved,
+            self.reset,
         )
     }
 }
@@ -128,6 +134,8 @@ struct History<'a, P> {
     next_member: u32,
     next_flow: u32,
     flows: Vec<Flow>,
+    /// Flows whose member was given up.
+    orphans: Vec<Flow>,
     sweeper: Sweeper,
     /// When slots last changed.
     last_change: u32,
@@ -148,6 +156,7 @@ pub fn run<P: Plant>(plant: &mut P, seed: u64, options: Options) -> Result<Repor
         next_member: 5,
         next_flow: 0,
         flows: Vec::new(),
+        orphans: Vec::new(),
         sweeper: Sweeper::default(),
         last_change: 0,
         change_before: 0,
@@ -205,6 +214,7 @@ impl<P: Plant> History<'_, P> {
             6..8 if options.flood > 0 => self.flood(options.flood)?,
             6..10 => self.spoof()?,
             10..36 => self.open()?,
+            36..50 if !self.orphans.is_empty() => self.orphan()?,
             _ if self.flows.is_empty() => self.open()?,
             _ => self.talk()?,
         }
@@ -340,10 +350,13 @@ impl<P: Plant> History<'_, P> {
         // A member that stopped serving owes its flows nothing, even if it
         // comes back before they notice.
         let flows = std::mem::take(&mut self.flows);
-        self.flows = flows
+        let (flows, orphans): (Vec<Flow>, Vec<Flow>) = flows
             .into_iter()
-            .filter(|f| self.state(f.member).serves())
-            .collect();
+            .partition(|f| self.state(f.member).serves());
+        self.flows = flows;
+        let mut orphans = [std::mem::take(&mut self.orphans), orphans].concat();
+        orphans.retain(|f| self.resets && f.is_open && !self.state(f.member).serves());
+        self.orphans = orphans;
 
         let mut words = BTreeMap::new();
         for op in plan(&desired, &snapshot) {
@@ -429,6 +442,7 @@ impl<P: Plant> History<'_, P> {
         let member = self.plant.packet(tuple, kind)?;
         self.report.trace.push(member.unwrap_or(0));
         if let Some(id) = member
+            && id != RESET
             && !self.state(id).serves()
         {
             self.violation(format!(
@@ -520,6 +534,30 @@ impl<P: Plant> History<'_, P> {
         let ends = kind == Kind::Rst || (kind == Kind::Fin && self.below(2) == 0);
         if ends {
             self.flows.swap_remove(index);
+        }
+        Ok(())
+    }
+
+    /// A client sends on a connection whose server was given up.
+    fn orphan(&mut self) -> Result<()> {
+        let index = self.below(self.orphans.len() as u64) as usize;
+        let flow = self.orphans[index].clone();
+        if self.now - flow.seen >= IDLE_TICKS {
+            self.orphans.swap_remove(index);
+            return Ok(());
+        }
+        let kind = if self.below(5) == 0 {
+            Kind::Fin
+        } else {
+            Kind::Data
+        };
+        let member = self.send(&flow.tuple, kind)?;
+        self.report.reset += u64::from(member == Some(RESET));
+        // A refused insertion ends it for the flows of that slot.
+        if member != Some(RESET) && self.plant.events()?.1 == 0 {
+            self.violation(format!(
+                "{kind:?} of {flow:?}, which is gone, went to {member:?}"
+            ));
         }
         Ok(())
     }
