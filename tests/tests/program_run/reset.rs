@@ -91,8 +91,7 @@ fn an_old_flow_is_told_by_the_vip_under_every_method() -> Result<()> {
 }
 
 #[test]
-fn options_extension_headers_and_padding_are_left_out() -> Result<()>
-{
+fn options_extension_headers_and_padding_are_left_out() -> Result<()> {
     for case in cases() {
         let (mut lab, service) = bereft(case)?;
         let packet = case.packet().numbers(1, 77).flags(tcp_flags::ACK);
