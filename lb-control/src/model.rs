@@ -160,6 +160,8 @@ pub struct Service {
     pub defence: Defence,
     /// What becomes of connections whose backend is down.
     pub on_backend_down: OnBackendDown,
+    /// What the operator says of the network around it; checked for sense.
+    pub topology: Topology,
     /// Name of its pool (checked to exist).
     pub pool: String,
     /// Slots of its table: a prime. A live service keeps the size it has.
@@ -224,6 +226,60 @@ impl fmt::Display for ForwardingMethod {
             Self::Nat => "nat",
         })
     }
+}
+
+/// Where balancer, servers and VIP are in the network, as far as the file says.
+/// It changes nothing; what can't work with it is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Topology {
+    /// Clients and servers on the same interface, or on two.
+    pub arms: Option<Arms>,
+    /// How packets get from one side to the other.
+    pub path: Option<NetworkPath>,
+    /// Whether the VIP is in the servers' subnet.
+    pub subnets: Option<Subnets>,
+    /// The servers' default route.
+    pub gateway: Option<Gateway>,
+}
+
+/// Interfaces towards clients and servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arms {
+    /// One for both.
+    One,
+    /// One for each.
+    Two,
+}
+
+/// How packets get from clients to servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkPath {
+    /// The balancer is a hop.
+    Routed,
+    /// The balancer is a Linux bridge.
+    Bridged,
+}
+
+/// Subnets of VIP and servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Subnets {
+    /// One ("flat").
+    Same,
+    /// Two ("NAT based").
+    Different,
+}
+
+/// The servers' default route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gateway {
+    /// The balancer.
+    Balancer,
+    /// Another router.
+    Router,
 }
 
 /// How a reply is recognised under NAT.

@@ -167,7 +167,8 @@ impl Site {
         Self::start(topology, config, true)
     }
 
-    fn start(topology: Topology, config: Config, with_web: bool) -> Result<Self> {
+    /// A site in a topology that is there, with nginx or without.
+    pub fn start(topology: Topology, config: Config, with_web: bool) -> Result<Self> {
         let mut web = vec![];
         let mut echo = vec![];
         let ports = LIST.into_iter().chain(RANGE.0..=RANGE.1);

@@ -359,6 +359,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             replies: Replies::Port,
             defence: Defence::default(),
             on_backend_down: OnBackendDown::Keep,
+            topology: Default::default(),
             pool: "web".to_owned(),
             table_size: 101,
             table_size_is_explicit: false,

@@ -7,6 +7,7 @@ use super::{
     defence,
     document::Document,
     reader::{Errors, Path, nearest},
+    topology,
 };
 use crate::{
     model::{Backend, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service},
@@ -36,6 +37,7 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
             Some(pool) => service_and_pool(service, pool, &path, errors),
             None => no_pool(model, service, &path, errors),
         }
+        topology::check(service, &model.interfaces, &path.key("topology"), errors);
     }
     overlaps(model, errors);
     capacities(model, errors);

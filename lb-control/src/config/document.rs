@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     defence,
     reader::{At, Errors, Fields, Path},
-    value,
+    topology, value,
     yaml::Node,
 };
 use crate::model::{
@@ -256,6 +256,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         "replies",
         "pool",
         "table_size",
+        "topology",
     ];
     let later = ["persistence", "hash", "tracking", "udp"];
     let fields = at.fields(&[&known[..], &defence::KEYS[..]].concat(), &later)?;
@@ -281,6 +282,10 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
     let protocol =
         |node: &Node| value::choice(node, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[]);
     let forwarding = |node: &Node| value::choice(node, &methods, &later_methods);
+    let topology = fields
+        .get("topology")
+        .map(topology::read)
+        .unwrap_or_default();
     // All are read before the first missing one ends it.
     let name = fields.required("name").and_then(|at| at.read(value::name));
     let address = fields
@@ -301,6 +306,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         replies: replies.unwrap_or(Replies::Port),
         defence: defence::defence(&fields),
         on_backend_down: defence::on_backend_down(&fields),
+        topology,
         pool: pool?,
         table_size: table_size.unwrap_or(0),
         table_size_is_explicit: table_size.is_some(),

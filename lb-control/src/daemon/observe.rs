@@ -16,6 +16,7 @@ use crate::{
     },
     health::BackendHealth,
     model::{Backend, ForwardingMethod, Model, Ports, Service},
+    neighbours::Device,
     rates::{CounterKey, Counts, Ledger, RawCounters},
     status::{
         BackendStatus, Concurrent, Condition, ConfigStatus, FlowTableStatus, Histogram,
@@ -234,7 +235,7 @@ impl Observer {
     {
         let controller = view.controller;
         let (model, stats) = (&controller.model, view.stats);
-        let interfaces = interfaces(model, stats);
+        let interfaces = interfaces(model, stats, &controller.neighbours.devices);
         Status {
             node: model.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -328,18 +329,27 @@ pub(super) fn ports(ports: &Ports) -> String {
     }
 }
 
-fn interfaces(model: &Model, stats: &PlaneStats) -> Vec<InterfaceStatus> {
+fn interfaces(model: &Model, stats: &PlaneStats, devices: &[Device]) -> Vec<InterfaceStatus> {
     model
         .interfaces
         .iter()
         .map(|interface| {
             let row = stats.interfaces.iter().find(|row| row.name == interface.name);
             let mode = row.and_then(|row| row.mode);
+            let is_blocked = row.is_some_and(|row| {
+                devices.iter().any(|device| {
+                    device.is_blocked && device.ways.iter().any(|way| way.ifindex == row.ifindex)
+                })
+            });
             InterfaceStatus {
                 name: interface.name.clone(),
                 ifindex: row.map_or(0, |row| row.ifindex),
                 mode: mode.map_or("detached".into(), |mode| mode.to_string()),
                 reason: match (row, mode) {
+                    (Some(_), Some(_)) if is_blocked => Some(
+                        "spanning tree blocks a port of the bridge: this balancer stands aside"
+                            .into(),
+                    ),
                     (Some(row), Some(_)) => row.fallback_reason.clone(),
                     (Some(_), None) => Some(
                         "the program is not on the interface any more; restart the daemon to attach it"

@@ -104,6 +104,7 @@ pub fn model(backends: &[&str]) -> Model {
             replies: Replies::Port,
             defence: Defence::default(),
             on_backend_down: OnBackendDown::Keep,
+            topology: Default::default(),
             pool: "web".into(),
             table_size: 1_009,
             table_size_is_explicit: false,

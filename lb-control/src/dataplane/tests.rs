@@ -62,6 +62,7 @@ fn service(n: u8, pool: &str) -> Service {
         replies: Replies::Port,
         defence: Defence::default(),
         on_backend_down: OnBackendDown::Keep,
+        topology: Default::default(),
         pool: pool.into(),
         table_size: 31,
         table_size_is_explicit: false,
