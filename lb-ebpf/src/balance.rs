@@ -108,7 +108,7 @@ fn balance(
     if !can_be_replied_to(tuple.source, tuple.family) || tuple.source == tuple.destination {
         return Err(DropReason::BadSource);
     }
-    if service.flags & service_flag::GUARDED != 0 {
+    if lookup::has_flag(service, service_flag::GUARDED) {
         defence::admit(frame.config, service, parsed)?;
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);

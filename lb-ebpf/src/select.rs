@@ -11,7 +11,7 @@ use lb_common::{
 };
 
 use crate::{
-    clock,
+    clock, lookup,
     maps::{self, Flows, Slot},
     stats,
 };
@@ -42,7 +42,7 @@ impl track::World for World<'_> {
 
     #[inline(always)]
     fn resets(&self) -> bool {
-        self.service.flags & service_flag::RESET != 0
+        lookup::has_flag(self.service, service_flag::RESET)
     }
 
     #[inline(always)]
@@ -71,7 +71,7 @@ pub fn member(
     }
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     if !MemberState(member.state).serves() {
-        let is_new = kind == Kind::Syn || service.flags & service_flag::RESET == 0;
+        let is_new = kind == Kind::Syn || !lookup::has_flag(service, service_flag::RESET);
         return Err(if is_new {
             DropReason::NoBackend
         } else {

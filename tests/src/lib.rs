@@ -25,6 +25,7 @@ pub mod conns;
 pub mod daemon;
 pub mod demo;
 mod evidence;
+pub mod mutation;
 pub mod netns;
 pub mod packet;
 pub mod process;

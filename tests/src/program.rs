@@ -202,6 +202,11 @@ impl Program {
         Ok(self.map(name)?.try_into()?)
     }
 
+    /// A map as an array of values per core.
+    pub fn per_cpu<V: Pod>(&mut self, name: &str) -> Result<PerCpuArray<&mut MapData, V>> {
+        Ok(self.map(name)?.try_into()?)
+    }
+
     /// A map as a hash.
     pub fn hash<K: Pod, V: Pod>(&mut self, name: &str) -> Result<HashMap<&mut MapData, K, V>> {
         Ok(self.map(name)?.try_into()?)

@@ -9,6 +9,7 @@ mod defence;
 mod forward;
 mod lookup;
 mod malformed;
+mod mutations;
 mod neighbour;
 mod oracle;
 mod random;
