@@ -71,6 +71,11 @@ names! {
         ReplyTableFull = "reply_table_full",
         /// The route to the client says unreachable, prohibited or blackhole.
         NoRoute = "no_route",
+        /// Under full NAT no port of the pool is free.
+        NoSourcePort = "no_source_port",
+        /// Under full NAT: a reply, or a packet that opens nothing, of no flow
+        /// that has a binding.
+        NoBinding = "no_binding",
         /// The maps contradict each other; a bug, or somebody else wrote them.
         Inconsistent = "inconsistent",
         /// The service's `allow` and `deny` don't let the source in.
@@ -109,6 +114,11 @@ names! {
         ForwardingOff = "forwarding_off",
         /// Connections reset because their backend is gone.
         Reset = "reset",
+        /// Full NAT's ports given to flows.
+        BindingOpened = "binding_opened",
+        /// NAT: packets of clients on a backend's own link, where there is no
+        /// pool for full NAT; the backend's answers go past the balancer.
+        LocalClient = "local_client",
     }
 }
 

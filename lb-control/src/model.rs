@@ -32,6 +32,26 @@ pub struct Model {
     pub pools: BTreeMap<String, Pool>,
     /// Services in the file's order; names are unique.
     pub services: Vec<Service>,
+    /// The addresses that full NAT gives to clients' packets as their source.
+    pub full_nat: Option<FullNat>,
+}
+
+/// Full NAT's pool of source addresses and ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FullNat {
+    /// The addresses, of either family; unique.
+    pub addresses: Vec<IpAddr>,
+    /// First port of each address.
+    pub first_port: u16,
+    /// Last port of each address.
+    pub last_port: u16,
+}
+
+impl FullNat {
+    /// Ports of each address.
+    pub const fn ports(&self) -> u32 {
+        (self.last_port as u32 + 1).saturating_sub(self.first_port as u32)
+    }
 }
 
 /// One network interface the data path is attached to.
@@ -71,6 +91,9 @@ pub struct Dataplane {
     pub max_source_prefixes: u32,
     /// Sources whose new flows are counted at a time.
     pub max_limited_sources: u32,
+    /// Ports of full NAT's addresses the maps have room for (96 bytes each); at
+    /// most 2^20 - 1.
+    pub max_bindings: u32,
     /// A TCP flow idle for less than this never changes its backend.
     pub tcp_idle: Duration,
     /// A UDP flow's idle time, where UDP is tracked or its replies are.
@@ -217,6 +240,16 @@ pub enum ForwardingMethod {
     L2Dsr,
     /// The destination is rewritten, and the source of the replies.
     Nat,
+    /// The source is rewritten, too, to one of [`FullNat`]'s.
+    FullNat,
+}
+
+impl ForwardingMethod {
+    /// Whether packets are routed to the backend's address and port, and
+    /// replies to the client.
+    pub const fn translates(self) -> bool {
+        matches!(self, Self::Nat | Self::FullNat)
+    }
 }
 
 impl fmt::Display for ForwardingMethod {
@@ -224,6 +257,7 @@ impl fmt::Display for ForwardingMethod {
         f.write_str(match self {
             Self::L2Dsr => "l2-dsr",
             Self::Nat => "nat",
+            Self::FullNat => "full-nat",
         })
     }
 }

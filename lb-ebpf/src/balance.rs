@@ -11,6 +11,7 @@ use lb_common::{
 use crate::{
     defence, forward,
     frame::{self, Frame},
+    full_nat,
     lookup::{self, Vip},
     maps,
     packet::{Ethernet, Packet},
@@ -111,6 +112,9 @@ fn balance(
     if lookup::has_flag(service, service_flag::GUARDED) {
         defence::admit(frame.config, service, parsed)?;
     }
+    if full_nat::is_wanted(frame.config, service, tuple) {
+        return Ok(frame.hand_over(parsed, program::FULL_NAT));
+    }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
     let verdict = forward::to_member(frame, parsed, service, id, member)?;
@@ -125,6 +129,7 @@ fn unserved(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::Owned => Verdict::drop(NO_SERVICE, DropReason::NoService as u32),
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
+        Vip::Pool => frame.hand_over(parsed, program::BINDING),
         Vip::No if frame.config.features & feature::REPLIES != 0 => {
             frame.hand_over(parsed, program::REPLY)
         }
@@ -138,7 +143,7 @@ fn bad(parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::No => Verdict::PASS,
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
-        Vip::Owned => Verdict::drop(NO_SERVICE, parsed.reason()),
+        Vip::Owned | Vip::Pool => Verdict::drop(NO_SERVICE, parsed.reason()),
     }
 }
 

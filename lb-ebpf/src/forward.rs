@@ -20,23 +20,51 @@ pub fn to_member(
     id: u32,
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
+    let link = reachable(frame, parsed, member)?;
+    if member.method == method::NAT && service.flags & service_flag::REPLY_FLOWS != 0 {
+        reply::expect(frame.config, service, parsed, id)?;
+    }
+    send(frame, parsed, link, member)
+}
+
+/// Whether packets are routed to the member, with addresses of its own.
+#[inline(always)]
+const fn is_nat(member: &MemberEntry) -> bool {
+    matches!(member.method, method::NAT | method::FULL_NAT)
+}
+
+/// The link that a packet to the member goes out by; refuses what can't be sent.
+#[inline(always)]
+pub fn reachable(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    member: &MemberEntry,
+) -> Result<&'static LinkEntry, DropReason> {
     let link = l2::link(member)?;
     let way = Way::of(frame, link);
-    let is_nat = member.method == method::NAT;
-    if is_nat {
+    if is_nat(member) {
         if way == Way::Routed && !nat::has_hop(&frame.packet, parsed) {
             return Err(DropReason::TtlExceeded);
-        }
-        if service.flags & service_flag::REPLY_FLOWS != 0 {
-            reply::expect(frame.config, service, parsed, id)?;
         }
     } else if way == Way::Kernel {
         return Err(DropReason::NoNeighbour);
     }
+    Ok(link)
+}
+
+/// Rewrites and sends a packet that can be sent.
+#[inline(always)]
+pub fn send(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    link: &LinkEntry,
+    member: &MemberEntry,
+) -> Result<Verdict, DropReason> {
+    let way = Way::of(frame, link);
     if way != Way::Kernel {
         l2::address(frame, link, member);
     }
-    if is_nat {
+    if is_nat(member) {
         if way == Way::Routed {
             nat::hop(&frame.packet, parsed);
         }

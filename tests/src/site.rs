@@ -167,6 +167,13 @@ impl Site {
         Self::start(topology, config, true)
     }
 
+    /// As [`Self::full`], in a topology that was built before.
+    pub fn full_in(topology: Topology, adapt: impl FnOnce(&mut Config)) -> Result<Self> {
+        let mut config = full_config(&topology);
+        adapt(&mut config);
+        Self::start(topology, config, true)
+    }
+
     /// A site in a topology that is there, with nginx or without.
     pub fn start(topology: Topology, config: Config, with_web: bool) -> Result<Self> {
         let mut web = vec![];

@@ -88,41 +88,14 @@ fn in_parallel(t: &Topology) -> Result<Netns> {
     batch.push_str(&format!("addr add {}/64 dev br1 nodad\n", outside.v6[0]));
     t.router.ns.feed(&["ip", "-batch", "-"], &batch)?;
 
-    let second = Netns::new("balancer-2")?;
-    for (name, ns, far) in [
-        ("eth0", &t.router.ns, "eth2"),
-        ("eth1", &t.switch, "balancer-2"),
-    ] {
-        let master = if name == "eth0" { "br1" } else { "br0" };
-        second.exec(&[
-            "ip",
-            "link",
-            "add",
-            name,
-            "type",
-            "veth",
-            "peer",
-            "name",
-            far,
-            "netns",
-            ns.name(),
-        ])?;
-        second.exec(&["ip", "link", "set", name, "up"])?;
-        ns.exec(&["ip", "link", "set", far, "master", master, "up"])?;
-    }
-    second.feed(
-        &["ip", "-batch", "-"],
-        "link add br0 type bridge mcast_snooping 0\nlink set br0 up\n\
-         link set eth0 master br0\nlink set eth1 master br0\n\
-         addr add 10.2.0.20/24 dev br0\naddr add fd00:2::20/64 dev br0 nodad\n",
-    )?;
     // Where they are found changes with the tree.
     for mac in [outside.mac, t.balancer.interface().mac] {
         let mac = mac.to_string();
         t.switch
             .exec(&["bridge", "fdb", "del", &mac, "dev", "balancer", "master"])?;
     }
-    for (ns, priority) in [(&t.balancer.ns, "100"), (&second, "200")] {
+    // Spanning tree runs before there is a loop.
+    let tree = |ns: &Netns, priority: &str| {
         ns.exec(&[
             "ip",
             "link",
@@ -140,7 +113,36 @@ fn in_parallel(t: &Topology) -> Result<Netns> {
             "100",
             "max_age",
             "600",
+        ])
+    };
+    tree(&t.balancer.ns, "100")?;
+    let second = Netns::new("balancer-2")?;
+    second.feed(
+        &["ip", "-batch", "-"],
+        "link add br0 type bridge mcast_snooping 0\nlink set br0 up\n\
+         addr add 10.2.0.20/24 dev br0\naddr add fd00:2::20/64 dev br0 nodad\n",
+    )?;
+    tree(&second, "200")?;
+    for (name, ns, far) in [
+        ("eth0", &t.router.ns, "eth2"),
+        ("eth1", &t.switch, "balancer-2"),
+    ] {
+        let (near_master, far_master) = ("br0", if name == "eth0" { "br1" } else { "br0" });
+        second.exec(&[
+            "ip",
+            "link",
+            "add",
+            name,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            far,
+            "netns",
+            ns.name(),
         ])?;
+        second.exec(&["ip", "link", "set", name, "master", near_master, "up"])?;
+        ns.exec(&["ip", "link", "set", far, "master", far_master, "up"])?;
     }
     Ok(second)
 }

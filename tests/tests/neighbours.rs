@@ -321,6 +321,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             max_slots: 1,
             max_source_prefixes: 1024,
             max_limited_sources: 1024,
+            max_bindings: 64,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,
@@ -331,6 +332,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             manage_sysctls: true,
         },
         metrics: None,
+        full_nat: None,
         pools: BTreeMap::from([(
             "web".to_owned(),
             Pool {

@@ -9,7 +9,7 @@ use super::{
     yaml::Node,
 };
 use crate::model::{
-    Backend, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
+    Backend, Check, CheckKind, Dataplane, ForwardingMethod, FullNat, Interface, Model, Pool, Ports,
     Protocol, Replies, Service, XdpMode,
 };
 
@@ -29,6 +29,8 @@ const fn seconds(count: u64) -> Duration {
 const LONGEST_IDLE: Duration = seconds(2 * 3600 + 15 * 60);
 /// Member ids have 20 bits, and 0 is nobody.
 const MOST_MEMBERS: u32 = (1 << 20) - 1;
+/// Their indices stand in the place of member ids.
+const MOST_BINDINGS: u32 = MOST_MEMBERS;
 
 /// Reads the whole document.
 pub(super) fn read(root: &Node, errors: &Errors) -> Document {
@@ -44,6 +46,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         "metrics",
         "pools",
         "services",
+        "full_nat",
     ];
     let fields = at.fields(&known, &["vrrp", "sync", "dns", "snmp"]);
     let mut document = Document {
@@ -54,6 +57,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
             metrics: None,
             pools: BTreeMap::new(),
             services: Vec::new(),
+            full_nat: None,
         },
         replies: Vec::new(),
     };
@@ -73,6 +77,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         .get("metrics")
         .and_then(|at| at.fields(&["listen"], &[]))
         .and_then(|metrics| metrics.required("listen")?.read(value::socket_address));
+    model.full_nat = fields.get("full_nat").and_then(full_nat);
     for (name, at) in fields.get("pools").map(At::entries).unwrap_or_default() {
         if !value::is_name(name) {
             at.error(format!("found the name {name:?}; {}", value::NAME_ALLOWED));
@@ -86,6 +91,24 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         }
     }
     document
+}
+
+fn full_nat(at: &At<'_>) -> Option<FullNat> {
+    let fields = at.fields(&["addresses", "ports"], &[])?;
+    let (first_port, last_port) = fields.or("ports", (1024, u16::MAX), value::port_range);
+    let addresses = fields.required("addresses")?;
+    if matches!(addresses.node, Node::List(items) if items.is_empty()) {
+        addresses.error("found an empty list; allowed: at least one address");
+    }
+    Some(FullNat {
+        addresses: addresses
+            .items()
+            .iter()
+            .filter_map(|at| at.read(value::address))
+            .collect(),
+        first_port,
+        last_port,
+    })
 }
 
 fn interfaces(at: &At<'_>) -> Vec<Interface> {
@@ -119,6 +142,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         "max_slots",
         "max_source_prefixes",
         "max_limited_sources",
+        "max_bindings",
         "tcp_idle",
         "udp_idle",
         "dead_after",
@@ -150,6 +174,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         max_slots: number("max_slots", 4_194_304, 1024..=1 << 28),
         max_source_prefixes: number("max_source_prefixes", 65_536, 1024..=1 << 24),
         max_limited_sources: number("max_limited_sources", 65_536, 1024..=1 << 24),
+        max_bindings: number("max_bindings", 131_072, 64..=MOST_BINDINGS),
         tcp_idle: duration("tcp_idle", LONGEST_IDLE, seconds(10)..=LONGEST_IDLE),
         udp_idle: duration("udp_idle", seconds(60), seconds(10)..=LONGEST_IDLE),
         dead_after: duration("dead_after", seconds(30), seconds(0)..=seconds(86_400)),
@@ -263,8 +288,9 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
     let methods = [
         ("l2-dsr", ForwardingMethod::L2Dsr),
         ("nat", ForwardingMethod::Nat),
+        ("full-nat", ForwardingMethod::FullNat),
     ];
-    let later_methods = ["full-nat", "ipip", "gue"].map(|name| (name, ""));
+    let later_methods = ["ipip", "gue"].map(|name| (name, ""));
     let later_schedulers =
         ["round-robin", "least-connections", "response-time"].map(|name| (name, ""));
     fields.or("scheduler", (), |node| {

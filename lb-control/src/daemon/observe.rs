@@ -20,7 +20,8 @@ use crate::{
     rates::{CounterKey, Counts, Ledger, RawCounters},
     status::{
         BackendStatus, Concurrent, Condition, ConfigStatus, FlowTableStatus, Histogram,
-        InterfaceStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot, Status, Totals,
+        InterfaceStatus, PoolStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot, Status,
+        Totals,
     },
 };
 
@@ -103,7 +104,7 @@ impl Observer {
         for (service, backend) in pairs(model) {
             let port = match service.forwarding {
                 ForwardingMethod::L2Dsr => None,
-                ForwardingMethod::Nat => backend.port,
+                ForwardingMethod::Nat | ForwardingMethod::FullNat => backend.port,
             };
             if let Some(row) = by_member.get(&(service.name.as_str(), backend.address, port)) {
                 let key = key_of(service, backend);
@@ -257,6 +258,18 @@ impl Observer {
             reloads: controller.reloads.clone(),
             apply: controller.applies.clone(),
             interfaces,
+            full_nat: stats
+                .pools
+                .iter()
+                .map(|row| PoolStatus {
+                    address: row.address,
+                    free: row.ports.free,
+                    used: row.ports.used,
+                    resting: row.ports.resting,
+                    removed: row.ports.removed,
+                    draining: row.draining,
+                })
+                .collect(),
             flow_table: FlowTableStatus {
                 entries: stats.flow_table.entries,
                 capacity: stats.flow_table.max_flows,

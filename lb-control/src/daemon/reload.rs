@@ -21,6 +21,7 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
             was.max_limited_sources,
             is.max_limited_sources,
         ),
+        ("max_bindings", was.max_bindings, is.max_bindings),
     ];
     for (name, was, is) in sizes {
         if was != is {

@@ -62,6 +62,7 @@ pub fn model(backends: &[&str]) -> Model {
             max_slots: 100_000,
             max_source_prefixes: 1024,
             max_limited_sources: 1024,
+            max_bindings: 1_000,
             tcp_idle: Duration::from_secs(300),
             udp_idle: Duration::from_secs(30),
             dead_after: Duration::from_secs(60),
@@ -109,5 +110,6 @@ pub fn model(backends: &[&str]) -> Model {
             table_size: 1_009,
             table_size_is_explicit: false,
         }],
+        full_nat: None,
     }
 }

@@ -8,6 +8,7 @@ use std::{
 
 use lb_common::{
     abi::{Config, LinkEntry, ServiceEntry, feature, owner, service_flag},
+    binding::{self, Ring},
     clock, limit,
 };
 
@@ -16,18 +17,20 @@ use super::{
     state::{Capacity, MapSnapshot, MemberKey},
 };
 use crate::{
-    model::{ForwardingMethod, Model, OnBackendDown, Pool, Protocol, Replies, Service},
+    model::{ForwardingMethod, Model, OnBackendDown, Pool, Protocol, Service},
     scheduler,
 };
 
 mod keys;
 mod links;
 mod members;
+mod pools;
 mod sources;
 mod types;
 
 pub use types::{
-    BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, Runtime, Table,
+    BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, OwnAddress,
+    Runtime, Table,
 };
 
 /// Where lookup tables come from: a cache, since they change rarely.
@@ -84,6 +87,8 @@ pub fn desired(
     for service in &model.services {
         builder.service(service, tables)?;
     }
+    builder.pools()?;
+    builder.local();
     builder.departed();
     Ok(builder.finish())
 }
@@ -141,6 +146,8 @@ impl<'a> Builder<'a> {
                     flow_buckets: given.capacity.flow_buckets,
                     reply_buckets: given.capacity.flow_buckets,
                     second_steps: limit::second(given.hz),
+                    nat_buckets: binding::buckets_for(given.capacity.bindings),
+                    free_ports: Ring::capacity_for(given.capacity.bindings),
                     ..snapshot.config
                 },
                 links,
@@ -169,17 +176,14 @@ impl<'a> Builder<'a> {
         let source_cost = self.cost(service.defence.new_flows_per_source);
         let resets = service.on_backend_down == OnBackendDown::Reset;
         let is_guarded = sources | core_cost | source_cost != 0;
-        let flags = [
-            (is_reply_flow(service), service_flag::REPLY_FLOWS),
-            (is_guarded, service_flag::GUARDED),
-            (resets, service_flag::RESET),
-        ];
+        let guarded = if is_guarded { service_flag::GUARDED } else { 0 };
+        let flags = guarded | if resets { service_flag::RESET } else { 0 };
         let entry = ServiceEntry {
             id,
             slot_offset: offset,
             slot_size: size,
             owner: owner::ALWAYS_INDEX,
-            flags: flags.iter().filter(|f| f.0).fold(0, |all, f| all | f.1),
+            flags: flags | self.service_flags(service, pool),
             idle_units: self.idle_units(service)?,
             core_cost,
             source_cost,
@@ -195,7 +199,9 @@ impl<'a> Builder<'a> {
             id,
             Table {
                 offset,
-                stateless: service.protocol == Protocol::Udp,
+                // Under full NAT a flow's binding has its member.
+                stateless: service.protocol == Protocol::Udp
+                    || service.forwarding == ForwardingMethod::FullNat,
                 keep,
                 resets,
                 members: tables.table(&service.name, &shares, size),
@@ -254,8 +260,4 @@ impl<'a> Builder<'a> {
         }
         self.state
     }
-}
-
-fn is_reply_flow(service: &Service) -> bool {
-    service.forwarding == ForwardingMethod::Nat && service.replies == Replies::Flow
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, RangeKey, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
-        SourceKey, VipEntry, VipKey,
+        Config, LinkEntry, LocalKey, MemberEntry, PoolEntry, RangeKey, ReplyEntry, ReplyKey,
+        ServiceEntry, ServiceKey, SourceKey, VipEntry, VipKey,
     },
     member::MemberState,
     net::{Addr, Be16},
@@ -27,6 +27,8 @@ pub struct Capacity {
     pub source_prefixes: u32,
     /// Sources whose new flows are counted.
     pub limited_sources: u32,
+    /// Highest index of full NAT's bindings.
+    pub bindings: u32,
 }
 
 impl Capacity {
@@ -39,6 +41,7 @@ impl Capacity {
             flow_buckets: lb_common::flow::buckets_for(dataplane.max_flows),
             source_prefixes: dataplane.max_source_prefixes,
             limited_sources: dataplane.max_limited_sources,
+            bindings: dataplane.max_bindings,
         }
     }
 }
@@ -130,6 +133,15 @@ impl SourcePrefix {
     }
 }
 
+/// A key of `LOCAL` with its prefix length, in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalPrefix {
+    /// Bits of `key` that count.
+    pub prefix_bits: u32,
+    /// Family and address.
+    pub key: LocalKey,
+}
+
 /// What the maps held when they were read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MapSnapshot {
@@ -155,6 +167,10 @@ pub struct MapSnapshot {
     pub links: BTreeMap<u16, LinkEntry>,
     /// `SOURCES`.
     pub sources: BTreeMap<SourcePrefix, u32>,
+    /// `NAT_POOL`.
+    pub pools: BTreeMap<VipKey, PoolEntry>,
+    /// `LOCAL`; the values are all 1.
+    pub local: BTreeMap<LocalPrefix, u32>,
 }
 
 impl MapSnapshot {

@@ -1,5 +1,7 @@
 //! Properties of the way from any configuration to any other.
 
+mod pools;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -40,6 +42,7 @@ const CAPACITY: Capacity = Capacity {
     flow_buckets: 64,
     source_prefixes: 1024,
     limited_sources: 1024,
+    bindings: 1_000,
 };
 const NOW: u32 = 5000;
 
@@ -83,6 +86,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             max_slots: CAPACITY.slots,
             max_source_prefixes: 1024,
             max_limited_sources: 1024,
+            max_bindings: 1_000,
             tcp_idle: Duration::from_secs(8100),
             udp_idle: Duration::from_secs(120),
             dead_after: Duration::from_secs(30),
@@ -104,6 +108,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             })
             .collect(),
         services,
+        full_nat: None,
     }
 }
 

@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Hop, Link, NeighbourView, Target, Unresolved,
+    Hop, Link, NeighbourView, OwnAddress, Target, Unresolved,
     devices::{Device, devices},
 };
 
@@ -74,6 +74,7 @@ pub struct Resolver {
     managed: BTreeSet<String>,
     targets: HashMap<IpAddr, bool>,
     links: HashMap<u32, Link>,
+    addresses: BTreeSet<OwnAddress>,
     devices: Vec<Device>,
     neighbours: HashMap<NeighbourKey, Neighbour>,
     routes: HashMap<IpAddr, Route>,
@@ -132,9 +133,22 @@ impl Resolver {
         self.review = true;
     }
 
+    /// This node has an address.
+    pub fn handle_address(&mut self, address: OwnAddress) {
+        self.addresses.insert(address);
+        self.handle_routing_change(None);
+    }
+
+    /// This node has an address no more.
+    pub fn handle_address_gone(&mut self, address: OwnAddress) {
+        self.addresses.remove(&address);
+        self.handle_routing_change(None);
+    }
+
     /// A link is gone.
     pub fn handle_link_gone(&mut self, ifindex: u32) {
         self.links.remove(&ifindex);
+        self.addresses.retain(|own| own.ifindex != ifindex);
         self.find_devices();
         self.neighbours.retain(|(link, _), _| *link != ifindex);
         self.kept.retain(|(link, _)| *link != ifindex);
@@ -195,6 +209,7 @@ impl Resolver {
     /// [`Resolver::end_of_dump`] finds out.
     pub fn begin_dump(&mut self) {
         self.links.clear();
+        self.addresses.clear();
         self.find_devices();
         self.neighbours.clear();
     }
@@ -250,6 +265,7 @@ impl Resolver {
                 .map(|(address, on_link_only)| (*address, self.resolve(*address, *on_link_only)))
                 .collect(),
             links,
+            addresses: self.addresses.iter().copied().collect(),
             devices: self.devices.clone(),
         }
     }

@@ -2,8 +2,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Dataplane, Defence, Interface, OnBackendDown, Pool, Ports, Protocol, Replies, Service,
-    XdpMode,
+    Backend, Dataplane, Defence, ForwardingMethod, Interface, OnBackendDown, Pool, Ports, Protocol,
+    Replies, Service, XdpMode,
 };
 
 #[derive(Default)]
@@ -59,6 +59,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             max_slots: 1,
             max_source_prefixes: 1024,
             max_limited_sources: 1024,
+            max_bindings: 1_000,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,
@@ -93,6 +94,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 table_size_is_explicit: false,
             })
             .collect(),
+        full_nat: None,
     }
 }
 

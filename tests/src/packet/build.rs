@@ -164,6 +164,11 @@ impl Packet {
         self
     }
 
+    /// Whether it is a TCP segment.
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.layer4, Layer4::Tcp { .. })
+    }
+
     /// UDP checksum 0: none was computed (RFC 768).
     pub fn no_udp_checksum(mut self) -> Self {
         let Layer4::Udp { no_checksum } = &mut self.layer4 else {

@@ -7,6 +7,7 @@ mod lab;
 mod budget;
 mod defence;
 mod forward;
+mod full_nat;
 mod lookup;
 mod malformed;
 mod mutations;
