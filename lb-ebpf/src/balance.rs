@@ -2,21 +2,21 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, feature, link_flag, program},
+    abi::{ServiceEntry, feature, link_flag, program, service_flag},
     counter::DropReason,
     hash,
     net::{Addr, family},
 };
 
 use crate::{
-    forward,
+    defence, forward,
     frame::{self, Frame},
     full_nat,
     lookup::{self, Vip},
     maps,
     packet::{Ethernet, Packet},
     parse::{self, Parsed, What},
-    sample, select, stats,
+    reset, sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -90,6 +90,7 @@ fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     };
     match balance(frame, parsed, service) {
         Ok(verdict) => verdict,
+        Err(DropReason::BackendGone) => reset::begin(frame, parsed, service.id),
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
 }
@@ -107,6 +108,9 @@ fn balance(
     }
     if !can_be_replied_to(tuple.source, tuple.family) || tuple.source == tuple.destination {
         return Err(DropReason::BadSource);
+    }
+    if lookup::has_flag(service, service_flag::GUARDED) {
+        defence::admit(frame.config, service, parsed)?;
     }
     if full_nat::is_wanted(frame.config, service, tuple) {
         return Ok(frame.hand_over(parsed, program::FULL_NAT));

@@ -7,7 +7,8 @@ use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions, VerifierLogLevel,
     maps::{
-        Array, HashMap, Map, MapData, PerCpuArray, ProgramArray, lpm_trie::Key, lpm_trie::LpmTrie,
+        Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray, lpm_trie::Key,
+        lpm_trie::LpmTrie,
     },
     programs::{ProgramError, ProgramInfo, TestRun as _, Xdp},
 };
@@ -41,6 +42,10 @@ pub mod action {
 
 /// Loopback's index: where BPF_PROG_TEST_RUN says that packets come from.
 pub const INGRESS: u32 = 1;
+
+/// A second to the limits of new flows, longer than any test runs: what a
+/// bucket held is all that passes.
+pub const SECOND_STEPS: u32 = u32::MAX;
 
 /// Sizes of the maps.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +114,7 @@ impl Program {
             .map_max_entries(map::RANGES, sizes.services * 32)
             .map_max_entries(map::VIPS, sizes.services)
             .map_max_entries(map::REPLIES, sizes.members)
+            .map_max_entries(map::CORE_LIMITS, sizes.services + 1)
             .map_max_entries(map::SLOTS, sizes.slots)
             .map_max_entries(map::MEMBERS, sizes.members)
             .map_max_entries(map::STATS, sizes.members)
@@ -157,6 +163,7 @@ impl Program {
                 clock_shift: 63,
                 syn_window_ticks: 4,
                 half_units: 9,
+                second_steps: SECOND_STEPS,
                 longest_idle_units: 990,
                 flow_buckets: sizes.buckets,
                 reply_buckets: sizes.buckets,
@@ -209,6 +216,11 @@ impl Program {
 
     /// A map as an array.
     pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Ok(self.map(name)?.try_into()?)
+    }
+
+    /// A map as an array of values per core.
+    pub fn per_cpu<V: Pod>(&mut self, name: &str) -> Result<PerCpuArray<&mut MapData, V>> {
         Ok(self.map(name)?.try_into()?)
     }
 
@@ -333,6 +345,22 @@ impl Program {
     /// A slot.
     pub fn slot(&mut self, index: u32) -> Result<SlotWord> {
         Ok(SlotWord(self.array::<u64>(map::SLOTS)?.get(&index, 0)?))
+    }
+
+    /// Fills the buckets of a row of `CORE_LIMITS` on every core.
+    pub fn lift_core_limit(&mut self, row: u32) -> Result<()> {
+        let mut limits: PerCpuArray<_, u64> = self.map(map::CORE_LIMITS)?.try_into()?;
+        let zeros = PerCpuValues::try_from(vec![0; limits.get(&row, 0)?.len()])?;
+        Ok(limits.set(row, zeros, 0)?)
+    }
+
+    /// Adds a prefix to a set of sources; see [`abi::source`].
+    pub fn add_source(&mut self, set: u32, prefix: (IpAddr, u32), value: u32) -> Result<()> {
+        let (address, _) = Addr::from_ip(prefix.0);
+        let key = abi::SourceKey { set, address };
+        let key = Key::new(abi::SOURCE_KEY_FIXED_BITS + prefix.1, key);
+        let mut sources: LpmTrie<_, abi::SourceKey, u32> = self.map(map::SOURCES)?.try_into()?;
+        Ok(sources.insert(&key, value, 0)?)
     }
 
     /// Runs one frame through the program.
