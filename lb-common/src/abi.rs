@@ -8,6 +8,7 @@ use crate::net::{Addr, Be16, NextHop};
 
 mod defence;
 mod link;
+mod nat;
 mod work;
 
 pub use defence::{
@@ -15,6 +16,7 @@ pub use defence::{
     source_set,
 };
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
+pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
 pub use work::Work;
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
@@ -175,10 +177,14 @@ pub mod feature {
     pub const REPLIES: u32 = 1;
     /// Some service has a port range, or any port.
     pub const RANGES: u32 = 2;
-    /// Full NAT has an IPv4 address.
+    /// Full NAT has an IPv4 address, be it one that is being removed.
     pub const POOL_V4: u32 = 4;
-    /// Full NAT has an IPv6 address.
+    /// Full NAT has an IPv6 address, be it one that is being removed.
     pub const POOL_V6: u32 = 8;
+    /// Full NAT has an IPv4 address for new flows.
+    pub const OPEN_POOL_V4: u32 = 16;
+    /// Full NAT has an IPv6 address for new flows.
+    pub const OPEN_POOL_V6: u32 = 32;
 }
 
 /// What names a service of one port.
@@ -280,73 +286,6 @@ pub struct VipEntry {
 pub mod vip_flag {
     /// No VIP, but an address of full NAT's pool: what is sent to it are replies.
     pub const POOL: u16 = 1;
-}
-
-/// Which bindings an address of full NAT's pool has: that of port
-/// `first_port + n` is number `base + n`, for `n` below `count`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct PoolEntry {
-    /// Index of the first port's binding; not zero.
-    pub base: u32,
-    /// Number of ports.
-    pub count: u32,
-    /// The first port, host byte order.
-    pub first_port: u16,
-    /// 1: no new flows; the address goes when the old ones are over.
-    pub draining: u16,
-}
-
-impl PoolEntry {
-    /// Index of a port's binding; zero where the port isn't the pool's.
-    #[inline(always)]
-    pub const fn index(&self, port: Be16) -> u32 {
-        let n = (port.get() as u32).wrapping_sub(self.first_port as u32);
-        if n < self.count { self.base + n } else { 0 }
-    }
-}
-
-/// Key of `LOCAL`, behind the prefix length: addresses on the link of a
-/// backend, who would answer them directly and not by way of the balancer.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct LocalKey {
-    /// Address family.
-    pub family: u32,
-    /// The address; only its leading bits count.
-    pub address: Addr,
-}
-
-/// Bits of [`LocalKey`] before the address.
-pub const LOCAL_KEY_FIXED_BITS: u32 = 32;
-
-/// One port of a pool address and the flow it stands for. One cache line; see
-/// [`crate::binding`], which alone says how it changes.
-#[repr(C, align(8))]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Binding {
-    /// [`crate::binding::BindingState`].
-    pub state: u64,
-    /// The client's address.
-    pub client: Addr,
-    /// The pool's address.
-    pub pool: Addr,
-    /// The flow's hash.
-    pub hash: u64,
-    /// The client's port.
-    pub client_port: Be16,
-    /// The VIP's port.
-    pub vip_port: Be16,
-    /// The pool's port.
-    pub pool_port: Be16,
-    /// IANA protocol number.
-    pub protocol: u8,
-    /// Address family.
-    pub family: u8,
-    /// Member that has the flow.
-    pub member: u32,
-    /// Its service's id.
-    pub service: u32,
 }
 
 /// A backend's address, as the source of replies.

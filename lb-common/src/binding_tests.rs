@@ -8,7 +8,7 @@ use super::*;
 use crate::{
     abi::{Binding, PoolEntry},
     flow::memory::MemoryTable,
-    net::protocol,
+    net::{Addr, Be16, family, protocol},
 };
 
 const V4: u8 = family::V4;
@@ -397,10 +397,10 @@ fn how_long_a_binding_lives_follows_from_what_was_seen() {
 fn a_use_is_told_from_the_next_by_its_count() {
     let first = BindingState::default().freed(1).claimed(2, Kind::Data);
     let second = first.used().ended(3).freed(4).claimed(5, Kind::Data);
-    assert_ne!(uses(first), uses(second));
+    assert_ne!(first.uses(), second.uses());
     assert_eq!(
-        uses(first),
-        uses(first.used().seen(9, Side::Client, Kind::Rst))
+        first.uses(),
+        first.used().seen(9, Side::Client, Kind::Rst).uses()
     );
     assert!(first.is_open() && first.is_claimed() && !first.is_used());
 }

@@ -161,6 +161,8 @@ fn no_label_can_name_a_client() {
         "state",
         "result",
         "table",
+        // Of full NAT's pool.
+        "address",
         "version",
         "node",
         "le",

@@ -52,6 +52,13 @@ fn is_local(config: &Config, service: &ServiceEntry, tuple: &Tuple) -> bool {
     has_pool
 }
 
+/// Whether the feature of this family is on.
+#[inline(always)]
+const fn has(config: &Config, family: u8, v4: u32, v6: u32) -> bool {
+    let feature = if family == family::V4 { v4 } else { v6 };
+    config.features & feature != 0
+}
+
 /// A packet of a client, on its way to a service.
 #[inline(always)]
 pub fn client(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
@@ -76,10 +83,17 @@ fn to_backend(
     if index == 0 {
         // A connection that nobody knows can't be taken up in the middle: the
         // backend would know it by a port that is gone.
-        if parsed.is_tcp() && parsed.kind() != Kind::Syn {
+        let opens = !parsed.is_tcp() || parsed.kind() == Kind::Syn;
+        let is_full = service.flags & service_flag::FULL_NAT != 0;
+        if is_full && !opens {
             return Err(DropReason::NoBinding);
         }
         let (id, member) = select::member(config, service, flow_hash, parsed.kind())?;
+        if !is_full && !(opens && takes_new(config, service, parsed)) {
+            // Under NAT a connection may be older than the pool.
+            let verdict = forward::to_member(frame, parsed, service, id, member)?;
+            return Ok(counted(frame, parsed, service, flow_hash, id, verdict));
+        }
         forward::reachable(frame, parsed, member)?;
         index = new(config, service.id, parsed, flow_hash, id);
     }
@@ -98,19 +112,38 @@ fn to_backend(
         return Err(DropReason::Malformed);
     }
     let verdict = forward::send(frame, parsed, link, member)?;
-    let connections = sample::note(config, service, parsed, flow_hash, id);
+    Ok(counted(frame, parsed, service, flow_hash, id, verdict))
+}
+
+#[inline(always)]
+fn counted(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &ServiceEntry,
+    flow_hash: u64,
+    id: u32,
+    verdict: Verdict,
+) -> Verdict {
+    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
-    Ok(verdict)
+    verdict
+}
+
+/// Whether the pool has an address for new flows; counts a client who needs one.
+#[inline(always)]
+fn takes_new(config: &Config, service: &ServiceEntry, parsed: &Parsed) -> bool {
+    let (v4, v6) = (feature::OPEN_POOL_V4, feature::OPEN_POOL_V6);
+    let takes = has(config, parsed.family(), v4, v6);
+    if !takes {
+        stats::event(service.id, Event::LocalClient);
+    }
+    takes
 }
 
 /// Whether sources of the family's pool can be given.
 #[inline(always)]
 pub fn has_pool(config: &Config, family: u8) -> bool {
-    let pool = match family {
-        family::V4 => feature::POOL_V4,
-        _ => feature::POOL_V6,
-    };
-    config.features & pool != 0
+    has(config, family, feature::POOL_V4, feature::POOL_V6)
 }
 
 /// Whether the flow of a packet to a service has a binding.

@@ -151,18 +151,15 @@ fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors
                      the backend's port out, or use nat"
                 ),
             ),
-            (ForwardingMethod::Nat | ForwardingMethod::FullNat, Some(port))
-                if single_port.is_none() =>
-            {
-                errors.add(
-                    at_pool(),
-                    format!(
-                        "backend {name:?} has the fixed port {port}, but the service has several: \
+            // Under full NAT a reply's destination tells which port it was.
+            (ForwardingMethod::Nat, Some(port)) if single_port.is_none() => errors.add(
+                at_pool(),
+                format!(
+                    "backend {name:?} has the fixed port {port}, but the service has several: \
                      which one a reply belongs to would be ambiguous; leave the backend's port \
-                     out, or make a service for each port"
-                    ),
-                )
-            }
+                     out, make a service for each port, or use full-nat"
+                ),
+            ),
             _ => {}
         }
     }

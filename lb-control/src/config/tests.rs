@@ -85,6 +85,20 @@ fn full_nat_needs_addresses_that_are_nobody_elses_and_room_for_their_ports() {
         let found = with(full_nat);
         assert!(found.contains(expected), "{full_nat}: {found}");
     }
+    // A reply's destination tells which of the ports it belongs to.
+    let several = GOOD
+        .replace("port: 80,", "port: [80, 81],")
+        .replace("[{type: tcp}]", "[{type: tcp, port: 8080}]");
+    let error = parse(&several, "f.yaml").unwrap_err().to_string();
+    assert!(error.contains("or use full-nat"), "{error}");
+    let full = several
+        .replace("forwarding: nat", "forwarding: full-nat")
+        .replacen(
+            "\npools:",
+            "\nfull_nat: {addresses: [10.0.1.200]}\npools:",
+            1,
+        );
+    assert!(parse(&full, "f.yaml").is_ok());
     let model = good_after(
         "\npools:",
         "\nfull_nat: {addresses: [10.0.1.200], ports: \"5000-5009\"}\npools:",

@@ -7,17 +7,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{
-    abi::{PoolEntry, VipEntry, VipKey, service_flag, vip_flag},
-    binding::{self, Limits, Ring},
-    clock::UNIT_SHIFT,
-    member::MemberState,
-};
+use lb_common::{abi::service_flag, clock::UNIT_SHIFT, member::MemberState};
 
 use super::{
     apply::{apply, execute},
     attach,
-    bindings::{Bookkeeper, Books, BooksReport},
+    bindings::{Bookkeeper, BooksReport},
     clock,
     desired::{DesiredState, Given, Runtime, TableCache, desired},
     error::PlaneError,
@@ -29,9 +24,14 @@ use super::{
     state::{Capacity, MapSnapshot},
     stats::{self, PlaneStats, SampledFlow},
     store::MapStore as _,
-    sweep::{self, Bits, SweepReport},
+    sweep::{self, SweepReport},
 };
 use crate::model::Model;
+
+mod pools;
+mod rows;
+
+use pools::member_infos;
 
 /// The data path of this node: its maps, its program and where that is attached.
 ///
@@ -236,71 +236,6 @@ impl Plane {
         Ok(&self.swept)
     }
 
-    /// Looks after full NAT's ports; the members that flows have through them.
-    fn keep_books(
-        &mut self,
-        snapshot: &MapSnapshot,
-        pools: &BTreeMap<VipKey, PoolEntry>,
-        now_ticks: u32,
-    ) -> Bits {
-        let maps = &self.loaded.maps;
-        let config = &snapshot.config;
-        let hz = self.loaded.hz;
-        let ticks = |ms| lb_common::clock::ticks(ms, hz) as u32;
-        let members = member_infos(snapshot);
-        let idle_ticks = snapshot
-            .services
-            .values()
-            .chain(snapshot.ranges.values())
-            .map(|s| (s.id, (s.idle_units + 1) << UNIT_SHIFT))
-            .collect();
-        let mut named = Bits::new(members.len());
-        let books = Books {
-            bindings: &maps.bindings(),
-            flows: &maps.nat_flows(),
-            free: &maps.free_ports(),
-            ring_capacity: Ring::capacity_for(self.capacity.bindings),
-            pools,
-            members: &members,
-            idle_ticks: &idle_ticks,
-            limits: Limits {
-                open_ticks: 0,
-                half_ticks: config.half_units << UNIT_SHIFT,
-                closing_ticks: ticks(binding::CLOSING_MS),
-            },
-            rest_ticks: ticks(binding::REST_MS),
-            now_ticks,
-        };
-        self.books = self.bookkeeper.keep(&books, &mut named);
-        named
-    }
-
-    /// Full NAT's addresses, those that are being removed included.
-    pub fn pool_addresses(&self) -> Vec<IpAddr> {
-        let pools = self.desired.pools.keys();
-        pools.map(|key| key.address.to_ip(key.family)).collect()
-    }
-
-    /// Removes full NAT's addresses whose last flow is over.
-    fn free_pools(&mut self, now_ticks: u32) -> Result<(), PlaneError> {
-        for key in std::mem::take(&mut self.books.over) {
-            if self.desired.pools.get(&key).is_none_or(|p| p.draining == 0) {
-                continue;
-            }
-            let is_pool = |vip: &VipEntry| vip.flags & vip_flag::POOL != 0;
-            let mut ops = vec![MapOp::RemovePool(key)];
-            if self.desired.vips.get(&key).is_some_and(is_pool) {
-                ops.insert(0, MapOp::RemoveVip(key));
-                self.desired.vips.remove(&key);
-            }
-            for op in &ops {
-                execute(&mut self.loaded.maps, op, now_ticks)?;
-            }
-            self.desired.pools.remove(&key);
-        }
-        Ok(())
-    }
-
     /// Gives back members and names that nothing refers to.
     fn free(&mut self, snapshot: &MapSnapshot, now_ticks: u32) -> Result<(), PlaneError> {
         let freed: BTreeSet<u32> = self
@@ -414,85 +349,6 @@ impl Plane {
         })
     }
 
-    /// Estimates the members' concurrent connections; returns the sample's occupancy.
-    fn estimate(
-        &self,
-        snapshot: &MapSnapshot,
-        now: u32,
-        rows: &mut BTreeMap<u32, stats::MemberRow>,
-    ) -> f64 {
-        let mask = snapshot.config.sample_mask;
-        let idle: BTreeMap<u32, u32> = snapshot
-            .services
-            .values()
-            .chain(snapshot.ranges.values())
-            .map(|s| (s.id, (s.idle_units + 1) << UNIT_SHIFT))
-            .collect();
-        let longest = self.longest_idle_ticks();
-        let mut open: BTreeMap<u32, u64> = BTreeMap::new();
-        let mut occupied = 0u64;
-        for sample in self.loaded.maps.sample() {
-            // Of before the mask grew: its flow isn't sampled any more.
-            if sample.check as u32 & mask != 0 {
-                continue;
-            }
-            occupied += u64::from(now.wrapping_sub(sample.last_ticks) <= longest);
-            let service = snapshot.members.get(&sample.member).map(|m| m.service);
-            let idle = service.and_then(|s| idle.get(&s)).copied().unwrap_or(0);
-            if stats::is_open(&sample, now, idle) {
-                *open.entry(sample.member).or_default() += 1;
-            }
-        }
-        for (member, counted) in open {
-            if let Some(row) = rows.get_mut(&member) {
-                row.concurrent = stats::estimate(counted, occupied, mask.saturating_add(1));
-            }
-        }
-        occupied as f64 / f64::from(lb_common::abi::SAMPLE_SIZE)
-    }
-
-    fn service_rows(&self, snapshot: &MapSnapshot) -> Vec<stats::ServiceRow> {
-        snapshot
-            .slots
-            .iter()
-            .map(|(id, words)| {
-                let flows = self.swept.services.get(id).copied().unwrap_or_default();
-                stats::ServiceRow {
-                    service: snapshot.service_names.get(id).cloned().unwrap_or_default(),
-                    id: *id,
-                    slots: words.len() as u32,
-                    tracked_slots: words.iter().filter(|w| w.is_tracked()).count() as u32,
-                    flow_entries: flows.living + flows.closing + flows.half_open,
-                    reply_entries: flows.reply_flows,
-                }
-            })
-            .collect()
-    }
-
-    fn pool_rows(&self) -> Vec<stats::PoolRow> {
-        let pools = &self.desired.pools;
-        let row = |(key, entry): (&VipKey, &PoolEntry)| stats::PoolRow {
-            address: key.address.to_ip(key.family),
-            draining: entry.draining != 0,
-            ports: self.books.pools.get(key).copied().unwrap_or_default(),
-        };
-        pools.iter().map(row).collect()
-    }
-
-    /// The interfaces and how the program is attached to each.
-    pub fn interface_rows(&self) -> Vec<stats::InterfaceRow> {
-        self.loaded
-            .attached
-            .iter()
-            .map(|a| stats::InterfaceRow {
-                name: a.name.clone(),
-                ifindex: a.ifindex,
-                mode: links::xdp_on(a.ifindex).ok().flatten().map(|x| x.mode),
-                fallback_reason: a.fallback_reason.clone(),
-            })
-            .collect()
-    }
-
     /// Flows of the sample that `filter` wants, at most `limit`.
     ///
     /// # Errors
@@ -564,20 +420,6 @@ impl Plane {
     pub fn last_sweep(&self) -> &SweepReport {
         &self.swept
     }
-}
-
-fn member_infos(snapshot: &MapSnapshot) -> Vec<sweep::MemberInfo> {
-    let highest = snapshot.members.keys().next_back().copied().unwrap_or(0);
-    let mut members = vec![sweep::MemberInfo::default(); highest as usize + 1];
-    for (id, member) in &snapshot.members {
-        if let Some(info) = members.get_mut(*id as usize) {
-            *info = sweep::MemberInfo {
-                state: MemberState(member.state),
-                service: member.service,
-            };
-        }
-    }
-    members
 }
 
 /// What [`detach`] removed.

@@ -139,7 +139,7 @@ struct Row {
 }
 
 impl Sweeper {
-    /// [`Self::sweep_with`] where nothing else refers to members.
+    /// One sweep over everything, where nothing beside these tables refers to members.
     pub fn sweep<F: FlowTable, R: FlowTable>(&mut self, world: World<'_, F, R>) -> SweepReport {
         let named = Bits::new(world.members.len());
         self.sweep_with(world, named)

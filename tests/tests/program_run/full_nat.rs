@@ -9,7 +9,7 @@ use lb_common::{
     member::MemberState,
 };
 use lb_tests::{
-    packet::{Packet, assert_same_frame, protocol, tcp_flags, verify},
+    packet::{Packet, View, assert_same_frame, protocol, tcp_flags, verify},
     program::action,
 };
 
@@ -20,6 +20,9 @@ use crate::{
 
 /// First port of the pool's addresses.
 const FIRST: u16 = 2000;
+
+const OPEN: u32 = feature::OPEN_POOL_V4 | feature::OPEN_POOL_V6;
+const POOLS: u32 = feature::POOL_V4 | feature::POOL_V6 | OPEN;
 
 fn cases() -> Vec<Case> {
     let mut all = vec![];
@@ -64,10 +67,11 @@ fn backend(v4: bool, number: u8) -> Backend {
 
 /// A TCP packet with these flags; a UDP packet as it is.
 fn with_flags(packet: Packet, flags: u8) -> Packet {
-    if packet.is_tcp() {
-        packet.flags(flags)
-    } else {
-        packet
+    let view = packet.build();
+    let view = View::parse(&view).expect("a frame that can be taken apart");
+    match view.protocol {
+        protocol::TCP => packet.flags(flags),
+        _ => packet,
     }
 }
 
@@ -99,8 +103,7 @@ impl World {
         lab.program.add_pool(pool(true, 0).ip(), 1, FIRST, ports)?;
         lab.program
             .add_pool(pool(false, 0).ip(), 1000, FIRST, ports)?;
-        lab.program
-            .configure(|c| c.features |= feature::POOL_V4 | feature::POOL_V6)?;
+        lab.program.configure(|c| c.features |= POOLS)?;
         Ok(Self {
             router,
             case,
@@ -428,14 +431,30 @@ fn clients_on_a_backends_own_link_get_full_nat_under_nat() -> Result<()> {
         assert_same_frame("no pool", &case.forwarded(&from(near)), &got.frame);
 
         lab.program.add_pool(pool(case.v4, 0).ip(), 1, FIRST, 4)?;
-        lab.program
-            .configure(|c| c.features |= feature::POOL_V4 | feature::POOL_V6)?;
+        lab.program.configure(|c| c.features |= POOLS)?;
+        // A connection that is older than the pool goes on as it was.
+        if case.protocol == protocol::TCP {
+            let old = from(near).flags(tcp_flags::ACK);
+            lab.bounces("old", &old.build(), &case.forwarded(&old));
+        }
         let got = lab.run(&from(near).build());
         assert_eq!(got.events, [(service.id, "binding_opened")]);
         let expected = case.forwarded(&from(near).source(pool(case.v4, FIRST)));
         assert_same_frame("near", &expected, &got.frame);
         let far = from(case.client());
         lab.bounces("far", &far.build(), &case.forwarded(&far));
+        let more = with_flags(from(near), tcp_flags::ACK);
+        let rewritten = case.forwarded(&more.clone().source(pool(case.v4, FIRST)));
+        lab.bounces("more", &more.build(), &rewritten);
+
+        // The pool's last address leaves: no new flows, the old ones stay.
+        lab.program.configure(|c| c.features &= !OPEN)?;
+        lab.bounces("living", &more.build(), &rewritten);
+        let (address, port) = (near.ip(), near.port() + 1);
+        let new = from((address, port).into());
+        let got = lab.run(&new.build());
+        assert_eq!(got.events, [(service.id, "local_client")]);
+        assert_same_frame("new", &case.forwarded(&new), &got.frame);
     }
     Ok(())
 }

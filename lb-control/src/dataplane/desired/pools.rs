@@ -110,8 +110,8 @@ impl Builder<'_> {
                 };
                 self.state.pools.insert(key, entry);
                 self.state.config.features |= match key.family {
-                    family::V4 => feature::POOL_V4,
-                    _ => feature::POOL_V6,
+                    family::V4 => feature::OPEN_POOL_V4,
+                    _ => feature::OPEN_POOL_V6,
                 };
             }
         }
@@ -122,6 +122,10 @@ impl Builder<'_> {
             });
         }
         for key in self.state.pools.keys() {
+            self.state.config.features |= match key.family {
+                family::V4 => feature::POOL_V4,
+                _ => feature::POOL_V6,
+            };
             // A service that has got the address of a pool has precedence.
             self.state.vips.entry(*key).or_insert(VipEntry {
                 owner: owner::ALWAYS_INDEX,

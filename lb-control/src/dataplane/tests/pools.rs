@@ -75,8 +75,8 @@ fn addresses_get_rows_of_bindings_of_their_own_and_keep_them() {
     assert_eq!(pools[&key("fd00::9")], entry(401));
     let snapshot = maps.snapshot().unwrap();
     assert_eq!(snapshot.vips[&key("fd00::9")].flags, vip_flag::POOL);
-    let both = feature::POOL_V4 | feature::POOL_V6;
-    assert_eq!(snapshot.config.features & both, both);
+    let all = feature::POOL_V4 | feature::POOL_V6 | feature::OPEN_POOL_V4 | feature::OPEN_POOL_V6;
+    assert_eq!(snapshot.config.features & all, all);
     let service = snapshot.services.values().next().unwrap();
     assert_eq!(service.flags, service_flag::FULL_NAT);
 
@@ -97,7 +97,7 @@ fn addresses_get_rows_of_bindings_of_their_own_and_keep_them() {
     assert_eq!(pools[&key("10.9.0.1")], drains);
     let snapshot = maps.snapshot().unwrap();
     assert_eq!(snapshot.vips[&key("10.9.0.1")].flags, vip_flag::POOL);
-    assert_eq!(snapshot.config.features & both, feature::POOL_V6);
+    assert_eq!(snapshot.config.features & all, all & !feature::OPEN_POOL_V4);
     // And is taken up again where it was.
     apply(
         &mut maps,
