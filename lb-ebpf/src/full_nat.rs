@@ -26,7 +26,7 @@ use crate::{
     packet::Packet,
     parse::Parsed,
     reply::{self, FibParameters},
-    sample, select, stats,
+    reset, sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -67,6 +67,9 @@ pub fn client(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
     };
     match to_backend(frame, parsed, service) {
         Ok(verdict) => verdict,
+        Err(DropReason::NoBinding) if lookup::has_flag(service, service_flag::RESET) => {
+            reset::begin(frame, parsed, service.id)
+        }
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
 }

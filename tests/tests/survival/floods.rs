@@ -94,6 +94,7 @@ fn a_thousand_connections_lose_nothing_under_floods(kind: Kind) -> Result<()> {
     })?;
     held.none_lost("a change of every slot of one service")?;
 
+    thread::sleep(SWEEP);
     let before = table(&site)?;
     let reached = packets(&site, "list-v4")?;
     let sent = flood(&site, FloodKind::Syn, &["v4"])?;

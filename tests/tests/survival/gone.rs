@@ -18,7 +18,7 @@ const VICTIM: &str = "backend-2";
 fn site(kind: Kind, on_backend_down: &str, dataplane: (&str, &str)) -> Result<Site> {
     start(kind, |config| {
         config.set_dataplane(dataplane.0, dataplane.1);
-        for service in &mut config.services {
+        for service in config.services.iter_mut().filter(|s| s.protocol == "tcp") {
             service
                 .extra
                 .push(format!("on_backend_down: {on_backend_down}"));
