@@ -6,10 +6,15 @@
 
 use crate::net::{Addr, Be16, NextHop};
 
+mod defence;
 mod link;
 mod nat;
 mod work;
 
+pub use defence::{
+    CORE_LIMIT_RESETS, LimitKey, RESETS_PER_SECOND, SOURCE_KEY_FIXED_BITS, SourceKey, source,
+    source_set,
+};
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
 pub use work::Work;
@@ -73,6 +78,13 @@ pub mod map {
     pub const PROGRAMS: &str = "PROGRAMS";
     /// Per-CPU `[Work; 1]`: what is handed over with the packet.
     pub const WORK: &str = "WORK";
+    /// Longest prefix: [`super::SourceKey`] to a value of [`super::source`].
+    pub const SOURCES: &str = "SOURCES";
+    /// Per-CPU array of [`crate::limit::Bucket`] by service id, see
+    /// [`super::CORE_LIMIT_RESETS`].
+    pub const CORE_LIMITS: &str = "CORE_LIMITS";
+    /// LRU hash: [`super::LimitKey`] to [`crate::limit::Bucket`].
+    pub const SOURCE_LIMITS: &str = "SOURCE_LIMITS";
 }
 
 /// Names of the programs in the object.
@@ -88,6 +100,8 @@ pub mod program {
     pub const ICMP: u32 = 1;
     /// Place in `PROGRAMS` of what translates replies.
     pub const REPLY: u32 = 2;
+    /// Place in `PROGRAMS` of what resets connections.
+    pub const RESET: u32 = 5;
 
     /// Place in `PROGRAMS` of what gives clients' packets another source.
     pub const FULL_NAT: u32 = 3;
@@ -96,12 +110,13 @@ pub mod program {
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 5] = [
+    pub const TAILS: [&str; 6] = [
         "lb_neighbour",
         "lb_icmp",
         "lb_reply",
         "lb_full_nat",
         "lb_binding",
+        "lb_reset",
     ];
 }
 
@@ -152,8 +167,8 @@ pub struct Config {
     pub nat_buckets: u32,
     /// Places in each ring of `FREE_PORTS`: a power of two.
     pub free_ports: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// [`crate::limit::second`].
+    pub second_steps: u32,
 }
 
 /// Bits of [`Config::features`].
@@ -220,13 +235,25 @@ pub struct ServiceEntry {
     /// Units after which a flow's entry has expired.
     pub idle_units: u32,
     /// Zero.
-    pub reserved: [u32; 11],
+    pub reserved: [u32; 7],
+    /// [`crate::limit::cost`] of a new flow on one core; zero: no limit.
+    pub core_cost: u32,
+    /// The same from one source.
+    pub source_cost: u32,
+    /// Set of `SOURCES` that says who may use it; zero: everybody.
+    pub sources: u32,
+    /// Zero.
+    pub reserved_tail: u32,
 }
 
 /// Bits of [`ServiceEntry::flags`].
 pub mod service_flag {
     /// NAT whose replies are recognised by flow and not by port.
     pub const REPLY_FLOWS: u16 = 1;
+    /// There are limits or a set of sources.
+    pub const GUARDED: u16 = 1 << 8;
+    /// Flows whose member serves nobody any more are reset.
+    pub const RESET: u16 = 1 << 9;
     /// Full NAT.
     pub const FULL_NAT: u16 = 2;
     /// NAT with backends on links of this node: clients in `LOCAL` need full NAT.
@@ -439,6 +466,8 @@ layout! {
     MemberEntry = 64,
     LinkEntry = 40,
     Work = 64,
+    SourceKey = 20,
+    LimitKey = 20,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,
@@ -463,6 +492,10 @@ mod tests {
     fn keys_have_their_fields_where_the_prefix_length_counts_them() {
         assert_eq!(offset_of!(RangeKey, port) as u32 * 8, RANGE_KEY_FIXED_BITS);
         assert_eq!(offset_of!(ServiceKey, port), 16);
+        assert_eq!(
+            offset_of!(SourceKey, address) as u32 * 8,
+            SOURCE_KEY_FIXED_BITS
+        );
         assert_eq!(offset_of!(SampleEntry, member), 48);
         assert_eq!(
             offset_of!(LocalKey, address) as u32 * 8,

@@ -78,6 +78,15 @@ names! {
         NoBinding = "no_binding",
         /// The maps contradict each other; a bug, or somebody else wrote them.
         Inconsistent = "inconsistent",
+        /// The service's `allow` and `deny` don't let the source in.
+        Denied = "denied",
+        /// More new flows in a second than a core may take for the service.
+        CoreLimit = "core_limit",
+        /// More new flows in a second than the source may open.
+        SourceLimit = "source_limit",
+        /// The flow's backend is gone, and the client could not be told: the
+        /// packet is an RST, or too many were sent in this second.
+        BackendGone = "backend_gone",
     }
 }
 
@@ -103,6 +112,8 @@ names! {
         ReplyUnmatched = "reply_unmatched",
         /// Replies left to the kernel untouched because forwarding is off.
         ForwardingOff = "forwarding_off",
+        /// Connections reset because their backend is gone.
+        Reset = "reset",
         /// Full NAT's ports given to flows.
         BindingOpened = "binding_opened",
         /// NAT: packets of clients on a backend's own link, where there is no

@@ -16,6 +16,10 @@
 //!   that is the base. An RST never makes one.
 //! - A refused insertion makes the slot's time now, so that it stays tracked
 //!   until the flow, which has no entry, can be told from new ones.
+//! - Where flows of a member that serves nobody any more are to be reset, a
+//!   packet that isn't a SYN goes to that member, which tells the caller: by its
+//!   live entry, or without one by the slot's base. A refused insertion ends
+//!   that: the flow without an entry is the current member's, which becomes the base.
 //!
 //! The invariant: a flow that is idle for less than its time-out never changes
 //! its member while that member serves it, whatever the pressure on the table.
@@ -94,14 +98,19 @@ pub trait World {
     /// entry of another one.
     fn is_ours(&self, member: u32) -> bool;
 
-    /// Replaces the packet's slot if it is still `current`.
-    fn replace_slot(&self, current: SlotWord, new: SlotWord);
+    /// Whether packets of flows whose member serves nobody any more are to be
+    /// told from others, and not moved.
+    fn resets(&self) -> bool;
+
+    /// Replaces the packet's slot if it is still `current`; whether it was.
+    fn replace_slot(&self, current: SlotWord, new: SlotWord) -> bool;
 }
 
 /// Where the packet goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Decision {
-    /// The member.
+    /// The member. One that doesn't serve, where there is no other or
+    /// [`World::resets`] asks for it.
     pub member: u32,
     /// What happened to the flow table.
     pub entry: Entry,
@@ -147,6 +156,12 @@ pub fn decide<W: World>(
                 entry: Entry::Found,
             };
         }
+        if live && !state.serves() && kind != Kind::Syn && world.resets() {
+            return Decision {
+                member: entry.member(),
+                entry: Entry::None,
+            };
+        }
         stale = Some(found);
     }
 
@@ -156,6 +171,12 @@ pub fn decide<W: World>(
     } else {
         slot.current()
     };
+    if !base.serves() && kind != Kind::Syn && world.resets() {
+        return Decision {
+            member: slot.base(),
+            entry: Entry::None,
+        };
+    }
     let wanted = match kind {
         Kind::Syn => {
             let just_changed =
@@ -187,9 +208,20 @@ pub fn decide<W: World>(
             entry: Entry::Inserted,
         };
     }
-    // Within the window the slot's time is recent enough as it is, and the
-    // window must not be cut short for the other flows.
-    if slot.is_pressed() || slot.age(times.now_ticks) >= times.syn_window_ticks {
+    if !base.serves() {
+        // From here on what has no entry is the current member's.
+        let rebased = slot.pressed(times.now_ticks).rebased();
+        if !world.replace_slot(slot, rebased) && world.resets() {
+            // Another one's slot by now, in which this flow would be taken for
+            // one of the base. The client will ask again.
+            return Decision {
+                member: slot.base(),
+                entry: Entry::Refused,
+            };
+        }
+    } else if slot.is_pressed() || slot.age(times.now_ticks) >= times.syn_window_ticks {
+        // Within the window the slot's time is recent enough as it is, and the
+        // window must not be cut short for the other flows.
         let pressed = slot.pressed(times.now_ticks);
         if pressed != slot {
             world.replace_slot(slot, pressed);

@@ -6,6 +6,7 @@
 //! for the default size of tables, on `scheduler`.
 
 mod check;
+mod defence;
 mod document;
 mod error;
 mod reader;

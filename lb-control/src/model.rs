@@ -13,6 +13,10 @@ use std::{
 
 use serde::Serialize;
 
+mod defence;
+
+pub use defence::{Defence, OnBackendDown, Prefix};
+
 /// Everything one node does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Model {
@@ -83,6 +87,10 @@ pub struct Dataplane {
     pub max_members: u32,
     /// Slots of all services together (8 bytes each).
     pub max_slots: u32,
+    /// Prefixes of sources that the maps have room for, those of all services.
+    pub max_source_prefixes: u32,
+    /// Sources whose new flows are counted at a time.
+    pub max_limited_sources: u32,
     /// Ports of full NAT's addresses the maps have room for (96 bytes each); at
     /// most 2^20 - 1.
     pub max_bindings: u32,
@@ -171,6 +179,10 @@ pub struct Service {
     pub forwarding: ForwardingMethod,
     /// How replies are recognised under NAT, after `auto` was resolved.
     pub replies: Replies,
+    /// Who may use it, and how much.
+    pub defence: Defence,
+    /// What becomes of connections whose backend is down.
+    pub on_backend_down: OnBackendDown,
     /// What the operator says of the network around it; checked for sense.
     pub topology: Topology,
     /// Name of its pool (checked to exist).

@@ -2,21 +2,21 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, feature, link_flag, program},
+    abi::{ServiceEntry, feature, link_flag, program, service_flag},
     counter::DropReason,
     hash,
     net::{Addr, family},
 };
 
 use crate::{
-    forward,
+    defence, forward,
     frame::{self, Frame},
     full_nat,
     lookup::{self, Vip},
     maps,
     packet::{Ethernet, Packet},
     parse::{self, Parsed, What},
-    sample, select, stats,
+    reset, sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -90,6 +90,7 @@ fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     };
     match balance(frame, parsed, service) {
         Ok(verdict) => verdict,
+        Err(DropReason::BackendGone) => reset::begin(frame, parsed, service.id),
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
 }
@@ -108,12 +109,22 @@ fn balance(
     if !can_be_replied_to(tuple.source, tuple.family) || tuple.source == tuple.destination {
         return Err(DropReason::BadSource);
     }
+    if lookup::has_flag(service, service_flag::GUARDED) {
+        defence::admit(frame.config, service, parsed)?;
+    }
     if full_nat::is_wanted(frame.config, service, tuple) {
         return Ok(frame.hand_over(parsed, program::FULL_NAT));
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
-    let verdict = forward::to_member(frame, parsed, service, id, member)?;
+    let verdict = match forward::to_member(frame, parsed, service, id, member) {
+        // The backend has a flow from this very address and port, to another
+        // service: this one gets another source.
+        Err(DropReason::ReplyConflict) if full_nat::has_pool(frame.config, tuple.family) => {
+            return Ok(frame.hand_over(parsed, program::FULL_NAT));
+        }
+        sent => sent?,
+    };
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
     Ok(verdict)

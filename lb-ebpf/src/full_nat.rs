@@ -26,7 +26,7 @@ use crate::{
     packet::Packet,
     parse::Parsed,
     reply::{self, FibParameters},
-    sample, select, stats,
+    reset, sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -45,7 +45,7 @@ fn is_local(config: &Config, service: &ServiceEntry, tuple: &Tuple) -> bool {
     if !bindings::is_local(tuple.source, tuple.family) {
         return false;
     }
-    let has_pool = has(config, tuple.family, feature::POOL_V4, feature::POOL_V6);
+    let has_pool = has_pool(config, tuple.family);
     if !has_pool {
         stats::event(service.id, Event::LocalClient);
     }
@@ -67,6 +67,9 @@ pub fn client(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
     };
     match to_backend(frame, parsed, service) {
         Ok(verdict) => verdict,
+        Err(DropReason::NoBinding) if lookup::has_flag(service, service_flag::RESET) => {
+            reset::begin(frame, parsed, service.id)
+        }
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
 }
@@ -139,6 +142,24 @@ fn takes_new(config: &Config, service: &ServiceEntry, parsed: &Parsed) -> bool {
         stats::event(service.id, Event::LocalClient);
     }
     takes
+}
+
+/// Whether sources of the family's pool can be given.
+#[inline(always)]
+pub fn has_pool(config: &Config, family: u8) -> bool {
+    has(config, family, feature::POOL_V4, feature::POOL_V6)
+}
+
+/// Whether the flow of a packet to a service has a binding.
+#[inline(never)]
+pub fn is_bound(config: &Config, parsed: &Parsed, service: u32) -> bool {
+    let tuple = parsed.tuple();
+    let flow = Flow {
+        tuple: &tuple,
+        hash: hash_of(config, parsed),
+        service,
+    };
+    binding::find(&Flows::bindings(config), &Flows::nat(config), &flow).is_some()
 }
 
 #[inline(never)]

@@ -28,6 +28,15 @@ pub fn service(config: &Config, tuple: &Tuple) -> Option<&'static ServiceEntry> 
     })
 }
 
+/// Whether a service has a flag of `service_flag`. Read anew each time: what
+/// the verifier knows of a flag from a branch would make it look at all that
+/// follows once more.
+#[inline(always)]
+pub fn has_flag(service: &ServiceEntry, flag: u16) -> bool {
+    // SAFETY: a reference.
+    unsafe { (&raw const service.flags).read_volatile() & flag != 0 }
+}
+
 /// Whether this node owns what owner word `index` stands for.
 #[inline(always)]
 pub fn owns(index: u16) -> bool {

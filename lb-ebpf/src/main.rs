@@ -3,7 +3,9 @@
 //! `parse` says what a packet is, `lookup` whose it is, `select` which member
 //! gets it, `forward` how. That is the program `lb`; the rest are programs that
 //! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `reply`
-//! translates what comes back, `full_nat` both ways. `frame` is what they all start from. Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
+//! translates what comes back, `full_nat` both ways, `reset` ends connections.
+//! `defence` says what a service takes in. `frame` is what they all start from.
+//! Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
 //! decided without either stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
@@ -14,6 +16,7 @@
 
 mod balance;
 mod clock;
+mod defence;
 mod forward;
 mod frame;
 mod full_nat;
@@ -24,6 +27,7 @@ mod neighbour;
 mod packet;
 mod parse;
 mod reply;
+mod reset;
 mod sample;
 mod select;
 mod stats;
@@ -53,6 +57,12 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_reply(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, reply::handle).finish(&ctx)
+}
+
+/// Connections whose backend is gone.
+#[xdp(frags)]
+pub fn lb_reset(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, reset::handle).finish(&ctx)
 }
 
 /// Clients' packets that get another source.

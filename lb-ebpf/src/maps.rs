@@ -10,18 +10,21 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key,
+    },
     programs::XdpContext,
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
+        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry,
         MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, Tags,
-        VipEntry, VipKey, Work, program::TAILS,
+        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry,
+        ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},
+    limit,
     member::MemberState,
     slot::SlotWord,
 };
@@ -76,6 +79,12 @@ static CLOCK: Array<ClockReading> = Array::pinned(1, BPF_F_MMAPABLE);
 static PROGRAMS: ProgramArray = ProgramArray::pinned(TAILS.len() as u32, 0);
 #[map]
 static WORK: PerCpuArray<Work> = PerCpuArray::pinned(1, 0);
+#[map]
+static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(64, 0);
+#[map]
+static CORE_LIMITS: PerCpuArray<u64> = PerCpuArray::pinned(64, 0);
+#[map]
+static SOURCE_LIMITS: LruHashMap<LimitKey, u64> = LruHashMap::pinned(1024, 0);
 
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
@@ -168,6 +177,53 @@ pub fn member_state(id: u32) -> MemberState {
         // SAFETY: `m` is a valid element; the controller stores the word atomically.
         MemberState(unsafe { (&raw const (*m).state).read_volatile() })
     })
+}
+
+/// Whether a source is allowed: a value of [`source`].
+#[inline(always)]
+pub fn source(key: SourceKey) -> u32 {
+    let key = Key::new(SOURCE_KEY_FIXED_BITS + 128, key);
+    SOURCES.get(key).copied().unwrap_or(source::ALLOWED)
+}
+
+/// Takes a token from one of this core's buckets, if `take` finds one.
+#[inline(always)]
+pub fn take_from_core(row: u32, take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
+    let Some(at) = CORE_LIMITS.get_ptr_mut(row) else {
+        return true;
+    };
+    // SAFETY: a valid element, this core's.
+    unsafe { take_from(at, take) }
+}
+
+/// Takes a token from a source's bucket, if `take` finds one. What two cores
+/// do at once may count once: a source gets one flow more, and nothing else.
+#[inline(always)]
+pub fn take_from_source(key: &LimitKey, take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
+    match SOURCE_LIMITS.get_ptr_mut(key) {
+        // SAFETY: a valid element. It may be given to another source
+        // meanwhile, whose limit is off by a second at most.
+        Some(at) => unsafe { take_from(at, take) },
+        None => {
+            let first = take(limit::Bucket::default());
+            // Where there is no room, the limit of the core is what holds.
+            let _ = SOURCE_LIMITS.insert(key, &first.0, 0);
+            true
+        }
+    }
+}
+
+/// # Safety
+/// `at` must be an element of a map.
+#[inline(always)]
+unsafe fn take_from(at: *mut u64, take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
+    // SAFETY: see above.
+    unsafe {
+        let before = at.read_volatile();
+        let after = take(limit::Bucket(before)).0;
+        at.write_volatile(after);
+        after != before
+    }
 }
 
 /// A slot's address in its table, and its word, read once.

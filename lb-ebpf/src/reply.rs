@@ -26,7 +26,7 @@ use crate::{
     clock,
     forward::{Way, nat},
     frame::Frame,
-    maps,
+    full_nat, maps,
     maps::Flows,
     packet::{MacWords, Packet},
     parse::Parsed,
@@ -107,14 +107,22 @@ fn reserve(config: &Config, idle_units: u32, parsed: &Parsed, id: u32) -> u32 {
     let mark = parsed.kind().mark();
     // Whoever has the key: the tuple at the backend is the same.
     let found = flow::find(&flows, key, |entry| same_backend(entry.member(), member));
+    if let Some(found) = found
+        && found.entry.member() == id
+    {
+        flow::touch(&flows, &found, now, mark);
+        return RESERVED;
+    }
+    // A flow that was given another source, when the port was taken, keeps it.
+    if full_nat::has_pool(config, parsed.family())
+        && full_nat::is_bound(config, parsed, member.service)
+    {
+        return CONFLICT;
+    }
     let Some(found) = found else {
         let entry = FlowWord::new(key.tag, id, now, mark);
         return insert(config, key.home, entry.0, now);
     };
-    if found.entry.member() == id {
-        flow::touch(&flows, &found, now, mark);
-        return RESERVED;
-    }
     let taken = found.entry.is_live(now, idle(config, idle_units))
         && !found.entry.is_closing()
         && maps::member_state(found.entry.member()).serves();

@@ -1,7 +1,7 @@
 //! Which member gets a packet of a service.
 
 use lb_common::{
-    abi::{Config, MemberEntry, ServiceEntry},
+    abi::{Config, MemberEntry, ServiceEntry, service_flag},
     counter::{DropReason, Event},
     flow::{FlowKey, Idle},
     hash::{self, scale},
@@ -11,7 +11,7 @@ use lb_common::{
 };
 
 use crate::{
-    clock,
+    clock, lookup,
     maps::{self, Flows, Slot},
     stats,
 };
@@ -41,8 +41,13 @@ impl track::World for World<'_> {
     }
 
     #[inline(always)]
-    fn replace_slot(&self, current: SlotWord, new: SlotWord) {
-        self.slot.replace(current, new);
+    fn resets(&self) -> bool {
+        lookup::has_flag(self.service, service_flag::RESET)
+    }
+
+    #[inline(always)]
+    fn replace_slot(&self, current: SlotWord, new: SlotWord) -> bool {
+        self.slot.replace(current, new)
     }
 }
 
@@ -66,7 +71,12 @@ pub fn member(
     }
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     if !MemberState(member.state).serves() {
-        return Err(DropReason::NoBackend);
+        let is_new = kind == Kind::Syn || !lookup::has_flag(service, service_flag::RESET);
+        return Err(if is_new {
+            DropReason::NoBackend
+        } else {
+            DropReason::BackendGone
+        });
     }
     if member.service != service.id {
         return Err(DropReason::Inconsistent);

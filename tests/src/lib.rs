@@ -27,6 +27,7 @@ pub mod demo;
 mod evidence;
 pub mod ipvs;
 pub mod machine;
+pub mod mutation;
 pub mod netns;
 pub mod packet;
 pub mod process;

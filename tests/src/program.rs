@@ -7,9 +7,10 @@ use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions, VerifierLogLevel,
     maps::{
-        Array, HashMap, Map, MapData, PerCpuArray, ProgramArray, lpm_trie::Key, lpm_trie::LpmTrie,
+        Array, HashMap, Map, MapData, PerCpuArray, PerCpuValues, ProgramArray, lpm_trie::Key,
+        lpm_trie::LpmTrie,
     },
-    programs::{ProgramInfo, TestRun as _, Xdp},
+    programs::{ProgramError, ProgramInfo, TestRun as _, Xdp},
 };
 use lb_common::{
     abi::{self, Config, LinkEntry, MemberEntry, MemberStats, SampleEntry, ServiceEntry, map},
@@ -41,6 +42,10 @@ pub mod action {
 
 /// Loopback's index: where BPF_PROG_TEST_RUN says that packets come from.
 pub const INGRESS: u32 = 1;
+
+/// A second to the limits of new flows, longer than any test runs: what a
+/// bucket held is all that passes.
+pub const SECOND_STEPS: u32 = u32::MAX;
 
 /// Sizes of the maps.
 #[derive(Clone, Copy, Debug)]
@@ -109,6 +114,7 @@ impl Program {
             .map_max_entries(map::RANGES, sizes.services * 32)
             .map_max_entries(map::VIPS, sizes.services)
             .map_max_entries(map::REPLIES, sizes.members)
+            .map_max_entries(map::CORE_LIMITS, sizes.services + 1)
             .map_max_entries(map::SLOTS, sizes.slots)
             .map_max_entries(map::MEMBERS, sizes.members)
             .map_max_entries(map::STATS, sizes.members)
@@ -130,9 +136,7 @@ impl Program {
                 .program_mut(name)
                 .context("the object lacks a program")?
                 .try_into()?;
-            program
-                .load()
-                .with_context(|| format!("the kernel refused the program {name}"))?;
+            load(program).with_context(|| format!("the kernel refused the program {name}"))?;
         }
         // Held by its pin and, beyond that, by this.
         let map = ebpf
@@ -159,6 +163,7 @@ impl Program {
                 clock_shift: 63,
                 syn_window_ticks: 4,
                 half_units: 9,
+                second_steps: SECOND_STEPS,
                 longest_idle_units: 990,
                 flow_buckets: sizes.buckets,
                 reply_buckets: sizes.buckets,
@@ -211,6 +216,11 @@ impl Program {
 
     /// A map as an array.
     pub fn array<V: Pod>(&mut self, name: &str) -> Result<Array<&mut MapData, V>> {
+        Ok(self.map(name)?.try_into()?)
+    }
+
+    /// A map as an array of values per core.
+    pub fn per_cpu<V: Pod>(&mut self, name: &str) -> Result<PerCpuArray<&mut MapData, V>> {
         Ok(self.map(name)?.try_into()?)
     }
 
@@ -337,6 +347,22 @@ impl Program {
         Ok(SlotWord(self.array::<u64>(map::SLOTS)?.get(&index, 0)?))
     }
 
+    /// Fills the buckets of a row of `CORE_LIMITS` on every core.
+    pub fn lift_core_limit(&mut self, row: u32) -> Result<()> {
+        let mut limits: PerCpuArray<_, u64> = self.map(map::CORE_LIMITS)?.try_into()?;
+        let zeros = PerCpuValues::try_from(vec![0; limits.get(&row, 0)?.len()])?;
+        Ok(limits.set(row, zeros, 0)?)
+    }
+
+    /// Adds a prefix to a set of sources; see [`abi::source`].
+    pub fn add_source(&mut self, set: u32, prefix: (IpAddr, u32), value: u32) -> Result<()> {
+        let (address, _) = Addr::from_ip(prefix.0);
+        let key = abi::SourceKey { set, address };
+        let key = Key::new(abi::SOURCE_KEY_FIXED_BITS + prefix.1, key);
+        let mut sources: LpmTrie<_, abi::SourceKey, u32> = self.map(map::SOURCES)?.try_into()?;
+        Ok(sources.insert(&key, value, 0)?)
+    }
+
     /// Runs one frame through the program.
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
         let mut out = vec![0; frame.len() + 256];
@@ -416,6 +442,21 @@ impl Program {
     /// The sizes it was loaded with.
     pub fn sizes(&self) -> Sizes {
         self.sizes
+    }
+}
+
+/// The verifier gives up with EAGAIN when a signal arrives meanwhile.
+fn load(program: &mut Xdp) -> Result<(), ProgramError> {
+    let mut attempts = 1;
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) && attempts < 20 =>
+            {
+                attempts += 1;
+            }
+            result => return result,
+        }
     }
 }
 

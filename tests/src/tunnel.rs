@@ -28,8 +28,6 @@ pub fn decapsulate(host: &Host) -> Result<()> {
         host.ns
             .sysctl(&format!("net/ipv4/conf/{device}/rp_filter"), "0")?;
     }
-    // No name leads the kernel to these by itself.
-    host.ns.exec(&["modprobe", "-a", "fou", "fou6"])?;
     let port = GUE_PORT.to_string();
     for family in ["-4", "-6"] {
         host.ns

@@ -13,8 +13,8 @@ use lb_common::{abi::NeighbourRequest, net::Addr};
 use lb_control::{
     health::{BackendKey, Health, HealthState},
     model::{
-        Backend, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
-        Protocol, Replies, Service, XdpMode,
+        Backend, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
+        OnBackendDown, Pool, Ports, Protocol, Replies, Service, XdpMode,
     },
     neighbours::{
         NeighbourView, Neighbours, Target, Unresolved,
@@ -319,6 +319,8 @@ fn model(address: &str, port: u16) -> Result<Model> {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_source_prefixes: 1024,
+            max_limited_sources: 1024,
             max_bindings: 64,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
@@ -357,6 +359,8 @@ fn model(address: &str, port: u16) -> Result<Model> {
             protocol: Protocol::Tcp,
             forwarding: ForwardingMethod::L2Dsr,
             replies: Replies::Port,
+            defence: Defence::default(),
+            on_backend_down: OnBackendDown::Keep,
             topology: Default::default(),
             pool: "web".to_owned(),
             table_size: 101,

@@ -4,6 +4,11 @@
 //! Lost means: reset, timed out, answered by another server, or no answer for
 //! more than ten seconds.
 
+#[path = "survival/floods.rs"]
+mod floods;
+#[path = "survival/gone.rs"]
+mod gone;
+
 use std::{
     net::SocketAddr,
     thread,
@@ -13,6 +18,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     check,
+    config::Config,
     conns::{HoldReport, UdpReport},
     packet::{Flood, FloodKind, FloodOptions},
     process::wait_ok,
@@ -34,13 +40,14 @@ const POOLS: [&str; 2] = ["many-v4", "many-v6"];
 
 /// A site of four backends, of which the configuration has the first three,
 /// and a UDP service beside the TCP one to count packets with.
-fn start(kind: Kind) -> Result<Site> {
+fn start(kind: Kind, adapt: impl FnOnce(&mut Config)) -> Result<Site> {
     let options = Options {
         backends: 4,
         ..Options::default()
     };
     Site::echo(kind, &options, |config| {
         config.set_dataplane("dead_after", "1s");
+        adapt(config);
         for pool in &mut config.pools {
             pool.backends.truncate(3);
         }
@@ -217,7 +224,7 @@ fn changes(site: &mut Site, held: &mut Held, circumstances: &str) -> Result<()> 
 }
 
 fn two_thousand_connections_survive(kind: Kind) -> Result<()> {
-    let mut site = start(kind)?;
+    let mut site = start(kind, |_| ())?;
     let mut held = Held::open(&site, CONNECTIONS)?;
     let since = Instant::now();
     held.none_lost("opening")?;
@@ -288,7 +295,7 @@ fn two_thousand_connections_survive_under_nat() {
 
 /// The host goes: its link first, so that nobody tells the clients.
 fn a_dead_backend_costs_its_own_connections_alone(kind: Kind) -> Result<()> {
-    let mut site = start(kind)?;
+    let mut site = start(kind, |_| ())?;
     let mut held = Held::open(&site, 300)?;
     held.none_lost("opening")?;
     let victim = 1;

@@ -50,7 +50,11 @@ fn histories(
 }
 
 fn on_host(seed: u64, options: Options) -> anyhow::Result<Report> {
-    run(&mut host::Host::new(options.buckets), seed, options)
+    run(
+        &mut host::Host::new(options.buckets, options.resets),
+        seed,
+        options,
+    )
 }
 
 #[test]
@@ -60,6 +64,7 @@ fn with_room_in_the_table_no_flow_moves_on_the_host() {
             buckets: 256,
             steps: 4000,
             flood: 0,
+            resets: false,
         };
         let total = histories("host, roomy", 60, options, on_host)?;
         // The histories reach what they are meant to reach.
@@ -79,6 +84,7 @@ fn with_a_small_table_no_flow_moves_on_the_host() {
             buckets: 2,
             steps: 4000,
             flood: 0,
+            resets: false,
         };
         let total = histories("host, small table", 60, options, on_host)?;
         anyhow::ensure!(total.refused > 1000, "the table was never full: {total}");
@@ -93,6 +99,7 @@ fn under_floods_of_syns_and_stray_acks_no_flow_moves_on_the_host() {
             buckets: 16,
             steps: 3000,
             flood: 60,
+            resets: false,
         };
         let total = histories("host, floods", 60, options, on_host)?;
         anyhow::ensure!(total.refused > 3000, "the table was never full: {total}");
@@ -101,7 +108,11 @@ fn under_floods_of_syns_and_stray_acks_no_flow_moves_on_the_host() {
 }
 
 fn in_kernel(seed: u64, options: Options) -> anyhow::Result<Report> {
-    run(&mut kernel::Kernel::new(options.buckets)?, seed, options)
+    run(
+        &mut kernel::Kernel::new(options.buckets, options.resets)?,
+        seed,
+        options,
+    )
 }
 
 #[test]
@@ -111,6 +122,7 @@ fn no_flow_moves_in_the_kernel() {
             buckets: 64,
             steps: 2500,
             flood: 0,
+            resets: false,
         };
         let total = histories("kernel, roomy", 6, options, in_kernel)?;
         anyhow::ensure!(total.found > 100 && total.changes > 100, "{total}");
@@ -125,6 +137,7 @@ fn under_floods_and_with_a_full_table_no_flow_moves_in_the_kernel() {
             buckets: 8,
             steps: 2500,
             flood: 40,
+            resets: false,
         };
         let total = histories("kernel, floods", 6, options, in_kernel)?;
         anyhow::ensure!(total.refused > 100, "the table was never full: {total}");
@@ -139,6 +152,7 @@ fn host_and_kernel_decide_alike() {
             buckets: 8,
             steps: 1500,
             flood: 20,
+            resets: false,
         };
         for seed in 1000..1003 {
             let host = on_host(seed, options)?;
@@ -153,6 +167,45 @@ fn host_and_kernel_decide_alike() {
             );
             anyhow::ensure!(host.trace.len() > 1000);
         }
+        Ok(())
+    });
+}
+
+/// Flows of members that are gone are reset, and no others.
+fn resetting(buckets: u32, flood: u32) -> Options {
+    Options {
+        buckets,
+        steps: 3000,
+        flood,
+        resets: true,
+    }
+}
+
+#[test]
+fn flows_of_members_that_are_gone_are_reset_and_no_others_on_the_host() {
+    check(|| {
+        let total = histories("host, resets", 60, resetting(256, 0), on_host)?;
+        anyhow::ensure!(total.reset > 1000 && total.found > 1000, "{total}");
+        Ok(())
+    });
+}
+
+#[test]
+fn with_a_full_table_no_living_flow_is_reset_on_the_host() {
+    check(|| {
+        let total = histories("host, resets, floods", 60, resetting(8, 40), on_host)?;
+        anyhow::ensure!(total.refused > 1000, "the table was never full: {total}");
+        Ok(())
+    });
+}
+
+#[test]
+fn flows_of_members_that_are_gone_are_reset_and_no_others_in_the_kernel() {
+    check(|| {
+        let total = histories("kernel, resets", 4, resetting(64, 0), in_kernel)?;
+        anyhow::ensure!(total.reset > 50, "{total}");
+        let total = histories("kernel, resets, floods", 4, resetting(8, 20), in_kernel)?;
+        anyhow::ensure!(total.refused > 50, "the table was never full: {total}");
         Ok(())
     });
 }

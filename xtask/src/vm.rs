@@ -30,6 +30,22 @@ const INIT: &str = include_str!("vm/init.sh");
 /// Modules that [`INIT`] needs before it has the host's files.
 const FIRST_MODULES: [&str; 4] = ["virtio_pci", "9pnet_virtio", "9p", "overlay"];
 
+/// Modules that tests need.
+const TEST_MODULES: [&str; 12] = [
+    "veth",
+    "bridge",
+    "8021q",
+    "bonding",
+    "ipip",
+    "sit",
+    "ip6_tunnel",
+    "fou",
+    "fou6",
+    "ip_vs",
+    "ip_vs_rr",
+    "nf_tables",
+];
+
 /// What the machine writes last, with the exit status.
 const MARK: &str = "test machine: exit status";
 
@@ -129,6 +145,7 @@ fn read(path: &Path) -> Result<Vec<u8>> {
 fn settings(parts: &Parts) -> Result<String> {
     let values = [
         ("FIRST_MODULES", FIRST_MODULES.join(" ")),
+        ("TEST_MODULES", TEST_MODULES.join(" ")),
         ("MODULES", parts.modules()?.display().to_string()),
         ("PROGRAMS", parts.programs().display().to_string()),
         ("MARK", MARK.to_owned()),

@@ -4,6 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::{
+    defence,
     document::Document,
     reader::{Errors, Path, nearest},
     topology,
@@ -40,6 +41,7 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
     }
     overlaps(model, errors);
     capacities(model, errors);
+    defence::check(model, errors);
     full_nat(model, errors);
     decide_replies(model, replies, errors);
 }

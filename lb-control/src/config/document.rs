@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
+    defence,
     reader::{At, Errors, Fields, Path},
     topology, value,
     yaml::Node,
@@ -139,6 +140,8 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         "max_services",
         "max_members",
         "max_slots",
+        "max_source_prefixes",
+        "max_limited_sources",
         "max_bindings",
         "tcp_idle",
         "udp_idle",
@@ -169,6 +172,8 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         max_services: number("max_services", 1024, 1..=65_536),
         max_members: number("max_members", 65_536, 1..=MOST_MEMBERS),
         max_slots: number("max_slots", 4_194_304, 1024..=1 << 28),
+        max_source_prefixes: number("max_source_prefixes", 65_536, 1024..=1 << 24),
+        max_limited_sources: number("max_limited_sources", 65_536, 1024..=1 << 24),
         max_bindings: number("max_bindings", 131_072, 64..=MOST_BINDINGS),
         tcp_idle: duration("tcp_idle", LONGEST_IDLE, seconds(10)..=LONGEST_IDLE),
         udp_idle: duration("udp_idle", seconds(60), seconds(10)..=LONGEST_IDLE),
@@ -278,16 +283,8 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         "table_size",
         "topology",
     ];
-    let later = [
-        "persistence",
-        "hash",
-        "tracking",
-        "udp",
-        "on_backend_down",
-        "allow",
-        "deny",
-    ];
-    let fields = at.fields(&known, &later)?;
+    let later = ["persistence", "hash", "tracking", "udp"];
+    let fields = at.fields(&[&known[..], &defence::KEYS[..]].concat(), &later)?;
     let methods = [
         ("l2-dsr", ForwardingMethod::L2Dsr),
         ("nat", ForwardingMethod::Nat),
@@ -333,6 +330,8 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         protocol: protocol?,
         forwarding: forwarding?,
         replies: replies.unwrap_or(Replies::Port),
+        defence: defence::defence(&fields),
+        on_backend_down: defence::on_backend_down(&fields),
         topology,
         pool: pool?,
         table_size: table_size.unwrap_or(0),

@@ -3,7 +3,7 @@ use std::{path::PathBuf, time::Duration};
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{Ports, Replies};
+use crate::model::{Defence, OnBackendDown, Ports, Prefix, Replies};
 
 const GOOD: &str = r#"
 interfaces: [{name: eth0}]
@@ -202,6 +202,51 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
             "pool: web, table_size: 1000}",
             "f.yaml:12:106: services[0].table_size: found `1000`; allowed: a prime, such as 1009",
         ),
+        (
+            "pool: web}",
+            "pool: web, allow: [10.0.0.1/8]}",
+            "f.yaml:12:102: services[0].allow[0]: found \"10.0.0.1/8\"; the address has bits behind the prefix; allowed: 10.0.0.0/8, or the address alone",
+        ),
+        (
+            "pool: web}",
+            "pool: web, deny: [10.0.0.0/33]}",
+            "f.yaml:12:101: services[0].deny[0]: found \"10.0.0.0/33\"; allowed: a length from 0 to 32",
+        ),
+        (
+            "pool: web}",
+            "pool: web, deny: [\"2001:db8::/32\"]}",
+            "f.yaml:12:101: services[0].deny[0]: 2001:db8::/32 and the service's address 203.0.113.10 are not of the same family, so no packet can match; remove it",
+        ),
+        (
+            "pool: web}",
+            "pool: web, allow: [10.0.0.0/8], deny: [192.0.2.1, 10.0.0.0/8]}",
+            "f.yaml:12:133: services[0].deny[1]: 10.0.0.0/8 is in `allow`, too; a prefix can be in one list only",
+        ),
+        (
+            "pool: web}",
+            "pool: web, deny: [192.0.2.1, 192.0.2.1/32]}",
+            "f.yaml:12:112: services[0].deny[1]: 192.0.2.1/32 is listed twice; remove one",
+        ),
+        (
+            "pool: web}",
+            "pool: web, allow: []}",
+            "f.yaml:12:101: services[0].allow: found an empty list; allowed: at least one prefix; for everybody leave it out",
+        ),
+        (
+            "pool: web}",
+            "pool: web, limits: {new_flows_per_core: 0}}",
+            "f.yaml:12:123: services[0].limits.new_flows_per_core: found `0`; allowed: a number from 1 to 1000000",
+        ),
+        (
+            "pool: web}",
+            "pool: web, on_backend_down: drop}",
+            "f.yaml:12:111: services[0].on_backend_down: found \"drop\"; allowed: keep, rehash, reset",
+        ),
+        (
+            "protocol: tcp, forwarding: nat, pool: web}",
+            "protocol: udp, forwarding: nat, pool: web, limits: {new_flows_per_source: 9}, on_backend_down: reset}",
+            "f.yaml:12:103: services[0].limits: UDP flows are not tracked, so a new one can't be told from others; remove it, or limit UDP on the way here\nf.yaml:12:147: services[0].on_backend_down: UDP has no reset; its flows move at once: remove it",
+        ),
     ];
     let mut wrong = String::new();
     for (from, to, expected) in cases {
@@ -235,6 +280,52 @@ fn defaults_are_filled_in() {
         (1_021, false)
     );
     assert_eq!(service.replies, Replies::Port);
+}
+
+#[test]
+fn sources_and_limits_are_read() {
+    let service = "pool: web, allow: [10.0.0.0/8, 192.0.2.1], deny: [0.0.0.0/0], \
+                   limits: {new_flows_per_core: 7}, on_backend_down: rehash}";
+    let service = &good_after("pool: web}", service).services[0];
+    let shown = |list: &[Prefix]| list.iter().map(Prefix::to_string).collect::<Vec<_>>();
+    let defence = &service.defence;
+    assert_eq!(shown(&defence.allow), ["10.0.0.0/8", "192.0.2.1/32"]);
+    assert_eq!(shown(&defence.deny), ["0.0.0.0/0"]);
+    assert_eq!(
+        (defence.new_flows_per_core, defence.new_flows_per_source),
+        (Some(7), None)
+    );
+    assert_eq!(service.on_backend_down, OnBackendDown::Rehash);
+    let plain = &good_after("80", "80").services[0];
+    assert_eq!(plain.defence, Defence::default());
+    assert_eq!(plain.on_backend_down, OnBackendDown::Keep);
+}
+
+#[test]
+fn as_many_prefixes_as_there_is_room_for() {
+    let list: Vec<String> = (0..1024)
+        .map(|n| format!("10.{}.{}.0/24", n / 256, n % 256))
+        .collect();
+    let text = |key: &str| {
+        GOOD.replace(
+            "\npools:",
+            "\ndataplane: {max_source_prefixes: 1024}\npools:",
+        )
+        .replace(
+            "pool: web}",
+            &format!("pool: web, {key}: [{}]}}", list.join(", ")),
+        )
+    };
+    assert_eq!(
+        parse(&text("deny"), "f.yaml").unwrap().services[0]
+            .defence
+            .deny
+            .len(),
+        1024
+    );
+    // One more for everybody else.
+    let errors = parse(&text("allow"), "f.yaml").unwrap_err().to_string();
+    assert!(errors.contains("the file has 1025 prefixes"), "{errors}");
 }
 
 #[test]

@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::yaml::Node;
-use crate::{model::Ports, scheduler};
+use crate::{
+    model::{Ports, Prefix},
+    scheduler,
+};
 
 /// What reading a value gives: the error says what is allowed.
 pub(super) type Read<T> = Result<T, String>;
@@ -214,6 +217,38 @@ pub(super) fn address(node: &Node) -> Read<IpAddr> {
     refused.map_or(Ok(address), |why| {
         Err(format!("{why}; allowed: the unicast address of a host"))
     })
+}
+
+/// A block of addresses: `10.0.0.0/8`, or one address.
+pub(super) fn prefix(node: &Node) -> Read<Prefix> {
+    const ALLOWED: &str =
+        "allowed: a prefix such as \"192.0.2.0/24\" or \"2001:db8::/32\", or an address";
+    let Node::Text(text) = node else {
+        return Err(ALLOWED.into());
+    };
+    let (address, bits) = match text.split_once('/') {
+        Some((address, bits)) => (address, Some(bits)),
+        None => (text.as_str(), None),
+    };
+    let address: IpAddr = address.parse().map_err(|_| ALLOWED.to_owned())?;
+    let most = if address.is_ipv4() { 32 } else { 128 };
+    let is_plain = |bits: &str| bits.bytes().all(|b| b.is_ascii_digit());
+    let bits = match bits {
+        Some(bits) => bits
+            .parse()
+            .ok()
+            .filter(|n| *n <= most && is_plain(bits))
+            .ok_or_else(|| format!("allowed: a length from 0 to {most}"))?,
+        None => most,
+    };
+    let prefix = Prefix::of(address, bits);
+    if prefix.address == address {
+        Ok(prefix)
+    } else {
+        Err(format!(
+            "the address has bits behind the prefix; allowed: {prefix}, or the address alone"
+        ))
+    }
 }
 
 /// Where to listen.

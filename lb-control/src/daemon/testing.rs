@@ -10,8 +10,8 @@ use super::conditions::Now;
 use crate::{
     dataplane::desired::BackendKey,
     model::{
-        Backend, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
-        Protocol, Replies, Service, XdpMode,
+        Backend, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
+        OnBackendDown, Pool, Ports, Protocol, Replies, Service, XdpMode,
     },
 };
 
@@ -60,6 +60,8 @@ pub fn model(backends: &[&str]) -> Model {
             max_services: 16,
             max_members: 64,
             max_slots: 100_000,
+            max_source_prefixes: 1024,
+            max_limited_sources: 1024,
             max_bindings: 1_000,
             tcp_idle: Duration::from_secs(300),
             udp_idle: Duration::from_secs(30),
@@ -101,6 +103,8 @@ pub fn model(backends: &[&str]) -> Model {
             protocol: Protocol::Tcp,
             forwarding: ForwardingMethod::L2Dsr,
             replies: Replies::Port,
+            defence: Defence::default(),
+            on_backend_down: OnBackendDown::Keep,
             topology: Default::default(),
             pool: "web".into(),
             table_size: 1_009,

@@ -7,9 +7,9 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Config, LinkEntry, ServiceEntry, feature, owner},
+    abi::{Config, LinkEntry, ServiceEntry, feature, owner, service_flag},
     binding::{self, Ring},
-    clock,
+    clock, limit,
 };
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
     state::{Capacity, MapSnapshot, MemberKey},
 };
 use crate::{
-    model::{ForwardingMethod, Model, Pool, Protocol, Service},
+    model::{ForwardingMethod, Model, OnBackendDown, Pool, Protocol, Service},
     scheduler,
 };
 
@@ -25,6 +25,7 @@ mod keys;
 mod links;
 mod members;
 mod pools;
+mod sources;
 mod types;
 
 pub use types::{
@@ -144,6 +145,7 @@ impl<'a> Builder<'a> {
                     features: 0,
                     flow_buckets: given.capacity.flow_buckets,
                     reply_buckets: given.capacity.flow_buckets,
+                    second_steps: limit::second(given.hz),
                     nat_buckets: binding::buckets_for(given.capacity.bindings),
                     free_ports: Ring::capacity_for(given.capacity.bindings),
                     ..snapshot.config
@@ -169,14 +171,24 @@ impl<'a> Builder<'a> {
         };
         let pool = self.model.pools.get(&service.pool).unwrap_or(&empty);
         let (offset, size) = self.slot_range(id, service, pool)?;
+        let sources = self.source_set(service, id);
+        let core_cost = self.cost(service.defence.new_flows_per_core);
+        let source_cost = self.cost(service.defence.new_flows_per_source);
+        let resets = service.on_backend_down == OnBackendDown::Reset;
+        let is_guarded = sources | core_cost | source_cost != 0;
+        let guarded = if is_guarded { service_flag::GUARDED } else { 0 };
+        let flags = guarded | if resets { service_flag::RESET } else { 0 };
         let entry = ServiceEntry {
             id,
             slot_offset: offset,
             slot_size: size,
             owner: owner::ALWAYS_INDEX,
-            flags: self.service_flags(service, pool),
+            flags: flags | self.service_flags(service, pool),
             idle_units: self.idle_units(service)?,
-            reserved: [0; 11],
+            core_cost,
+            source_cost,
+            sources,
+            ..ServiceEntry::default()
         };
         self.state.config.longest_idle_units =
             self.state.config.longest_idle_units.max(entry.idle_units);
@@ -191,6 +203,7 @@ impl<'a> Builder<'a> {
                 stateless: service.protocol == Protocol::Udp
                     || service.forwarding == ForwardingMethod::FullNat,
                 keep,
+                resets,
                 members: tables.table(&service.name, &shares, size),
             },
         );

@@ -10,7 +10,7 @@ use lb_common::{
 };
 
 use super::{
-    state::{LocalPrefix, MapSnapshot, PortBlock},
+    state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix},
     store::{MapStore, StoreError},
 };
 
@@ -167,6 +167,16 @@ impl MapStore for FakeMaps {
 
     fn remove_vip(&mut self, key: &VipKey) -> Result<(), StoreError> {
         self.write("VIPS")?.vips.remove(key);
+        Ok(())
+    }
+
+    fn put_source(&mut self, prefix: &SourcePrefix, value: u32) -> Result<(), StoreError> {
+        self.write("SOURCES")?.sources.insert(*prefix, value);
+        Ok(())
+    }
+
+    fn remove_source(&mut self, prefix: &SourcePrefix) -> Result<(), StoreError> {
+        self.write("SOURCES")?.sources.remove(prefix);
         Ok(())
     }
 

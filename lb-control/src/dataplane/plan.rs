@@ -5,6 +5,8 @@
 //! the service that has them, and deletions last. Ids are given back by the
 //! sweep alone ([`super::sweep`]).
 
+use std::collections::BTreeSet;
+
 use lb_common::{
     abi::{
         Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
@@ -16,7 +18,7 @@ use lb_common::{
 
 use super::{
     desired::{DesiredState, Table},
-    state::{LocalPrefix, MapSnapshot, MemberKey, PortBlock},
+    state::{LocalPrefix, MapSnapshot, MemberKey, PortBlock, SourcePrefix},
 };
 
 /// One step.
@@ -52,6 +54,10 @@ pub enum MapOp {
     PutVip(VipKey, VipEntry),
     /// Removes one.
     RemoveVip(VipKey),
+    /// Adds or replaces a prefix of sources.
+    PutSource(SourcePrefix, u32),
+    /// Removes one.
+    RemoveSource(SourcePrefix),
     /// Adds or replaces a source of replies.
     PutReply(ReplyKey, ReplyEntry),
     /// Removes one.
@@ -101,6 +107,8 @@ pub enum SlotChange {
         base_serves: bool,
         /// Whether the slot's present member does.
         current_serves: bool,
+        /// Whether flows of a member that serves no more are reset.
+        resets: bool,
     },
     /// The base stopped serving.
     Rebase,
@@ -115,12 +123,16 @@ impl SlotChange {
                 member,
                 base_serves,
                 current_serves,
+                resets,
             } => {
-                let new = word.changed(member, base_serves, now_ticks);
-                let has_old_flows = if word.is_tracked() && base_serves {
+                // Flows that have no entry are the base's also when it serves
+                // no more.
+                let base_stays = base_serves || resets;
+                let new = word.changed(member, base_stays, now_ticks);
+                let has_old_flows = if word.is_tracked() && base_stays {
                     true
                 } else {
-                    current_serves
+                    current_serves || resets
                 };
                 if has_old_flows { new } else { new.rebased() }
             }
@@ -158,6 +170,13 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
             None => new_slots(table, &mut ops),
         }
     }
+    unused_sources(desired, snapshot, &mut ops);
+    upserts(
+        &desired.sources,
+        &snapshot.sources,
+        MapOp::PutSource,
+        &mut ops,
+    );
     upserts(
         &desired.services,
         &snapshot.services,
@@ -189,6 +208,12 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
     removals(&desired.vips, &snapshot.vips, MapOp::RemoveVip, &mut ops);
     removals(&desired.pools, &snapshot.pools, MapOp::RemovePool, &mut ops);
     withdrawn_members(desired, snapshot, &mut ops);
+    let used = sets_in_use(snapshot);
+    for prefix in snapshot.sources.keys() {
+        if used.contains(&prefix.key.set) && !desired.sources.contains_key(prefix) {
+            ops.push(MapOp::RemoveSource(*prefix));
+        }
+    }
     removals(
         &desired.replies,
         &snapshot.replies,
@@ -209,6 +234,22 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
         ops.push(MapOp::SetConfig(Box::new(desired.config)));
     }
     ops
+}
+
+/// Sets of sources that packets go by.
+fn sets_in_use(snapshot: &MapSnapshot) -> BTreeSet<u32> {
+    snapshot.entries().map(|entry| entry.sources).collect()
+}
+
+/// What a plan that was not completed left behind makes room first. The sets in
+/// use stay as they are until no service names them.
+fn unused_sources(desired: &DesiredState, snapshot: &MapSnapshot, ops: &mut Vec<MapOp>) {
+    let used = sets_in_use(snapshot);
+    for prefix in snapshot.sources.keys() {
+        if !used.contains(&prefix.key.set) && !desired.sources.contains_key(prefix) {
+            ops.push(MapOp::RemoveSource(*prefix));
+        }
+    }
 }
 
 /// The configuration under which both the old and the new services work.
@@ -335,8 +376,13 @@ fn changed_slots(
                 member,
                 base_serves: serves(seen.base()),
                 current_serves: serves(seen.current()),
+                resets: table.resets,
             }
-        } else if seen.is_tracked() && seen.base() != member && !serves(seen.base()) {
+        } else if !table.resets
+            && seen.is_tracked()
+            && seen.base() != member
+            && !serves(seen.base())
+        {
             SlotChange::Rebase
         } else {
             continue;

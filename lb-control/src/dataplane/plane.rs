@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{clock::UNIT_SHIFT, member::MemberState};
+use lb_common::{abi::service_flag, clock::UNIT_SHIFT, member::MemberState};
 
 use super::{
     apply::{apply, execute},
@@ -212,6 +212,7 @@ impl Plane {
                     size: s.slot_size,
                     idle_units: s.idle_units,
                     idle_ticks: (s.idle_units + 1) << UNIT_SHIFT,
+                    resets: s.flags & service_flag::RESET != 0,
                 };
                 (s.id, info)
             })
@@ -302,7 +303,7 @@ impl Plane {
     pub fn stats(&mut self) -> Result<PlaneStats, PlaneError> {
         let now = self.now_ticks()?;
         let maps = &self.loaded.maps;
-        let snapshot = maps.snapshot()?;
+        let snapshot = maps.snapshot_without_sources()?;
         let highest_member = snapshot.members.keys().next_back().copied().unwrap_or(0);
         let highest_service = snapshot
             .service_names

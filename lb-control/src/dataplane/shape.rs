@@ -34,6 +34,7 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
     };
     let buckets = Some(capacity.flow_buckets);
     let services = capacity.services + 1;
+    // A set of sources is replaced by writing the new one beside it.
     vec![
         shape(map::CONFIG, size_of::<Config>(), None),
         shape(map::SERVICES, size_of::<ServiceEntry>(), None),
@@ -50,6 +51,13 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
         shape(map::FLOWS, 64, buckets),
         shape(map::REPLY_FLOWS, 64, buckets),
         shape(map::REPLIES, size_of::<ReplyEntry>(), None),
+        shape(
+            map::SOURCES,
+            4,
+            Some(capacity.source_prefixes.saturating_mul(2)),
+        ),
+        shape(map::CORE_LIMITS, 8, Some(services)),
+        shape(map::SOURCE_LIMITS, 8, Some(capacity.limited_sources)),
         shape(map::NAT_POOL, size_of::<PoolEntry>(), None),
         shape(
             map::BINDINGS,

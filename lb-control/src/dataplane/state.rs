@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::{
     abi::{
         Config, LinkEntry, LocalKey, MemberEntry, PoolEntry, RangeKey, ReplyEntry, ReplyKey,
-        ServiceEntry, ServiceKey, VipEntry, VipKey,
+        ServiceEntry, ServiceKey, SourceKey, VipEntry, VipKey,
     },
     member::MemberState,
     net::{Addr, Be16},
@@ -23,6 +23,10 @@ pub struct Capacity {
     pub slots: u32,
     /// Buckets of each flow table.
     pub flow_buckets: u32,
+    /// Prefixes of sources.
+    pub source_prefixes: u32,
+    /// Sources whose new flows are counted.
+    pub limited_sources: u32,
     /// Highest index of full NAT's bindings.
     pub bindings: u32,
 }
@@ -35,6 +39,8 @@ impl Capacity {
             members: dataplane.max_members,
             slots: dataplane.max_slots,
             flow_buckets: lb_common::flow::buckets_for(dataplane.max_flows),
+            source_prefixes: dataplane.max_source_prefixes,
+            limited_sources: dataplane.max_limited_sources,
             bindings: dataplane.max_bindings,
         }
     }
@@ -105,6 +111,28 @@ pub struct PortBlock {
     pub key: RangeKey,
 }
 
+/// A key of `SOURCES` with its prefix length, in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct SourcePrefix {
+    /// Set and first address.
+    pub key: SourceKey,
+    /// Bits of `key` that count.
+    pub prefix_bits: u32,
+}
+
+impl SourcePrefix {
+    /// The least of a set.
+    pub fn first(set: u32) -> Self {
+        Self {
+            key: SourceKey {
+                set,
+                ..SourceKey::default()
+            },
+            prefix_bits: 0,
+        }
+    }
+}
+
 /// A key of `LOCAL` with its prefix length, in bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct LocalPrefix {
@@ -137,6 +165,8 @@ pub struct MapSnapshot {
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
     pub links: BTreeMap<u16, LinkEntry>,
+    /// `SOURCES`.
+    pub sources: BTreeMap<SourcePrefix, u32>,
     /// `NAT_POOL`.
     pub pools: BTreeMap<VipKey, PoolEntry>,
     /// `LOCAL`; the values are all 1.
@@ -147,11 +177,14 @@ impl MapSnapshot {
     /// Slot ranges (first slot, number) of the services that packets can
     /// reach, by service id.
     pub fn slot_ranges(&self) -> BTreeMap<u32, (u32, u32)> {
-        self.services
-            .values()
-            .chain(self.ranges.values())
+        self.entries()
             .map(|entry| (entry.id, (entry.slot_offset, entry.slot_size)))
             .collect()
+    }
+
+    /// The services that packets can reach, once for each of their keys.
+    pub fn entries(&self) -> impl Iterator<Item = &ServiceEntry> {
+        self.services.values().chain(self.ranges.values())
     }
 
     /// State of a member; free where there is none.

@@ -9,7 +9,7 @@ use lb_common::{
     slot::SlotWord,
 };
 
-use super::state::{LocalPrefix, MapSnapshot, PortBlock};
+use super::state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix};
 
 /// A map refused an operation.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +70,10 @@ pub trait MapStore {
     fn put_vip(&mut self, key: &VipKey, entry: &VipEntry) -> Result<(), StoreError>;
     /// Removes one.
     fn remove_vip(&mut self, key: &VipKey) -> Result<(), StoreError>;
+    /// Adds or replaces a prefix of sources.
+    fn put_source(&mut self, prefix: &SourcePrefix, value: u32) -> Result<(), StoreError>;
+    /// Removes one.
+    fn remove_source(&mut self, prefix: &SourcePrefix) -> Result<(), StoreError>;
     /// Adds or replaces a source of replies.
     fn put_reply(&mut self, key: &ReplyKey, entry: &ReplyEntry) -> Result<(), StoreError>;
     /// Removes one.

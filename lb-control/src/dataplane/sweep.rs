@@ -37,6 +37,9 @@ pub struct ServiceInfo {
     pub idle_units: u32,
     /// Its idle time in ticks: how long a slot stays tracked after its time.
     pub idle_ticks: u32,
+    /// Whether flows of a member that serves no more are reset, and so have to
+    /// be known.
+    pub resets: bool,
 }
 
 /// The tables and what is known of them.
@@ -131,6 +134,7 @@ struct Row {
     size: u32,
     offset: u32,
     idle_units: u32,
+    resets: bool,
     flows: ServiceFlows,
 }
 
@@ -202,6 +206,7 @@ fn rows<F, R>(world: &World<'_, F, R>) -> Vec<Row> {
                 size: service.size,
                 offset: service.offset,
                 idle_units: service.idle_units,
+                resets: service.resets,
                 flows: ServiceFlows::default(),
             };
         }
@@ -242,23 +247,23 @@ struct Seen<'a, 'b, F, R> {
 }
 
 impl<F, R> Seen<'_, '_, F, R> {
-    /// The service of a living entry whose member serves.
-    fn row(&mut self, entry: FlowWord) -> Option<&mut Row> {
+    /// The service of a living entry that is needed.
+    fn row(&mut self, entry: FlowWord, is_reply: bool) -> Option<&mut Row> {
         let member = self.world.members.get(entry.member() as usize)?;
         let row = self.rows.get_mut(member.service as usize)?;
         let idle = Idle {
             open_units: row.idle_units,
             half_units: self.world.half_units,
         };
-        let stays =
-            row.size > 0 && member.state.serves() && entry.is_live(self.world.now_ticks, idle);
+        let is_needed = member.state.serves() || (row.resets && !is_reply);
+        let stays = row.size > 0 && is_needed && entry.is_live(self.world.now_ticks, idle);
         stays.then_some(row)
     }
 
     /// Whether the entry stays.
     fn flow(&mut self, entry: FlowWord, disagree: &mut Bits) -> bool {
         let slots = self.world.slots;
-        let Some(row) = self.row(entry) else {
+        let Some(row) = self.row(entry, false) else {
             return false;
         };
         let index = row.offset + scale(entry.tag(), row.size);
@@ -280,7 +285,7 @@ impl<F, R> Seen<'_, '_, F, R> {
     }
 
     fn reply_flow(&mut self, entry: FlowWord) -> bool {
-        let Some(row) = self.row(entry) else {
+        let Some(row) = self.row(entry, true) else {
             return false;
         };
         row.flows.reply_flows += 1;

@@ -25,6 +25,7 @@ struct Fixture {
     slots: Vec<AtomicU64>,
     members: Vec<MemberInfo>,
     sweeper: Sweeper,
+    resets: bool,
 }
 
 impl Fixture {
@@ -40,6 +41,7 @@ impl Fixture {
             slots: (0..SIZE).map(|_| AtomicU64::new(slot.0)).collect(),
             members: vec![MemberInfo::default(), up, up],
             sweeper: Sweeper::default(),
+            resets: false,
         }
     }
 
@@ -75,6 +77,7 @@ impl Fixture {
                 size: SIZE,
                 idle_units: IDLE_UNITS,
                 idle_ticks: IDLE_TICKS,
+                resets: self.resets,
             }],
             half_units: HALF_UNITS,
             now_ticks,
@@ -108,6 +111,22 @@ fn entries_of_members_that_do_not_serve_go_at_once() {
     f.members[1].state = MemberState::DEAD;
     assert_eq!(f.sweep(8000).freed, 1);
     assert!(!f.has(1) && f.has(2));
+}
+
+#[test]
+fn entries_of_members_that_are_gone_stay_where_their_flows_are_reset() {
+    let mut f = Fixture::new(SlotWord::tracked(2, 1, 8000));
+    f.resets = true;
+    f.insert(1, 1, 8000, Mark::Open);
+    f.members[1].state = MemberState::DEAD;
+    assert_eq!(f.sweep(8000 + IDLE_TICKS - 8).freed, 0);
+    assert_eq!(f.slot(1).base(), 1, "those without an entry");
+    // Its id may not go to another one while anything names it.
+    assert!(f.sweep(8000 + IDLE_TICKS - 8).unnamed_members.is_empty());
+    assert_eq!(f.sweep(8000 + IDLE_TICKS + 8).freed, 1);
+    f.sweep(8000 + IDLE_TICKS + 16);
+    f.sweep(8000 + IDLE_TICKS + 24);
+    assert_eq!(f.sweep(8000 + IDLE_TICKS + 32).unnamed_members, [1]);
 }
 
 #[test]

@@ -9,9 +9,11 @@ use std::{
 };
 
 use lb_common::{
-    abi::{MemberEntry, ServiceEntry, feature, method},
+    abi::{
+        MemberEntry, SOURCE_KEY_FIXED_BITS, ServiceEntry, feature, method, service_flag, source,
+    },
     member::MemberState,
-    net::NextHop,
+    net::{Addr, NextHop},
     slot::SlotWord,
 };
 use proptest::prelude::*;
@@ -24,12 +26,12 @@ use super::{
     },
     fake::FakeMaps,
     plan::{MapOp, plan},
-    state::Capacity,
+    state::{Capacity, MapSnapshot, SourcePrefix},
     store::MapStore,
 };
 use crate::model::{
-    Backend, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports, Protocol, Replies,
-    Service, XdpMode,
+    Backend, Dataplane, Defence, ForwardingMethod, Interface, Model, OnBackendDown, Pool, Ports,
+    Prefix, Protocol, Replies, Service, XdpMode,
 };
 
 const HZ: u32 = 1000;
@@ -38,6 +40,8 @@ const CAPACITY: Capacity = Capacity {
     members: 100,
     slots: 1000,
     flow_buckets: 64,
+    source_prefixes: 1024,
+    limited_sources: 1024,
     bindings: 1_000,
 };
 const NOW: u32 = 5000;
@@ -59,6 +63,8 @@ fn service(n: u8, pool: &str) -> Service {
         protocol: Protocol::Tcp,
         forwarding: ForwardingMethod::L2Dsr,
         replies: Replies::Port,
+        defence: Defence::default(),
+        on_backend_down: OnBackendDown::Keep,
         topology: Default::default(),
         pool: pool.into(),
         table_size: 31,
@@ -78,6 +84,8 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             max_services: CAPACITY.services,
             max_members: CAPACITY.members,
             max_slots: CAPACITY.slots,
+            max_source_prefixes: 1024,
+            max_limited_sources: 1024,
             max_bindings: 1_000,
             tcp_idle: Duration::from_secs(8100),
             udp_idle: Duration::from_secs(120),
@@ -228,6 +236,7 @@ fn assert_holds(maps: &FakeMaps, desired: &DesiredState) {
     assert_eq!(s.members, desired.members);
     assert_eq!(s.replies, desired.replies);
     assert_eq!(s.links, desired.links);
+    assert_eq!(s.sources, desired.sources);
     assert_eq!(s.config, desired.config);
     assert_eq!(s.service_names, desired.service_names);
     for (id, table) in &desired.tables {
@@ -236,8 +245,12 @@ fn assert_holds(maps: &FakeMaps, desired: &DesiredState) {
             if !table.keep {
                 assert_eq!(word.current(), *member);
             }
+            let base_may_be_dead = table.resets && !table.stateless;
             assert!(
-                !word.is_tracked() || word.base() == word.current() || serves(word.base()),
+                !word.is_tracked()
+                    || base_may_be_dead
+                    || word.base() == word.current()
+                    || serves(word.base()),
                 "the base of {word:?} doesn't serve"
             );
             assert!(!(table.stateless && word.is_tracked()));
@@ -252,24 +265,52 @@ struct Step {
     runtime: Runtime,
 }
 
-fn any_service(n: u8) -> impl Strategy<Value = Service> {
-    (0..3u8, 0..5u8, any::<bool>(), 1..=2u8).prop_map(move |(ports, kind, udp, address)| Service {
-        // Now and then a service changes its VIP.
-        address: IpAddr::V4(Ipv4Addr::new(192, 0, address, n)),
-        ports: match ports {
-            0 => Ports::Ranges(vec![(80, 80)]),
-            1 => Ports::Ranges(vec![(80, 80), (443, 443), (1000, 1999)]),
-            _ => Ports::Any,
-        },
-        protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
-        forwarding: if kind < 2 {
-            ForwardingMethod::Nat
-        } else {
-            ForwardingMethod::L2Dsr
-        },
-        replies: Replies::Flow,
-        ..service(n, "p")
+/// Blocks within one another and beside.
+fn any_defence() -> impl Strategy<Value = Defence> {
+    let blocks = || {
+        let block = (
+            0..4u8,
+            prop_oneof![Just(0u8), Just(8), Just(16), Just(24), Just(32)],
+        )
+            .prop_map(|(n, bits)| Prefix::of([100, n, n, n].into(), bits));
+        proptest::collection::btree_set(block, 0..4)
+    };
+    let rate = || proptest::option::of(1..100u32);
+    (blocks(), blocks(), rate(), rate()).prop_map(|(allow, deny, core, source)| Defence {
+        deny: deny.difference(&allow).copied().collect(),
+        allow: allow.into_iter().collect(),
+        new_flows_per_core: core,
+        new_flows_per_source: source,
     })
+}
+
+fn any_service(n: u8) -> impl Strategy<Value = Service> {
+    let kind = (0..3u8, 0..5u8, any::<bool>(), 1..=2u8, any::<bool>());
+    (kind, any_defence()).prop_map(
+        move |((ports, kind, udp, address, resets), defence)| Service {
+            defence,
+            on_backend_down: if resets && !udp {
+                OnBackendDown::Reset
+            } else {
+                OnBackendDown::Keep
+            },
+            // Now and then a service changes its VIP.
+            address: IpAddr::V4(Ipv4Addr::new(192, 0, address, n)),
+            ports: match ports {
+                0 => Ports::Ranges(vec![(80, 80)]),
+                1 => Ports::Ranges(vec![(80, 80), (443, 443), (1000, 1999)]),
+                _ => Ports::Any,
+            },
+            protocol: if udp { Protocol::Udp } else { Protocol::Tcp },
+            forwarding: if kind < 2 {
+                ForwardingMethod::Nat
+            } else {
+                ForwardingMethod::L2Dsr
+            },
+            replies: Replies::Flow,
+            ..service(n, "p")
+        },
+    )
 }
 
 fn any_step() -> impl Strategy<Value = Step> {
@@ -306,8 +347,90 @@ fn any_step() -> impl Strategy<Value = Step> {
     })
 }
 
+/// What the lists say of a source.
+fn is_allowed(defence: &Defence, source: Ipv4Addr) -> bool {
+    let longest = |list: &[Prefix]| {
+        list.iter()
+            .filter(|p| Prefix::of(source.into(), p.bits) == **p)
+            .map(|p| p.bits)
+            .max()
+    };
+    match (longest(&defence.allow), longest(&defence.deny)) {
+        (Some(allow), Some(deny)) => allow > deny,
+        (Some(_), None) => true,
+        (None, Some(_)) => false,
+        (None, None) => defence.allow.is_empty(),
+    }
+}
+
+/// What the maps say of a source, at the key with this entry.
+fn is_let_in(s: &MapSnapshot, entry: &ServiceEntry, source: Ipv4Addr) -> bool {
+    if entry.flags & service_flag::GUARDED == 0 {
+        assert_eq!(entry.sources, 0, "a set that nobody looks at");
+    }
+    let covers = |p: &SourcePrefix| {
+        let bits = p.prefix_bits - SOURCE_KEY_FIXED_BITS;
+        let block = Prefix::of(source.into(), bits as u8);
+        p.key.set == entry.sources && p.key.address == Addr::from_ip(block.address).0
+    };
+    s.sources
+        .iter()
+        .filter(|(p, _)| covers(p))
+        .max_by_key(|(p, _)| p.prefix_bits)
+        .is_none_or(|(_, value)| *value == source::ALLOWED)
+}
+
+/// Every source fares as by the old lists of a service or as by its new ones.
+fn assert_sources(maps: &FakeMaps, old: Option<&Model>, new: &Model) {
+    let s = maps.snapshot().unwrap();
+    for entry in s.entries() {
+        let name = &s.service_names[&entry.id];
+        let lists: Vec<&Defence> = old
+            .into_iter()
+            .chain([new])
+            .flat_map(|m| &m.services)
+            .filter(|service| service.name == *name)
+            .map(|service| &service.defence)
+            .collect();
+        for n in 0..5 {
+            for last in [n, 9] {
+                let source = Ipv4Addr::new(100, n, n, last);
+                let is = is_let_in(&s, entry, source);
+                assert!(
+                    lists.iter().any(|list| is_allowed(list, source) == is),
+                    "{source} is let in: {is}; {lists:?}"
+                );
+            }
+        }
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(150))]
+
+    #[test]
+    fn no_source_is_let_in_or_kept_out_because_of_a_change(
+        steps in proptest::collection::vec(any_step(), 1..6), fails_at in 0usize..200,
+    ) {
+        let mut maps = FakeMaps::new(CAPACITY.slots);
+        let mut old = None;
+        for step in &steps {
+            // A plan that isn't completed, then another.
+            for stop in [fails_at, usize::MAX] {
+                let ops = ops(&maps, &step.model, &step.runtime);
+                for op in ops.iter().take(stop) {
+                    execute(&mut maps, op, NOW).unwrap();
+                    assert_sources(&maps, old, &step.model);
+                }
+            }
+            assert_sources(&maps, None, &step.model);
+            let used: BTreeSet<u32> = maps.snapshot().unwrap().entries().map(|e| e.sources).collect();
+            let there: BTreeSet<u32> =
+                maps.snapshot().unwrap().sources.keys().map(|p| p.key.set).collect();
+            prop_assert!(there.is_subset(&used), "sets that nobody goes by: {there:?}");
+            old = Some(&step.model);
+        }
+    }
 
     #[test]
     fn a_plan_leads_to_the_desired_state_and_nothing_dangles_at_any_point(
@@ -557,4 +680,61 @@ fn unknown_next_hops_stay_what_they_were_and_unreachable_ones_are_cleared() {
     let hop = |n| s.members[&id_of(&maps, n)].next_hop();
     assert_eq!(hop(1), NextHop::new([2, 0, 0, 0, 1, 1], 7));
     assert_eq!(hop(2), NextHop::UNRESOLVED);
+}
+
+#[test]
+fn what_serves_no_more_stays_the_base_where_its_flows_are_reset() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let resetting = Service {
+        on_backend_down: OnBackendDown::Reset,
+        ..service(1, "p")
+    };
+    let model = one_pool([1, 2, 3], vec![resetting]);
+    reconcile(&mut maps, &model, &runtime());
+    let (first, second) = (id_of(&maps, 1), id_of(&maps, 2));
+    let of_first: Vec<bool> = words(&maps).iter().map(|w| w.current() == first).collect();
+    let mut runtime = runtime();
+    // Not only after `dead_after`.
+    condition(&mut runtime, 1, Condition::Failing);
+    reconcile(&mut maps, &model, &runtime);
+    let state = |maps: &FakeMaps, id: u32| MemberState(maps.snapshot().unwrap().members[&id].state);
+    assert_eq!(state(&maps, first), MemberState::DEAD);
+    for (word, was) in words(&maps).iter().zip(&of_first) {
+        assert_eq!(
+            was,
+            &(word.is_tracked() && word.base() == first),
+            "{word:?}"
+        );
+        assert_ne!(word.current(), first);
+    }
+    // The next one's flows have entries, those of the first one still none.
+    condition(&mut runtime, 2, Condition::Dead);
+    reconcile(&mut maps, &model, &runtime);
+    for (word, was) in words(&maps).iter().zip(&of_first) {
+        assert_ne!(word.current(), second);
+        assert_eq!(was, &(word.base() == first), "{word:?}");
+    }
+    assert!(words(&maps).iter().any(|w| w.base() == second));
+}
+
+#[test]
+fn rehashing_services_give_a_failing_backend_up_at_once() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let rehashing = Service {
+        on_backend_down: OnBackendDown::Rehash,
+        ..service(1, "p")
+    };
+    let model = one_pool([1, 2, 3], vec![rehashing, service(2, "p")]);
+    let mut runtime = runtime();
+    condition(&mut runtime, 1, Condition::Failing);
+    reconcile(&mut maps, &model, &runtime);
+    let states: Vec<MemberState> = maps
+        .snapshot()
+        .unwrap()
+        .members
+        .values()
+        .filter(|m| m.address == Addr::from_ip([10, 0, 1, 1].into()).0)
+        .map(|m| MemberState(m.state))
+        .collect();
+    assert_eq!(states, [MemberState::DEAD, MemberState::FAILING]);
 }

@@ -2,8 +2,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Dataplane, ForwardingMethod, Interface, Pool, Ports, Protocol, Replies, Service,
-    XdpMode,
+    Backend, Dataplane, Defence, ForwardingMethod, Interface, OnBackendDown, Pool, Ports, Protocol,
+    Replies, Service, XdpMode,
 };
 
 #[derive(Default)]
@@ -57,6 +57,8 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_source_prefixes: 1024,
+            max_limited_sources: 1024,
             max_bindings: 1_000,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
@@ -84,6 +86,8 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 protocol: Protocol::Tcp,
                 forwarding: *forwarding,
                 replies: Replies::Port,
+                defence: Defence::default(),
+                on_backend_down: OnBackendDown::Keep,
                 topology: Default::default(),
                 pool: "web".to_owned(),
                 table_size: 101,

@@ -4,6 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{Mac, checksum, ethertype, protocol};
 
+mod tcp;
+
 /// TCP flags as in the header's byte.
 pub mod tcp_flags {
     #![expect(missing_docs, reason = "the names of RFC 9293 §3.1")]
@@ -162,36 +164,9 @@ impl Packet {
         self
     }
 
-    /// TCP flags, see [`tcp_flags`].
-    pub fn flags(mut self, value: u8) -> Self {
-        let Layer4::Tcp { flags, .. } = &mut self.layer4 else {
-            panic!("flags are TCP's")
-        };
-        *flags = value;
-        self
-    }
-
-    /// TCP sequence and acknowledgement numbers.
-    pub fn numbers(mut self, sequence: u32, acknowledgement: u32) -> Self {
-        let Layer4::Tcp { seq, ack, .. } = &mut self.layer4 else {
-            panic!("numbers are TCP's")
-        };
-        (*seq, *ack) = (sequence, acknowledgement);
-        self
-    }
-
-    /// TCP options; the length must be a multiple of 4, at most 40.
-    pub fn tcp_options(mut self, bytes: &[u8]) -> Self {
-        assert!(
-            bytes.len().is_multiple_of(4) && bytes.len() <= 40,
-            "TCP options of {}",
-            bytes.len()
-        );
-        let Layer4::Tcp { options, .. } = &mut self.layer4 else {
-            panic!("options are TCP's")
-        };
-        *options = bytes.to_vec();
-        self
+    /// Whether it is a TCP segment.
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.layer4, Layer4::Tcp { .. })
     }
 
     /// UDP checksum 0: none was computed (RFC 768).

@@ -5,15 +5,18 @@
 mod lab;
 
 mod budget;
+mod defence;
 mod forward;
 mod full_nat;
 mod lookup;
 mod malformed;
+mod mutations;
 mod neighbour;
 mod oracle;
 mod random;
 mod reply_flow;
 mod reply_route;
+mod reset;
 mod sample;
 mod tracked;
 mod unbalanced;

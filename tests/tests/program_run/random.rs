@@ -23,7 +23,7 @@ use crate::{
 };
 
 /// Frames between two comparisons of the counters.
-const BATCH: u64 = 1000;
+pub const BATCH: u64 = 1000;
 
 /// VIP and first port, leading bits of the port, protocol, method, owner word.
 const SERVICES: [(&str, u32, u8, u8, u16); 10] = [
@@ -39,7 +39,7 @@ const SERVICES: [(&str, u32, u8, u8, u16); 10] = [
     ("[2001:db8::30]:80", 16, 6, method::L2_DSR, 3),
 ];
 
-fn setup() -> Result<(Lab, Vec<Known>)> {
+pub fn setup() -> Result<(Lab, Vec<Known>)> {
     let mut lab = Lab::sized(Sizes {
         buckets: 1 << 14,
         ..Sizes::default()
@@ -92,9 +92,9 @@ fn setup() -> Result<(Lab, Vec<Known>)> {
     Ok((lab, known))
 }
 
-struct Source {
-    rng: Rng,
-    known: Vec<Known>,
+pub struct Source {
+    pub rng: Rng,
+    pub known: Vec<Known>,
 }
 
 impl Source {
@@ -132,7 +132,7 @@ impl Source {
     }
 
     /// One packet of a kind that somebody may send.
-    fn whole(&mut self) -> Vec<u8> {
+    pub fn whole(&mut self) -> Vec<u8> {
         let service = self.below(self.known.len());
         let service = self.known[service].clone();
         let v4 = service.vip.is_ipv4();
@@ -359,7 +359,7 @@ fn check_echo(frame: &[u8], place: Place, got: &Outcome) {
 }
 
 /// The frame became what it had to; what has to be counted for it.
-fn check(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'static str)> {
+pub fn check(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'static str)> {
     match fate(known, frame) {
         Fate::Pass | Fate::Claim if got.action != action::PASS => {
             panic!("action {} instead of passing", got.action)

@@ -3,16 +3,16 @@
 
 use anyhow::Result;
 use lb_common::{
-    abi::{map, method},
+    abi::{feature, map, method},
     flow::BUCKET_WORDS,
     member::MemberState,
 };
 use lb_tests::{
-    packet::{Packet, protocol, tcp_flags},
+    packet::{Packet, assert_same_frame, protocol, tcp_flags},
     program::{Sizes, action},
 };
 
-use crate::lab::{Case, Lab, Service, Spec};
+use crate::lab::{Case, Lab, Service, Spec, ip};
 
 /// Units of the lab's configuration, and ticks in one.
 const HALF_UNITS: u32 = 9;
@@ -80,6 +80,44 @@ fn a_client_port_belongs_to_one_of_two_services_at_a_backend() -> Result<()> {
         let packet = case.packet().source(client);
         let got = lab.run(&packet.build());
         assert_eq!(got.drops, [(1, "reply_conflict")], "the other way round");
+    }
+    Ok(())
+}
+
+/// With addresses to give, the second flow gets one, and keeps it when the first
+/// has long ended: to the backend it is another connection than before.
+#[test]
+fn with_full_nat_a_client_port_serves_two_services_at_one_backend() -> Result<()> {
+    const FIRST: u16 = 2000;
+    for case in cases() {
+        let (mut lab, _, second) = rivals(case)?;
+        let pools = [(ip("192.0.2.99"), 1), (ip("2001:db8::99"), 100)];
+        for (address, base) in pools {
+            lab.program.add_pool(address, base, FIRST, 8)?;
+        }
+        lab.program
+            .configure(|c| c.features |= feature::POOL_V4 | feature::POOL_V6)?;
+        let source = (pools[usize::from(!case.v4)].0, FIRST).into();
+        let syn = to_second(case);
+        let syn = if syn.is_tcp() {
+            syn.flags(tcp_flags::SYN)
+        } else {
+            syn
+        };
+        open(&mut lab, case);
+        let got = lab.run(&syn.build());
+        let expected = case.forwarded(&syn.clone().source(source));
+        assert_same_frame("the second", &expected, &got.frame);
+        assert_eq!(got.drops, []);
+        assert_eq!(got.events, [(second.id, "binding_opened")], "{case:?}");
+        open(&mut lab, case);
+        let more = to_second(case);
+        let expected = case.forwarded(&more.clone().source(source));
+        lab.bounces("beside the first", &more.build(), &expected);
+        for units in 1..=4 {
+            lab.program.set_ticks(units * IDLE_UNITS / 2 * TICKS)?;
+            lab.bounces("after the first", &more.build(), &expected);
+        }
     }
     Ok(())
 }

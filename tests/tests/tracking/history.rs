@@ -32,7 +32,9 @@ use lb_control::{
 };
 use lb_tests::packet::Rng;
 
-use crate::plant::{HALF_UNITS, IDLE_TICKS, IDLE_UNITS, MEMBERS, Plant, SERVICE, SIZE, SYN_WINDOW};
+use crate::plant::{
+    HALF_UNITS, IDLE_TICKS, IDLE_UNITS, MEMBERS, Plant, RESET, SERVICE, SIZE, SYN_WINDOW,
+};
 
 /// Ticks for which a failing member serves its flows.
 const DEAD_AFTER: u32 = 30;
@@ -50,6 +52,8 @@ pub struct Options {
     pub steps: u32,
     /// Spoofed SYNs and stray ACKs in each burst; none at 0.
     pub flood: u32,
+    /// Flows of members that are gone are reset.
+    pub resets: bool,
 }
 
 /// What a history came to.
@@ -66,6 +70,8 @@ pub struct Report {
     pub refused: u64,
     pub changes: u64,
     pub stabilised: u64,
+    /// Flows of members that are gone whose client was told.
+    pub reset: u64,
 }
 
 impl Report {
@@ -77,6 +83,7 @@ impl Report {
         self.refused += other.refused;
         self.changes += other.changes;
         self.stabilised += other.stabilised;
+        self.reset += other.reset;
         self.trace.extend(&other.trace);
     }
 }
@@ -86,7 +93,7 @@ impl fmt::Display for Report {
         write!(
             f,
             "{} flows, {} packets, {} of flows older than a change, {} entries made, {} refused, \
-             {} changes, {} slots made stable, {} half-open flows moved",
+             {} changes, {} slots made stable, {} half-open flows moved, {} flows reset",
             self.flows,
             self.trace.len(),
             self.found,
@@ -95,6 +102,7 @@ impl fmt::Display for Report {
             self.changes,
             self.stabilised,
             self.half_open_moved,
+            self.reset,
         )
     }
 }
@@ -126,11 +134,15 @@ struct History<'a, P> {
     next_member: u32,
     next_flow: u32,
     flows: Vec<Flow>,
+    /// Flows whose member was given up.
+    orphans: Vec<Flow>,
     sweeper: Sweeper,
     /// When slots last changed.
     last_change: u32,
     /// When they changed before that.
     change_before: u32,
+    /// See [`Options::resets`].
+    resets: bool,
     report: Report,
 }
 
@@ -144,9 +156,11 @@ pub fn run<P: Plant>(plant: &mut P, seed: u64, options: Options) -> Result<Repor
         next_member: 5,
         next_flow: 0,
         flows: Vec::new(),
+        orphans: Vec::new(),
         sweeper: Sweeper::default(),
         last_change: 0,
         change_before: 0,
+        resets: options.resets,
         report: Report::default(),
     };
     history.plant.set_ticks(history.now)?;
@@ -200,6 +214,7 @@ impl<P: Plant> History<'_, P> {
             6..8 if options.flood > 0 => self.flood(options.flood)?,
             6..10 => self.spoof()?,
             10..36 => self.open()?,
+            36..50 if !self.orphans.is_empty() => self.orphan()?,
             _ if self.flows.is_empty() => self.open()?,
             _ => self.talk()?,
         }
@@ -303,6 +318,7 @@ impl<P: Plant> History<'_, P> {
             offset: 0,
             stateless: false,
             keep: up.is_empty(),
+            resets: self.resets,
             members,
         };
         let desired = DesiredState {
@@ -334,10 +350,13 @@ impl<P: Plant> History<'_, P> {
         // A member that stopped serving owes its flows nothing, even if it
         // comes back before they notice.
         let flows = std::mem::take(&mut self.flows);
-        self.flows = flows
+        let (flows, orphans): (Vec<Flow>, Vec<Flow>) = flows
             .into_iter()
-            .filter(|f| self.state(f.member).serves())
-            .collect();
+            .partition(|f| self.state(f.member).serves());
+        self.flows = flows;
+        let mut orphans = [std::mem::take(&mut self.orphans), orphans].concat();
+        orphans.retain(|f| self.resets && f.is_open && !self.state(f.member).serves());
+        self.orphans = orphans;
 
         let mut words = BTreeMap::new();
         for op in plan(&desired, &snapshot) {
@@ -377,6 +396,7 @@ impl<P: Plant> History<'_, P> {
             size: SIZE,
             idle_units: IDLE_UNITS,
             idle_ticks: (IDLE_UNITS + 1) << UNIT_SHIFT,
+            resets: self.resets,
         }];
         let nothing = MemoryTable::new(2);
         let (sweeper, now_ticks) = (&mut self.sweeper, self.now);
@@ -422,6 +442,7 @@ impl<P: Plant> History<'_, P> {
         let member = self.plant.packet(tuple, kind)?;
         self.report.trace.push(member.unwrap_or(0));
         if let Some(id) = member
+            && id != RESET
             && !self.state(id).serves()
         {
             self.violation(format!(
@@ -513,6 +534,30 @@ impl<P: Plant> History<'_, P> {
         let ends = kind == Kind::Rst || (kind == Kind::Fin && self.below(2) == 0);
         if ends {
             self.flows.swap_remove(index);
+        }
+        Ok(())
+    }
+
+    /// A client sends on a connection whose server was given up.
+    fn orphan(&mut self) -> Result<()> {
+        let index = self.below(self.orphans.len() as u64) as usize;
+        let flow = self.orphans[index].clone();
+        if self.now - flow.seen >= IDLE_TICKS {
+            self.orphans.swap_remove(index);
+            return Ok(());
+        }
+        let kind = if self.below(5) == 0 {
+            Kind::Fin
+        } else {
+            Kind::Data
+        };
+        let member = self.send(&flow.tuple, kind)?;
+        self.report.reset += u64::from(member == Some(RESET));
+        // A refused insertion ends it for the flows of that slot.
+        if member != Some(RESET) && self.plant.events()?.1 == 0 {
+            self.violation(format!(
+                "{kind:?} of {flow:?}, which is gone, went to {member:?}"
+            ));
         }
         Ok(())
     }

@@ -11,11 +11,12 @@ use lb_common::{
     track::{self, Entry, Kind, Times},
 };
 
-use crate::plant::{HALF_UNITS, IDLE_UNITS, KEY, MEMBERS, Plant, SIZE, SYN_WINDOW};
+use crate::plant::{HALF_UNITS, IDLE_UNITS, KEY, MEMBERS, Plant, RESET, SIZE, SYN_WINDOW};
 
 pub struct Host {
     flows: MemoryTable,
     buckets: u32,
+    resets: bool,
     states: Vec<MemberState>,
     slots: RefCell<Vec<SlotWord>>,
     ticks: u32,
@@ -24,8 +25,9 @@ pub struct Host {
 }
 
 impl Host {
-    pub fn new(buckets: u32) -> Self {
+    pub fn new(buckets: u32, resets: bool) -> Self {
         Self {
+            resets,
             flows: MemoryTable::new(buckets),
             buckets,
             states: vec![MemberState::FREE; MEMBERS as usize],
@@ -61,11 +63,17 @@ impl track::World for World<'_> {
         true
     }
 
-    fn replace_slot(&self, current: SlotWord, new: SlotWord) {
+    fn resets(&self) -> bool {
+        self.host.resets
+    }
+
+    fn replace_slot(&self, current: SlotWord, new: SlotWord) -> bool {
         let mut slots = self.host.slots.borrow_mut();
-        if slots[self.slot] == current {
+        let is_current = slots[self.slot] == current;
+        if is_current {
             slots[self.slot] = new;
         }
+        is_current
     }
 }
 
@@ -99,6 +107,10 @@ impl Plant for Host {
             self.refused += u64::from(decision.entry == Entry::Refused);
         }
         let serves = self.states.get(member as usize).is_some_and(|s| s.serves());
+        let is_known = kind != Kind::Syn && kind != Kind::Rst;
+        if member != 0 && !serves && self.resets && is_known {
+            return Ok(Some(RESET));
+        }
         Ok((member != 0 && serves).then_some(member))
     }
 

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use anyhow::{Result, ensure};
 use lb_common::{
-    abi::{ServiceEntry, map, method},
+    abi::{CORE_LIMIT_RESETS, RESETS_PER_SECOND, ServiceEntry, map, method, service_flag},
     flow::{BUCKET_WORDS, FlowTable as _, memory::MemoryTable},
     hash::Tuple,
     member::MemberState,
@@ -17,17 +17,20 @@ use lb_tests::{
     program::{INGRESS, Program, Sizes, action, member},
 };
 
-use crate::plant::{HALF_UNITS, IDLE_UNITS, KEY, MEMBERS, Plant, SERVICE, SIZE, SYN_WINDOW};
+use crate::plant::{HALF_UNITS, IDLE_UNITS, KEY, MEMBERS, Plant, RESET, SERVICE, SIZE, SYN_WINDOW};
 
 const MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+const CLIENT: [u8; 6] = [2, 9, 9, 9, 9, 9];
 
 pub struct Kernel {
     program: Program,
     buckets: u32,
+    /// Since the limit of resets was last lifted.
+    resets: u32,
 }
 
 impl Kernel {
-    pub fn new(buckets: u32) -> Result<Self> {
+    pub fn new(buckets: u32, resets: bool) -> Result<Self> {
         let sizes = Sizes {
             members: MEMBERS,
             slots: SIZE,
@@ -48,6 +51,7 @@ impl Kernel {
             id: SERVICE,
             slot_size: SIZE,
             idle_units: IDLE_UNITS,
+            flags: if resets { service_flag::RESET } else { 0 },
             ..ServiceEntry::default()
         };
         program.add_service(vip.ip(), vip.port(), protocol::TCP, entry)?;
@@ -68,7 +72,11 @@ impl Kernel {
             record.state = MemberState::FREE.0;
             program.set_member(id, record)?;
         }
-        Ok(Self { program, buckets })
+        Ok(Self {
+            program,
+            buckets,
+            resets: 0,
+        })
     }
 }
 
@@ -88,10 +96,18 @@ impl Plant for Kernel {
             end(tuple.destination, tuple.destination_port),
         )
         .flags(flags)
-        .macs(packet::Mac([2, 9, 9, 9, 9, 9]), packet::Mac(MAC))
+        .macs(packet::Mac(CLIENT), packet::Mac(MAC))
         .build();
         let outcome = self.program.run(&frame)?;
         match outcome.action {
+            action::TX if outcome.frame[..6] == CLIENT => {
+                self.resets += 1;
+                if self.resets == RESETS_PER_SECOND / 2 {
+                    self.resets = 0;
+                    self.program.lift_core_limit(CORE_LIMIT_RESETS)?;
+                }
+                Ok(Some(RESET))
+            }
             action::TX => {
                 let id = u32::from(outcome.frame[4]) << 8 | u32::from(outcome.frame[5]);
                 ensure!(

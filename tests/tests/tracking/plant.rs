@@ -32,9 +32,12 @@ pub const SYN_WINDOW: u32 = 4;
 /// Key of the flow hash.
 pub const KEY: [u64; 2] = [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908];
 
+/// In place of a member: the client was told that its connection is no more.
+pub const RESET: u32 = u32::MAX;
+
 /// A data path with one TCP service.
 pub trait Plant {
-    /// Sends a packet; the member it reached, if any.
+    /// Sends a packet; the member it reached, if any, or [`RESET`].
     fn packet(&mut self, tuple: &Tuple, kind: Kind) -> Result<Option<u32>>;
 
     /// Moves the clock.

@@ -24,6 +24,10 @@ for modules in /lib/modules /all/lib/modules; do
     mount --bind "/lower$MODULES" "$modules/$(uname -r)"
 done
 
+# Two programs that need the same module at once would not wait for each other.
+modprobe -a $TEST_MODULES
+echo 1 >/proc/sys/net/core/fb_tunnels_only_for_init_net
+
 mount -t proc proc /all/proc
 mount -t sysfs sys /all/sys
 mount -t bpf bpf /all/sys/fs/bpf

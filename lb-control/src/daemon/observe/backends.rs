@@ -90,7 +90,7 @@ impl Observer {
         };
         let decided = controller.admin.of(&key);
         let current = controller.conditions.backends.get(&key);
-        let condition = match current.map(|c| c.condition) {
+        let condition = match current.map(|c| c.condition.to_service(service.on_backend_down)) {
             Some(dataplane::desired::Condition::Up) => Condition::Up,
             Some(dataplane::desired::Condition::Draining) => Condition::Draining,
             Some(dataplane::desired::Condition::Failing) => Condition::Failing,

@@ -11,13 +11,16 @@ use aya::{Pod, maps::MapError};
 use lb_common::{
     abi::{ClockReading, Config, LINKS, MemberEntry, MemberStats, SampleEntry, map, owner},
     counter::{DROP_ROW, EVENT_ROW},
+    slot::SlotWord,
 };
 
-use super::{AyaMaps, CONFIG_WORDS, MEMBER_WORDS, SAMPLE_WORDS, STATS_WORDS, failed, io_of};
+use super::{
+    AyaMaps, CONFIG_WORDS, MEMBER_WORDS, SAMPLE_WORDS, STATS_WORDS, beyond, failed, io_of,
+};
 use crate::dataplane::{
     bpf,
     mapping::{MappedTable, from_words, to_words},
-    state::{LocalPrefix, MapSnapshot, PortBlock, service_name},
+    state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix, service_name},
     store::StoreError,
 };
 
@@ -172,7 +175,35 @@ impl AyaMaps {
         Ok(sums)
     }
 
-    /// [`snapshot`](crate::dataplane::store::MapStore::snapshot) but for the slots.
+    /// Prefixes of sources, which may be many.
+    pub(in crate::dataplane) fn sources(&self) -> Result<BTreeMap<SourcePrefix, u32>, StoreError> {
+        let mut sources = BTreeMap::new();
+        for entry in self.sources.iter() {
+            let (key, value) = entry.map_err(|e| failed(map::SOURCES, "read")(io_of(e)))?;
+            let prefix = SourcePrefix {
+                key: key.data(),
+                prefix_bits: key.prefix_len(),
+            };
+            sources.insert(prefix, value);
+        }
+        Ok(sources)
+    }
+
+    /// [`snapshot`](crate::dataplane::store::MapStore::snapshot) but for the sources.
+    pub(in crate::dataplane) fn snapshot_without_sources(&self) -> Result<MapSnapshot, StoreError> {
+        let mut snapshot = self.snapshot_without_slots()?;
+        for (id, (offset, size)) in snapshot.slot_ranges() {
+            let words = self
+                .slots
+                .range(offset as usize, size as usize)
+                .ok_or_else(|| beyond(map::SLOTS, offset))?;
+            let words = words.iter().map(|w| SlotWord(w.load(Relaxed))).collect();
+            snapshot.slots.insert(id, words);
+        }
+        Ok(snapshot)
+    }
+
+    /// [`snapshot`](crate::dataplane::store::MapStore::snapshot) but for the slots and the sources.
     pub(in crate::dataplane) fn snapshot_without_slots(&self) -> Result<MapSnapshot, StoreError> {
         let mut snapshot = MapSnapshot {
             config: self.config(),

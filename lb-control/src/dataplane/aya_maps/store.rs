@@ -19,7 +19,7 @@ use lb_common::{
 use super::{AyaMaps, CONFIG_WORDS, MEMBER_WORDS, beyond, failed, io_of};
 use crate::dataplane::{
     mapping::to_words,
-    state::{LocalPrefix, MapSnapshot, PortBlock, service_name_bytes},
+    state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix, service_name_bytes},
     store::{MapStore, StoreError},
 };
 
@@ -52,15 +52,8 @@ impl AyaMaps {
 
 impl MapStore for AyaMaps {
     fn snapshot(&self) -> Result<MapSnapshot, StoreError> {
-        let mut snapshot = self.snapshot_without_slots()?;
-        for (id, (offset, size)) in snapshot.slot_ranges() {
-            let words = self
-                .slots
-                .range(offset as usize, size as usize)
-                .ok_or_else(|| beyond(map::SLOTS, offset))?;
-            let words = words.iter().map(|w| SlotWord(w.load(Relaxed))).collect();
-            snapshot.slots.insert(id, words);
-        }
+        let mut snapshot = self.snapshot_without_sources()?;
+        snapshot.sources = self.sources()?;
         Ok(snapshot)
     }
 
@@ -164,6 +157,16 @@ impl MapStore for AyaMaps {
 
     fn remove_vip(&mut self, key: &VipKey) -> Result<(), StoreError> {
         removed(map::VIPS, self.vips.remove(key))
+    }
+
+    fn put_source(&mut self, prefix: &SourcePrefix, value: u32) -> Result<(), StoreError> {
+        let key = Key::new(prefix.prefix_bits, prefix.key);
+        written(map::SOURCES, self.sources.insert(&key, value, 0))
+    }
+
+    fn remove_source(&mut self, prefix: &SourcePrefix) -> Result<(), StoreError> {
+        let key = Key::new(prefix.prefix_bits, prefix.key);
+        removed(map::SOURCES, self.sources.remove(&key))
     }
 
     fn put_reply(&mut self, key: &ReplyKey, entry: &ReplyEntry) -> Result<(), StoreError> {

@@ -92,14 +92,15 @@ impl Builder<'_> {
             pool: service.pool.clone(),
             backend: backend.name.clone(),
         };
-        self.runtime
-            .backends
-            .get(&key)
-            .copied()
-            .unwrap_or(BackendCondition {
-                condition: Condition::Up,
-                weight: backend.weight,
-            })
+        let known = self.runtime.backends.get(&key).copied();
+        let known = known.unwrap_or(BackendCondition {
+            condition: Condition::Up,
+            weight: backend.weight,
+        });
+        BackendCondition {
+            condition: known.condition.to_service(service.on_backend_down),
+            ..known
+        }
     }
 
     fn next_hop(&self, address: IpAddr, member: u32) -> NextHop {

@@ -14,7 +14,10 @@ use lb_common::{
     net::Mac,
 };
 
-use crate::dataplane::state::{LocalPrefix, PortBlock};
+use crate::{
+    dataplane::state::{LocalPrefix, PortBlock, SourcePrefix},
+    model::OnBackendDown,
+};
 
 /// What is known at run time, besides the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -93,6 +96,17 @@ pub enum Condition {
     Disabled,
 }
 
+impl Condition {
+    /// The condition to a service that does this with a backend that is down.
+    #[must_use]
+    pub const fn to_service(self, on_backend_down: OnBackendDown) -> Self {
+        match (self, on_backend_down) {
+            (Self::Failing, OnBackendDown::Rehash | OnBackendDown::Reset) => Self::Dead,
+            _ => self,
+        }
+    }
+}
+
 /// A resolved next hop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hop {
@@ -143,6 +157,8 @@ pub struct DesiredState {
     pub members: BTreeMap<u32, MemberEntry>,
     /// Slots by service id.
     pub tables: BTreeMap<u32, Table>,
+    /// `SOURCES`.
+    pub sources: BTreeMap<SourcePrefix, u32>,
     /// `REPLIES`.
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
@@ -165,6 +181,8 @@ pub struct Table {
     pub stateless: bool,
     /// Whether slots whose member serves keep it, since no backend is up.
     pub keep: bool,
+    /// Whether flows of members that serve no more are reset.
+    pub resets: bool,
     /// Member for each slot; zero where there is none.
     pub members: Arc<[u32]>,
 }
