@@ -7,9 +7,11 @@
 use crate::net::{Addr, Be16, NextHop};
 
 mod link;
+mod tunnel;
 mod work;
 
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
+pub use tunnel::Tunnel;
 pub use work::Work;
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
@@ -75,10 +77,13 @@ pub mod program {
     pub const ICMP: u32 = 1;
     /// Place in `PROGRAMS` of what translates replies.
     pub const REPLY: u32 = 2;
+    /// Place in `PROGRAMS` of what sends packets on with a head of another
+    /// length: in a tunnel, or with other VLAN tags.
+    pub const HEAD: u32 = 3;
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 3] = ["lb_neighbour", "lb_icmp", "lb_reply"];
+    pub const TAILS: [&str; 4] = ["lb_neighbour", "lb_icmp", "lb_reply", "lb_head"];
 }
 
 /// Entries of the `OWNERS` map.
@@ -126,6 +131,8 @@ pub struct Config {
     pub sample_mask: u32,
     /// Zero.
     pub reserved: u32,
+    /// Where tunnels' outer packets come from.
+    pub tunnel: Tunnel,
 }
 
 /// Bits of [`Config::features`].
@@ -258,13 +265,14 @@ pub struct MemberEntry {
     pub vip_port: Be16,
     /// See [`method`].
     pub method: u8,
-    /// Address family.
+    /// Address family of the VIP.
     pub family: u8,
     /// IANA protocol number.
     pub protocol: u8,
-    /// Tunnels: address family of `address`, which the outer header has.
+    /// Address family of `address`. Another than the VIP's in tunnels alone.
     pub outer_family: u8,
-    /// Tunnels: longest outer packet in bytes, its IP header included.
+    /// Tunnels: longest outer packet in bytes, its IP header included; zero: not
+    /// known. May change.
     pub mtu: u16,
     /// Zero.
     pub reserved: [u8; 2],
@@ -284,6 +292,11 @@ pub mod method {
     pub const L2_DSR: u8 = 1;
     /// Destination address and port are rewritten, and the source of replies.
     pub const NAT: u8 = 2;
+    /// The packet is put into an IP packet to the backend. This and all above
+    /// are tunnels.
+    pub const IPIP: u8 = 3;
+    /// The packet is put into a UDP datagram to the backend.
+    pub const GUE: u8 = 4;
 }
 
 /// What was sent to and came back from a member on one core.
@@ -377,7 +390,8 @@ macro_rules! layout {
 }
 
 layout! {
-    Config = 56,
+    Config = 96,
+    Tunnel = 40,
     ServiceKey = 20,
     RangeKey = 20,
     ServiceEntry = 64,
@@ -387,7 +401,7 @@ layout! {
     ReplyEntry = 4,
     MemberEntry = 64,
     LinkEntry = 40,
-    Work = 64,
+    Work = 72,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

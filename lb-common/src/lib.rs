@@ -20,3 +20,4 @@ pub mod member;
 pub mod net;
 pub mod slot;
 pub mod track;
+pub mod tunnel;

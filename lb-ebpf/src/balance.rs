@@ -105,6 +105,9 @@ fn balance(
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
     let verdict = forward::to_member(frame, parsed, service, id, member)?;
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
+    if verdict.changes_head() {
+        return Ok(frame.change_head(parsed, id, flow_hash, connections));
+    }
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
     Ok(verdict)
 }

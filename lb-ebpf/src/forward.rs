@@ -1,17 +1,22 @@
 //! How a packet reaches the member that gets it: one file a forwarding method.
 
 use lb_common::{
-    abi::{MemberEntry, ServiceEntry, method, service_flag},
+    abi::{MemberEntry, ServiceEntry, method, program, service_flag},
     counter::DropReason,
+    tunnel::is_tunnel,
 };
 
-use crate::{frame::Frame, parse::Parsed, reply, verdict::Verdict};
+use crate::{frame::Frame, maps, parse::Parsed, reply, verdict::Verdict};
 
 pub mod l2;
 pub mod nat;
+pub mod tunnel;
 
-/// Rewrites a whole TCP or UDP packet for member `id` and sends it on its way.
-/// All refusals come before the first change of the packet.
+const CHANGE_HEAD: Verdict = Verdict::hand_over(program::HEAD);
+
+/// Rewrites a whole TCP or UDP packet for member `id` and sends it on its way,
+/// or leaves that to the program that changes a packet's head. All refusals
+/// of this program come before the first change of the packet.
 #[inline(always)]
 pub fn to_member(
     frame: &Frame<'_>,
@@ -20,9 +25,14 @@ pub fn to_member(
     id: u32,
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
-    if !member.next_hop().is_resolved() {
+    let next_hop = member.next_hop();
+    if !next_hop.is_resolved() {
         return Err(DropReason::NoNeighbour);
     }
+    if is_tunnel(member.method) {
+        return Ok(CHANGE_HEAD);
+    }
+    let link = maps::link(next_hop.link().into()).ok_or(DropReason::NoNeighbour)?;
     if member.method == method::NAT {
         if !nat::has_hop(&frame.packet, parsed) {
             return Err(DropReason::TtlExceeded);
@@ -31,7 +41,6 @@ pub fn to_member(
             reply::expect(frame.config, service, parsed, id)?;
         }
     }
-    let link = l2::address(frame.ethernet, member)?;
     if member.method == method::NAT {
         nat::hop(&frame.packet, parsed);
         nat::rewrite(
@@ -42,5 +51,9 @@ pub fn to_member(
             member.port,
         )?;
     }
+    if !frame.has_tags_of(next_hop.link().into(), link) {
+        return Ok(CHANGE_HEAD);
+    }
+    l2::address(frame.ethernet, next_hop, link);
     Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
 }

@@ -2,8 +2,9 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{Config, LinkEntry, Tags, Work},
+    abi::{Config, LinkEntry, Tags, Work, program},
     counter::DropReason,
+    hash::bucket_bits,
 };
 
 use crate::{
@@ -38,7 +39,8 @@ pub struct Outer {
     pub bytes: usize,
 }
 
-/// Reads up to two VLAN tags (IEEE 802.1Q §9.6).
+/// Reads up to two VLAN tags (IEEE 802.1Q §9.6). One that has a priority only,
+/// VLAN id zero, is none.
 #[inline(always)]
 pub fn outer(packet: &Packet, ethernet: Header<Ethernet>) -> Outer {
     let mut outer = Outer {
@@ -61,7 +63,12 @@ pub fn outer(packet: &Packet, ethernet: Header<Ethernet>) -> Outer {
     let Some(second) = packet.at::<Vlan>(ETHERNET + 4) else {
         return outer;
     };
-    outer.tags[1] = tag(outer.ether_type, second);
+    let inner = tag(outer.ether_type, second);
+    if outer.tags[0] == 0 {
+        outer.tags[0] = inner;
+    } else {
+        outer.tags[1] = inner;
+    }
     outer.ether_type = second.ether_type().get();
     outer.bytes = ETHERNET + 8;
     outer
@@ -69,7 +76,10 @@ pub fn outer(packet: &Packet, ethernet: Header<Ethernet>) -> Outer {
 
 #[inline(always)]
 fn tag(tpid: u16, vlan: Header<Vlan>) -> u32 {
-    u32::from(tpid) << 16 | u32::from(vlan.tci().get() & 0xfff)
+    match vlan.tci().get() & 0xfff {
+        0 => 0,
+        id => u32::from(tpid) << 16 | u32::from(id),
+    }
 }
 
 impl Frame<'_> {
@@ -82,6 +92,31 @@ impl Frame<'_> {
         parsed.leave(work);
         work.link = self.link;
         Verdict::hand_over(place)
+    }
+
+    /// Leaves a packet of the flow with this hash, which opens `connections`,
+    /// to the program that sends it to `member` with another head.
+    #[inline(always)]
+    pub fn change_head(
+        &self,
+        parsed: &Parsed,
+        member: u32,
+        flow_hash: u64,
+        connections: u64,
+    ) -> Verdict {
+        if let Some(work) = maps::work() {
+            work.member = member;
+            work.hash = bucket_bits(flow_hash);
+            work.connections = connections as u32;
+        }
+        self.hand_over(parsed, program::HEAD)
+    }
+
+    /// Whether packets on `link`, which stands at `index`, have the tags that
+    /// this one has.
+    #[inline(always)]
+    pub fn has_tags_of(&self, index: u32, link: &LinkEntry) -> bool {
+        index == self.link || link.tags == self.ingress.tags
     }
 }
 

@@ -3,8 +3,10 @@
 //! `parse` says what a packet is, `lookup` whose it is, `select` which member
 //! gets it, `forward` how. That is the program `lb`; the rest are programs that
 //! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `reply`
-//! translates what comes back. `frame` is what they all start from. Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
-//! decided without either stands in lb-common, where the host tests it.
+//! translates what comes back, `head` puts packets into tunnels and changes VLAN
+//! tags. `frame` is what they all start from. Packet memory is touched in
+//! `packet` alone, map memory in `maps` alone. What can be decided without either
+//! stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
@@ -16,6 +18,7 @@ mod balance;
 mod clock;
 mod forward;
 mod frame;
+mod head;
 mod icmp;
 mod lookup;
 mod maps;
@@ -52,6 +55,12 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_reply(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, reply::handle).finish(&ctx)
+}
+
+/// Packets to members that leave with a head of another length.
+#[xdp(frags)]
+pub fn lb_head(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, head::to_member).finish(&ctx)
 }
 
 /// Reads the clocks for the controller, which can't read jiffies. Started by

@@ -24,7 +24,7 @@ use crate::{
     clock,
     forward::nat,
     frame::Frame,
-    maps,
+    head, maps,
     maps::Flows,
     packet::{MacWords, Packet},
     parse::Parsed,
@@ -200,8 +200,12 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     // The route is asked before anything is changed: what is for this host (the
     // answer to a health check) or stays on its link is never translated.
     let mut fib = FibParameters::default();
+    let mut index = maps::NO_LINK;
     let egress = match route(frame, parsed, member, &mut fib) {
-        BPF_FIB_LKUP_RET_SUCCESS => maps::link(maps::find_link(fib.ifindex, [0; 2])),
+        BPF_FIB_LKUP_RET_SUCCESS => {
+            index = maps::find_link(fib.ifindex, [0; 2]);
+            maps::link(index)
+        }
         BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
             stats::event(member.service, Event::ForwardingOff);
@@ -218,18 +222,22 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     if !rewrite_source(&frame.packet, parsed, member) {
         return Verdict::drop(member.service, DropReason::Malformed as u32);
     }
-    stats::replied(id, parsed.frame_bytes().into());
     let Some(link) = egress else {
+        stats::replied(id, parsed.frame_bytes().into());
         // The kernel resolves the neighbour, or knows a way that we don't; it
         // uses up the hop itself.
         stats::event(member.service, Event::ReplyUnresolved);
         return Verdict::PASS;
     };
     nat::hop(&frame.packet, parsed);
-    frame
-        .ethernet
-        .set_destination(MacWords::new(fib.destination_mac));
-    frame.ethernet.set_source(MacWords::new(link.mac));
+    let destination = MacWords::new(fib.destination_mac);
+    if frame.has_tags_of(index, link) {
+        frame.ethernet.set_destination(destination);
+        frame.ethernet.set_source(MacWords::new(link.mac));
+    } else if head::retag(frame, parsed, &destination, link) == 0 {
+        return Verdict::drop(member.service, DropReason::NoHeadroom as u32);
+    }
+    stats::replied(id, parsed.frame_bytes().into());
     Verdict::send(link.ifindex, frame.ingress.ifindex)
 }
 
