@@ -1,5 +1,7 @@
 //! What becomes of a packet.
 
+use core::arch::asm;
+
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
 use aya_log_ebpf::debug;
 use lb_common::{abi::program, counter::DropReason};
@@ -50,6 +52,17 @@ impl Verdict {
     #[inline(always)]
     pub const fn too_big(service: u32, fitting: u16) -> Self {
         Self(Self::drop(service, DropReason::TooBig as u32).0 | (fitting as u64) << 16)
+    }
+
+    /// Hides from the verifier which one it is: it would look at what follows
+    /// once for each. `noise` is any number from a map.
+    #[inline(always)]
+    pub fn blur(mut self, noise: u64) -> Self {
+        // SAFETY: two operations on registers that cancel out.
+        unsafe {
+            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) self.0, in(reg) noise, options(pure, nomem));
+        }
+        self
     }
 
     /// Whether it goes to a program that changes its head's length.

@@ -15,4 +15,6 @@ mod reply_flow;
 mod reply_route;
 mod sample;
 mod tracked;
+mod tunnel;
 mod unbalanced;
+mod vlan;
