@@ -334,6 +334,11 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
             |b| flag(b.next_hop.resolved),
         ),
         (
+            "lb_backend_mtu_bytes",
+            "Longest IP packet that reaches the backend, a tunnel's outer headers included; 0 while not known.",
+            |b| f64::from(b.next_hop.mtu.unwrap_or(0)),
+        ),
+        (
             "lb_backend_connections_active_error",
             "Half the width of the estimate's 95 % confidence interval; 0 when counted.",
             |b| b.concurrent.error as f64,

@@ -9,15 +9,17 @@ pub mod links;
 mod messages;
 pub mod multicast;
 mod netlink;
+pub mod offload;
 pub mod resolve;
 pub mod sysctl;
 pub mod watch;
 
 use std::{collections::HashMap, fmt, net::IpAddr};
 
+use rtnetlink::packet_route::{RouteNetlinkMessage, link::LinkMessage};
 use serde::Serialize;
 
-pub use links::Link;
+pub use links::{Link, Vlan};
 pub use watch::{NeighbourError, Neighbours};
 
 use crate::model::{ForwardingMethod, Model};
@@ -29,6 +31,9 @@ pub struct Hop {
     pub mac: [u8; 6],
     /// The link it is reached by.
     pub ifindex: u32,
+    /// Longest IP packet that reaches the address, in bytes: the link's MTU, or
+    /// the route's where that is smaller.
+    pub mtu: u32,
 }
 
 /// An address whose next hop is wanted.
@@ -126,6 +131,23 @@ pub struct NeighbourView {
     pub hops: HashMap<IpAddr, Result<Hop, Unresolved>>,
     /// The managed links that exist, by name.
     pub links: Vec<Link>,
+}
+
+/// The interfaces of these names and the VLAN devices on them, as they are now.
+///
+/// # Errors
+/// The kernel doesn't tell.
+pub fn managed_links(names: impl IntoIterator<Item = String>) -> std::io::Result<Vec<Link>> {
+    let mut resolver = resolve::Resolver::new(names);
+    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    netlink::Requests::open()?.dump(request, |message| {
+        if let RouteNetlinkMessage::NewLink(message) = message
+            && let Some(link) = Link::from_message(&message)
+        {
+            resolver.handle_link(link);
+        }
+    })?;
+    Ok(resolver.view().links)
 }
 
 /// The backends' addresses of a model.

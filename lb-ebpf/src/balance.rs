@@ -104,7 +104,6 @@ fn balance(
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
     let verdict = forward::to_member(frame, parsed, service, id, member)?;
-    let verdict = verdict.blur(frame.config.hash_key[0]);
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     if verdict.changes_head() {
         return Ok(frame.change_head(parsed, id, flow_hash, connections));

@@ -12,8 +12,6 @@ pub mod l2;
 pub mod nat;
 pub mod tunnel;
 
-const CHANGE_HEAD: Verdict = Verdict::hand_over(program::HEAD);
-
 /// Rewrites a whole TCP or UDP packet for member `id` and sends it on its way,
 /// or leaves that to the program that changes a packet's head. All refusals
 /// of this program come before the first change of the packet.
@@ -29,9 +27,6 @@ pub fn to_member(
     if !next_hop.is_resolved() {
         return Err(DropReason::NoNeighbour);
     }
-    if is_tunnel(member.method) {
-        return Ok(CHANGE_HEAD);
-    }
     let link = maps::link(next_hop.link().into()).ok_or(DropReason::NoNeighbour)?;
     if member.method == method::NAT {
         if !nat::has_hop(&frame.packet, parsed) {
@@ -40,8 +35,6 @@ pub fn to_member(
         if service.flags & service_flag::REPLY_FLOWS != 0 {
             reply::expect(frame.config, service, parsed, id)?;
         }
-    }
-    if member.method == method::NAT {
         nat::hop(&frame.packet, parsed);
         nat::rewrite(
             &frame.packet,
@@ -51,9 +44,11 @@ pub fn to_member(
             member.port,
         )?;
     }
-    if !frame.has_tags_of(next_hop.link().into(), link) {
-        return Ok(CHANGE_HEAD);
-    }
     l2::address(frame.ethernet, next_hop, link);
-    Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
+    let verdict = if is_tunnel(member.method) || !frame.has_tags_of(link) {
+        Verdict::hand_over(program::HEAD)
+    } else {
+        Verdict::send(link.ifindex, frame.ingress.ifindex)
+    };
+    Ok(verdict.blur(frame.config.hash_key[0]))
 }

@@ -118,11 +118,11 @@ impl Frame<'_> {
         self.hand_over(parsed, program::HEAD)
     }
 
-    /// Whether packets on `link`, which stands at `index`, have the tags that
-    /// this one has.
+    /// Whether packets on `link` have the tags that this one has.
     #[inline(always)]
-    pub fn has_tags_of(&self, index: u32, link: &LinkEntry) -> bool {
-        index == self.link || link.tags == self.ingress.tags
+    pub fn has_tags_of(&self, link: &LinkEntry) -> bool {
+        let [outer, inner] = self.ingress.tags;
+        (outer ^ link.tags[0]) | (inner ^ link.tags[1]) == 0
     }
 }
 

@@ -200,12 +200,8 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     // The route is asked before anything is changed: what is for this host (the
     // answer to a health check) or stays on its link is never translated.
     let mut fib = FibParameters::default();
-    let mut index = maps::NO_LINK;
     let egress = match route(frame, parsed, member, &mut fib) {
-        BPF_FIB_LKUP_RET_SUCCESS => {
-            index = maps::find_link(fib.ifindex, [0; 2]);
-            maps::link(index)
-        }
+        BPF_FIB_LKUP_RET_SUCCESS => maps::link(maps::find_link(fib.ifindex, [0; 2])),
         BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
             stats::event(member.service, Event::ForwardingOff);
@@ -231,7 +227,7 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     };
     nat::hop(&frame.packet, parsed);
     let destination = MacWords::new(fib.destination_mac);
-    if frame.has_tags_of(index, link) {
+    if frame.has_tags_of(link) {
         frame.ethernet.set_destination(destination);
         frame.ethernet.set_source(MacWords::new(link.mac));
     } else if head::retag(frame, parsed, &destination, link) == 0 {

@@ -58,9 +58,10 @@ impl Verdict {
     /// once for each. `noise` is any number from a map.
     #[inline(always)]
     pub fn blur(mut self, noise: u64) -> Self {
-        // SAFETY: two operations on registers that cancel out.
+        // SAFETY: two operations on registers that cancel out. Not `pure`, or the
+        // compiler would move it behind what it is for.
         unsafe {
-            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) self.0, in(reg) noise, options(pure, nomem));
+            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) self.0, in(reg) noise, options(nomem));
         }
         self
     }

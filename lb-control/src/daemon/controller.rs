@@ -260,6 +260,8 @@ impl<D: DataPath> Controller<D> {
                     ifindex: link.ifindex,
                     mac: link.mac,
                     mtu: link.mtu,
+                    port: link.port,
+                    tags: link.tags,
                 })
                 .collect(),
             ..Runtime::default()
@@ -270,6 +272,7 @@ impl<D: DataPath> Controller<D> {
                     let hop = Hop {
                         mac: hop.mac,
                         ifindex: hop.ifindex,
+                        mtu: hop.mtu,
                     };
                     runtime.next_hops.insert(*address, hop);
                 }

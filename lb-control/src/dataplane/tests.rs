@@ -27,7 +27,7 @@ use super::{
 };
 use crate::model::{
     Backend, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports, Protocol, Replies,
-    Service, XdpMode,
+    Service, Tunnel, XdpMode,
 };
 
 const HZ: u32 = 1000;
@@ -82,6 +82,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             pin_dir: "/nowhere".into(),
             debug_log: false,
             manage_sysctls: false,
+            tunnel: Tunnel::default(),
         },
         metrics: None,
         pools: pools
@@ -110,12 +111,15 @@ fn runtime() -> Runtime {
             ifindex: 7,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
+            port: 7,
+            tags: [0; 2],
         }],
         next_hops: (1..=9)
             .map(|n| {
                 let hop = Hop {
                     mac: [2, 0, 0, 0, 1, n],
                     ifindex: 7,
+                    mtu: 1500,
                 };
                 (IpAddr::V4(Ipv4Addr::new(10, 0, 1, n)), hop)
             })
@@ -366,7 +370,7 @@ fn id_of(maps: &FakeMaps, n: u8) -> u32 {
     let address = IpAddr::V4(Ipv4Addr::new(10, 0, 1, n));
     *s.members
         .iter()
-        .find(|(_, m)| m.address.to_ip(m.family) == address)
+        .find(|(_, m)| m.address.to_ip(m.outer_family) == address)
         .expect("the backend is a member")
         .0
 }

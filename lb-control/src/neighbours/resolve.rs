@@ -5,8 +5,11 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
+    iter::successors,
     net::IpAddr,
 };
+
+use lb_common::abi::Tags;
 
 use super::{Hop, Link, NeighbourView, Target, Unresolved};
 
@@ -19,6 +22,8 @@ pub enum Route {
         ifindex: u32,
         /// The router; `None`: the address is on the link.
         gateway: Option<IpAddr>,
+        /// The route's own MTU, where it has one.
+        mtu: Option<u32>,
     },
     /// The address is this machine's own.
     Local,
@@ -90,7 +95,8 @@ impl Resolver {
         }
     }
 
-    /// Names of the interfaces the data path is attached to.
+    /// Names of the interfaces the data path is configured for: an interface with
+    /// all VLANs on it, or one VLAN device.
     pub fn set_managed(&mut self, managed: impl IntoIterator<Item = String>) {
         self.managed = managed.into_iter().collect();
         self.review = true;
@@ -119,7 +125,9 @@ impl Resolver {
     /// The kernel described a link.
     pub fn handle_link(&mut self, link: Link) {
         let known = self.links.insert(link.ifindex, link.clone());
-        let routes_may_differ = known.is_none_or(|old| old.up != link.up || old.name != link.name);
+        let routes_may_differ = known.is_none_or(|old| {
+            (old.up, &old.name, old.vlan) != (link.up, &link.name, link.vlan)
+        });
         if routes_may_differ {
             self.handle_routing_change(None);
         }
@@ -219,7 +227,34 @@ impl Resolver {
     pub fn managed_link(&self, ifindex: u32) -> Option<&Link> {
         self.links
             .get(&ifindex)
-            .filter(|link| self.managed.contains(&link.name))
+            .filter(|link| self.is_managed(link))
+    }
+
+    /// Whether it is one of the managed interfaces or a VLAN on one.
+    fn is_managed(&self, link: &Link) -> bool {
+        let below = |link: &&Link| self.links.get(&link.vlan?.parent);
+        self.way(link).is_some()
+            && successors(Some(link), below)
+                // The interface and two VLANs.
+                .take(3)
+                .any(|link| self.managed.contains(&link.name))
+    }
+
+    /// The interface below the VLANs that a link is of, and their tags. `None`
+    /// where that interface isn't known or there are more than two.
+    fn way(&self, link: &Link) -> Option<(u32, Tags)> {
+        let Some(inner) = link.vlan else {
+            return Some((link.ifindex, [0; 2]));
+        };
+        let below = self.links.get(&inner.parent)?;
+        let Some(outer) = below.vlan else {
+            return Some((below.ifindex, [inner.tag, 0]));
+        };
+        let below = self.links.get(&outer.parent)?;
+        below
+            .vlan
+            .is_none()
+            .then_some((below.ifindex, [outer.tag, inner.tag]))
     }
 
     /// What is known of all targets and managed links.
@@ -227,8 +262,16 @@ impl Resolver {
         let mut links: Vec<Link> = self
             .links
             .values()
-            .filter(|link| self.managed.contains(&link.name))
-            .cloned()
+            .filter(|link| self.is_managed(link))
+            .filter_map(|link| {
+                let (port, tags) = self.way(link)?;
+                Some(Link {
+                    port,
+                    port_name: self.link_name(port),
+                    tags,
+                    ..link.clone()
+                })
+            })
             .collect();
         links.sort_by(|a, b| a.name.cmp(&b.name));
         NeighbourView {
@@ -248,10 +291,22 @@ impl Resolver {
         let neighbour = self.neighbours.get(&key);
         match neighbour.map(|neighbour| (neighbour.state, neighbour.mac)) {
             Some((NeighbourState::Known | NeighbourState::Permanent, Some(mac))) => {
-                Ok(Hop { mac, ifindex })
+                Ok(Hop {
+                    mac,
+                    ifindex,
+                    mtu: self.mtu(address, ifindex),
+                })
             }
             Some((NeighbourState::Failed, _)) => Err(Unresolved::Failed { next_hop, link }),
             _ => Err(Unresolved::Resolving { next_hop, link }),
+        }
+    }
+
+    fn mtu(&self, address: IpAddr, ifindex: u32) -> u32 {
+        let of_link = self.links.get(&ifindex).map_or(0, |link| link.mtu);
+        match self.routes.get(&address) {
+            Some(Route::Via { mtu: Some(mtu), .. }) => of_link.min(*mtu),
+            _ => of_link,
         }
     }
 
@@ -265,7 +320,9 @@ impl Resolver {
                     detail: detail.clone(),
                 });
             }
-            Some(Route::Via { ifindex, gateway }) => (*ifindex, *gateway),
+            Some(Route::Via {
+                ifindex, gateway, ..
+            }) => (*ifindex, *gateway),
         };
         let link = self.link_name(ifindex);
         let Some(managed) = self.managed_link(ifindex) else {

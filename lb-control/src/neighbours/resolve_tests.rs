@@ -17,6 +17,10 @@ fn link(ifindex: u32, name: &str) -> Link {
         mtu: 1500,
         up: true,
         kind: None,
+        vlan: None,
+        port: ifindex,
+        port_name: String::new(),
+        tags: [0; 2],
     }
 }
 
@@ -31,6 +35,7 @@ fn via(ifindex: u32, gateway: Option<&str>) -> Route {
     Route::Via {
         ifindex,
         gateway: gateway.map(ip),
+        mtu: None,
     }
 }
 
@@ -95,6 +100,7 @@ fn a_backend_on_the_link_is_kept_resolved_and_used_when_known() {
     let expected = Hop {
         mac: MAC,
         ifindex: 2,
+        mtu: 1500,
     };
     assert_eq!(hop(&resolver, BACKEND), Ok(expected));
 }

@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, XdpMode,
+    Backend, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
 };
 
 #[derive(Default)]
@@ -64,6 +64,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             pin_dir: "/sys/fs/bpf/lb".into(),
             debug_log: false,
             manage_sysctls: true,
+            tunnel: Tunnel::default(),
         },
         metrics: None,
         pools: BTreeMap::from([(
@@ -103,13 +104,13 @@ fn keys(changes: &[Change]) -> Vec<&str> {
 #[test]
 fn without_nat_nothing_has_to_change() {
     let model = model(&[("192.0.2.1", ForwardingMethod::L2Dsr)]);
-    assert_eq!(plan_sysctls(&model, &Fake::new()).unwrap(), []);
+    assert_eq!(plan_sysctls(&model, &[], &Fake::new()).unwrap(), []);
 }
 
 #[test]
 fn nat_over_ipv4_needs_forwarding_and_no_redirects() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
-    let changes = plan_sysctls(&model, &Fake::new()).unwrap();
+    let changes = plan_sysctls(&model, &[], &Fake::new()).unwrap();
     assert_eq!(
         keys(&changes),
         [
@@ -125,7 +126,7 @@ fn nat_over_ipv4_needs_forwarding_and_no_redirects() {
 #[test]
 fn nat_over_ipv6_needs_forwarding_everywhere_first() {
     let model = model(&[("2001:db8::1", ForwardingMethod::Nat)]);
-    let changes = plan_sysctls(&model, &Fake::new()).unwrap();
+    let changes = plan_sysctls(&model, &[], &Fake::new()).unwrap();
     assert_eq!(
         keys(&changes),
         [
@@ -141,7 +142,7 @@ fn an_interface_that_is_missing_is_an_error_that_names_the_setting() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
     let mut settings = Fake::new();
     settings.0.remove("net/ipv4/conf/eth0/forwarding");
-    let error = plan_sysctls(&model, &settings).unwrap_err().to_string();
+    let error = plan_sysctls(&model, &[], &settings).unwrap_err().to_string();
     assert!(error.contains("net.ipv4.conf.eth0.forwarding"), "{error}");
 }
 
@@ -154,9 +155,9 @@ fn after_applying_nothing_is_left_to_change_and_restoring_puts_all_back() {
     ]);
     let before = Fake::new().0;
     let mut settings = Fake::new();
-    let changes = plan_sysctls(&model, &settings).unwrap();
+    let changes = plan_sysctls(&model, &[], &settings).unwrap();
     apply(&changes, &mut settings, &record).unwrap();
-    assert_eq!(plan_sysctls(&model, &settings).unwrap(), []);
+    assert_eq!(plan_sysctls(&model, &[], &settings).unwrap(), []);
     assert_eq!(
         restore(&mut settings, &record).unwrap().len(),
         changes.len()
@@ -170,7 +171,7 @@ fn what_somebody_else_changed_since_is_left_alone() {
     let record = record("foreign");
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
     let mut settings = Fake::new();
-    let changes = plan_sysctls(&model, &settings).unwrap();
+    let changes = plan_sysctls(&model, &[], &settings).unwrap();
     apply(&changes, &mut settings, &record).unwrap();
     let foreign = "net/ipv4/conf/eth0/send_redirects";
     settings.0.insert(foreign.to_owned(), "2".to_owned());
@@ -185,12 +186,12 @@ fn a_second_run_does_not_take_the_first_runs_values_for_the_operators() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
     let before = Fake::new().0;
     let mut settings = Fake::new();
-    let changes = plan_sysctls(&model, &settings).unwrap();
+    let changes = plan_sysctls(&model, &[], &settings).unwrap();
     apply(&changes, &mut settings, &record).unwrap();
     // Somebody set one in between, and the daemon sets it again.
     let key = "net/ipv4/conf/eth0/forwarding";
     settings.0.insert(key.to_owned(), "2".to_owned());
-    let changes = plan_sysctls(&model, &settings).unwrap();
+    let changes = plan_sysctls(&model, &[], &settings).unwrap();
     assert_eq!(keys(&changes), [key]);
     apply(&changes, &mut settings, &record).unwrap();
     restore(&mut settings, &record).unwrap();
@@ -200,7 +201,7 @@ fn a_second_run_does_not_take_the_first_runs_values_for_the_operators() {
 #[test]
 fn the_explanation_lists_what_to_set_and_what_it_is() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
-    let text = explain(&plan_sysctls(&model, &Fake::new()).unwrap());
+    let text = explain(&plan_sysctls(&model, &[], &Fake::new()).unwrap());
     assert!(
         text.contains("net.ipv4.conf.eth0.forwarding = 1    # is 0"),
         "{text}"

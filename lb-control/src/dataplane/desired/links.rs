@@ -14,14 +14,40 @@ pub(super) fn links(
 ) -> Result<BTreeMap<u16, LinkEntry>, DesiredError> {
     let mut links = BTreeMap::new();
     for link in wanted {
-        let entry = LinkEntry::plain(link.ifindex, link.mac, link.mtu);
-        let index = place(&entry, snapshot, &links).ok_or_else(|| DesiredError::TooManyLinks {
-            link: link.name.clone(),
-            limit: LINKS,
-        })?;
-        links.insert(index, entry);
+        for entry in entries(link) {
+            let index =
+                place(&entry, snapshot, &links).ok_or_else(|| DesiredError::TooManyLinks {
+                    link: link.name.clone(),
+                    limit: LINKS,
+                })?;
+            links.insert(index, entry);
+        }
     }
     Ok(links)
+}
+
+/// The device as what the kernel's routing names and, for a VLAN, as where
+/// packets come in by.
+fn entries(link: &Link) -> Vec<LinkEntry> {
+    let named = LinkEntry {
+        match_ifindex: link.ifindex,
+        match_tags: [0; 2],
+        device: link.ifindex,
+        ifindex: link.port,
+        tags: link.tags,
+        mac: link.mac,
+        flags: 0,
+        mtu: link.mtu,
+    };
+    if link.tags == [0; 2] {
+        return vec![named];
+    }
+    let met = LinkEntry {
+        match_ifindex: link.port,
+        match_tags: link.tags,
+        ..named
+    };
+    vec![named, met]
 }
 
 fn place(

@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey, VipEntry,
-        VipKey,
+        Config, LinkEntry, MemberEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey, Tags,
+        VipEntry, VipKey,
     },
     net::Mac,
 };
@@ -70,11 +70,13 @@ pub enum Condition {
 pub struct Hop {
     /// Its MAC address.
     pub mac: Mac,
-    /// Interface it is reached by.
+    /// Device it is reached by.
     pub ifindex: u32,
+    /// Longest packet that reaches the backend, in bytes.
+    pub mtu: u32,
 }
 
-/// An interface.
+/// A device: an interface, or a VLAN on one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The kernel's name of it.
@@ -85,6 +87,10 @@ pub struct Link {
     pub mac: Mac,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// Index of the interface that its packets come in and go out by.
+    pub port: u32,
+    /// VLAN tags of its packets there.
+    pub tags: Tags,
 }
 
 /// What the maps should hold.
