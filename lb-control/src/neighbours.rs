@@ -5,6 +5,7 @@
 //! [`resolve`] decides without a socket; [`watch`] drives it. May import
 //! [`crate::model`] and lb-common only.
 
+pub mod devices;
 pub mod links;
 mod messages;
 pub mod multicast;
@@ -19,7 +20,8 @@ use std::{collections::HashMap, fmt, net::IpAddr};
 use rtnetlink::packet_route::{RouteNetlinkMessage, link::LinkMessage};
 use serde::Serialize;
 
-pub use links::{Link, Vlan};
+pub use devices::Device;
+pub use links::Link;
 pub use watch::{NeighbourError, Neighbours};
 
 use crate::model::{ForwardingMethod, Model};
@@ -131,13 +133,15 @@ pub struct NeighbourView {
     pub hops: HashMap<IpAddr, Result<Hop, Unresolved>>,
     /// The managed links that exist, by name.
     pub links: Vec<Link>,
+    /// The devices behind them, by name.
+    pub devices: Vec<Device>,
 }
 
-/// The interfaces of these names and the VLAN devices on them, as they are now.
+/// The devices behind the interfaces of these names, as they are now.
 ///
 /// # Errors
 /// The kernel doesn't tell.
-pub fn managed_links(names: impl IntoIterator<Item = String>) -> std::io::Result<Vec<Link>> {
+pub fn devices_of(names: impl IntoIterator<Item = String>) -> std::io::Result<Vec<Device>> {
     let mut resolver = resolve::Resolver::new(names);
     let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
     netlink::Requests::open()?.dump(request, |message| {
@@ -147,7 +151,7 @@ pub fn managed_links(names: impl IntoIterator<Item = String>) -> std::io::Result
             resolver.handle_link(link);
         }
     })?;
-    Ok(resolver.view().links)
+    Ok(resolver.view().devices)
 }
 
 /// The backends' addresses of a model.

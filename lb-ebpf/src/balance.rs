@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, feature, program},
+    abi::{ServiceEntry, feature, link_flag, program},
     counter::DropReason,
     hash,
     net::{Addr, family},
@@ -13,7 +13,7 @@ use crate::{
     frame::{self, Frame},
     lookup::{self, Vip},
     maps,
-    packet::{Ethernet, MacWords, Packet},
+    packet::{Ethernet, Packet},
     parse::{self, Parsed, What},
     sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
@@ -42,6 +42,9 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     let Some(ingress) = maps::link(index) else {
         return Verdict::PASS;
     };
+    if ingress.flags & link_flag::BLOCKED != 0 {
+        return Verdict::PASS;
+    }
     let frame = Frame {
         ctx,
         packet,
@@ -56,9 +59,11 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     }
     // A switch floods frames for an address it has forgotten. One that isn't
     // addressed to this interface would come back and be forwarded again.
-    let for_us = ethernet.destination() == MacWords::new(ingress.mac);
+    let for_us = frame.is_for_us();
     let for_group = ether_type == ETHER_IPV6 && ethernet.destination().is_ipv6_multicast();
-    if !for_us && !for_group {
+    // On a bridge replies pass by, addressed to somebody behind the other port.
+    let passes_by = frame.is_bridged() && config.features & feature::REPLIES != 0;
+    if !for_us && !for_group && !passes_by {
         return Verdict::PASS;
     }
     let parsed = match ether_type {
@@ -68,6 +73,7 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     let parsed = parsed.forget(config.hash_key[0]);
     match parsed.what() {
         What::Segment if for_us => segment(&frame, &parsed),
+        What::Segment if passes_by => frame.hand_over(&parsed, program::REPLY),
         What::Icmp if parsed.is_discovery() => frame.hand_over(&parsed, program::NEIGHBOUR),
         What::Icmp if for_us => frame.hand_over(&parsed, program::ICMP),
         What::Bad if for_us => bad(&parsed),

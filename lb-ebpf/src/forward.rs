@@ -1,12 +1,12 @@
 //! How a packet reaches the member that gets it: one file a forwarding method.
 
 use lb_common::{
-    abi::{MemberEntry, ServiceEntry, method, program, service_flag},
+    abi::{LinkEntry, MemberEntry, ServiceEntry, link_flag, method, program, service_flag},
     counter::DropReason,
     tunnel::is_tunnel,
 };
 
-use crate::{frame::Frame, maps, parse::Parsed, reply, verdict::Verdict};
+use crate::{frame::Frame, parse::Parsed, reply, verdict::Verdict};
 
 pub mod l2;
 pub mod nat;
@@ -23,19 +23,27 @@ pub fn to_member(
     id: u32,
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
-    let next_hop = member.next_hop();
-    if !next_hop.is_resolved() {
-        return Err(DropReason::NoNeighbour);
-    }
-    let link = maps::link(next_hop.link().into()).ok_or(DropReason::NoNeighbour)?;
-    if member.method == method::NAT {
-        if !nat::has_hop(&frame.packet, parsed) {
+    let link = l2::link(member)?;
+    let way = Way::of(frame, link);
+    let is_nat = member.method == method::NAT;
+    let is_tunnel = is_tunnel(member.method);
+    if is_nat {
+        if way == Way::Routed && !nat::has_hop(&frame.packet, parsed) {
             return Err(DropReason::TtlExceeded);
         }
         if service.flags & service_flag::REPLY_FLOWS != 0 {
             reply::expect(frame.config, service, parsed, id)?;
         }
-        nat::hop(&frame.packet, parsed);
+    } else if way == Way::Kernel || (is_tunnel && way == Way::Bridged) {
+        return Err(DropReason::NoNeighbour);
+    }
+    if way != Way::Kernel {
+        l2::address(frame, link, member);
+    }
+    if is_nat {
+        if way == Way::Routed {
+            nat::hop(&frame.packet, parsed);
+        }
         nat::rewrite(
             &frame.packet,
             parsed,
@@ -44,11 +52,37 @@ pub fn to_member(
             member.port,
         )?;
     }
-    l2::address(frame.ethernet, next_hop, link);
-    let verdict = if is_tunnel(member.method) || !frame.has_tags_of(link) {
-        Verdict::hand_over(program::HEAD)
-    } else {
-        Verdict::send(link.ifindex, frame.ingress.ifindex)
+    let verdict = match way {
+        Way::Bridged | Way::Kernel => Verdict::PASS,
+        Way::Routed if is_tunnel || !frame.has_tags_of(link) => {
+            Verdict::hand_over(program::HEAD)
+        }
+        Way::Routed => Verdict::send(link.ifindex, frame.ingress.ifindex),
     };
     Ok(verdict.blur(frame.config.hash_key[0]))
+}
+
+/// Who carries a rewritten packet on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// This program: it is sent out, one hop further.
+    Routed,
+    /// The bridge that it came in by, which is no hop.
+    Bridged,
+    /// The kernel's routing, which uses up the hop: into a bridge from outside.
+    Kernel,
+}
+
+impl Way {
+    /// Out by `link`.
+    #[inline(always)]
+    pub fn of(frame: &Frame<'_>, link: &LinkEntry) -> Self {
+        if link.flags & link_flag::BRIDGE == 0 {
+            Self::Routed
+        } else if link.device == frame.ingress.device {
+            Self::Bridged
+        } else {
+            Self::Kernel
+        }
+    }
 }

@@ -81,9 +81,7 @@ fn is_owned(address: Addr, family: u8) -> bool {
 fn ndp(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match discovery(frame, parsed) {
         Some(verdict) => verdict,
-        None if frame.ethernet.destination() == MacWords::new(frame.ingress.mac) => {
-            frame.hand_over(parsed, program::ICMP)
-        }
+        None if frame.is_for_us() => frame.hand_over(parsed, program::ICMP),
         None => Verdict::PASS,
     }
 }

@@ -13,7 +13,7 @@ use aya_ebpf::{
     helpers::bpf_fib_lookup,
 };
 use lb_common::{
-    abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work},
+    abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work, link_flag},
     counter::{DropReason, Event},
     flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
     hash::{self, Tuple},
@@ -22,7 +22,7 @@ use lb_common::{
 
 use crate::{
     clock,
-    forward::nat,
+    forward::{Way, nat},
     frame::Frame,
     head, maps,
     maps::Flows,
@@ -197,6 +197,9 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     let Some(member) = maps::member(id) else {
         return Verdict::PASS;
     };
+    if frame.is_bridged() && !frame.is_for_us() {
+        return pass_by(frame, parsed, id, member);
+    }
     // The route is asked before anything is changed: what is for this host (the
     // answer to a health check) or stays on its link is never translated.
     let mut fib = FibParameters::default();
@@ -212,21 +215,27 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
         }
         _ => None,
     };
+    // The kernel resolves the neighbour, or knows a way that we don't; it uses
+    // up the hop itself.
+    let link = egress.filter(|link| Way::of(frame, link) != Way::Kernel);
     if !nat::has_hop(&frame.packet, parsed) {
         return Verdict::drop(member.service, DropReason::TtlExceeded as u32);
     }
     if !rewrite_source(&frame.packet, parsed, member) {
         return Verdict::drop(member.service, DropReason::Malformed as u32);
     }
-    let Some(link) = egress else {
+    let Some(link) = link else {
         stats::replied(id, parsed.frame_bytes().into());
-        // The kernel resolves the neighbour, or knows a way that we don't; it
-        // uses up the hop itself.
         stats::event(member.service, Event::ReplyUnresolved);
         return Verdict::PASS;
     };
     nat::hop(&frame.packet, parsed);
     let destination = MacWords::new(fib.destination_mac);
+    if link.flags & link_flag::BRIDGE != 0 {
+        stats::replied(id, parsed.frame_bytes().into());
+        frame.ethernet.set_destination(destination);
+        return Verdict::PASS;
+    }
     if frame.has_tags_of(link) {
         frame.ethernet.set_destination(destination);
         frame.ethernet.set_source(MacWords::new(link.mac));
@@ -235,6 +244,17 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     }
     stats::replied(id, parsed.frame_bytes().into());
     Verdict::send(link.ifindex, frame.ingress.ifindex)
+}
+
+/// A reply on a bridge that is addressed to somebody behind the other port: the
+/// bridge carries it on, and is no hop.
+#[inline(always)]
+fn pass_by(frame: &Frame<'_>, parsed: &Parsed, id: u32, member: &MemberEntry) -> Verdict {
+    if !rewrite_source(&frame.packet, parsed, member) {
+        return Verdict::drop(member.service, DropReason::Malformed as u32);
+    }
+    stats::replied(id, parsed.frame_bytes().into());
+    Verdict::PASS
 }
 
 #[inline(never)]

@@ -236,10 +236,10 @@ impl Daemon {
         let vlans: BTreeSet<u32> = self
             .controller
             .neighbours
-            .links
+            .devices
             .iter()
-            .filter(|link| link.vlan.is_some())
-            .map(|link| link.ifindex)
+            .filter(|device| device.tags != [0; 2])
+            .map(|device| device.ifindex)
             .collect();
         if !vlans.is_subset(&self.vlans)
             && let Err(error) = settings::establish(&self.controller.model, &self.state_dir)
@@ -257,9 +257,9 @@ impl Daemon {
         let indexes: Vec<_> = self
             .controller
             .neighbours
-            .links
+            .devices
             .iter()
-            .map(|l| l.ifindex)
+            .map(|device| device.ifindex)
             .collect();
         for error in self.groups.set(&vips, &indexes) {
             tracing::warn!(%error, "neighbour solicitations for a VIP may not arrive");

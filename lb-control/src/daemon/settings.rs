@@ -23,9 +23,9 @@ pub fn record(state_dir: &Path) -> PathBuf {
 pub fn establish(model: &Model, state_dir: &Path) -> Result<(), String> {
     let mut settings = ProcSys;
     let names = model.interfaces.iter().map(|i| i.name.clone());
-    let links = neighbours::managed_links(names)
+    let devices = neighbours::devices_of(names)
         .map_err(|error| format!("reading the network interfaces: {error}"))?;
-    let changes = sysctl::plan_sysctls(model, &links, &settings)
+    let changes = sysctl::plan_sysctls(model, &devices, &settings)
         .map_err(|error| format!("kernel settings: {error}"))?;
     if changes.is_empty() {
         return Ok(());

@@ -111,8 +111,11 @@ fn runtime() -> Runtime {
             ifindex: 7,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
-            port: 7,
+            is_bridge: false,
+            is_blocked: false,
+            egress: 7,
             tags: [0; 2],
+            ways: vec![(7, [0; 2], 7)],
         }],
         next_hops: (1..=9)
             .map(|n| {

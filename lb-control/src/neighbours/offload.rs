@@ -2,7 +2,7 @@
 //! feature `rxvlan` of ethtool(8), through its ioctl.
 
 use std::{
-    ffi::c_char,
+    ffi::{CStr, c_char},
     io,
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
@@ -32,6 +32,19 @@ pub fn of_key(key: &str) -> Option<&str> {
 /// As ethtool writes it.
 pub const fn word(on: bool) -> &'static str {
     if on { "on" } else { "off" }
+}
+
+/// Name of an interface by its index.
+pub fn name_of(ifindex: u32) -> Option<String> {
+    let mut name: [c_char; libc::IF_NAMESIZE] = [0; libc::IF_NAMESIZE];
+    // SAFETY: room for the longest name and its zero.
+    let found = unsafe { libc::if_indextoname(ifindex, name.as_mut_ptr()) };
+    if found.is_null() {
+        return None;
+    }
+    // SAFETY: the kernel wrote a name and its zero.
+    let name = unsafe { CStr::from_ptr(found) };
+    Some(name.to_string_lossy().into_owned())
 }
 
 /// Whether it is on; `None` where there is no such interface or its driver

@@ -5,13 +5,13 @@
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet, VecDeque},
-    iter::successors,
     net::IpAddr,
 };
 
-use lb_common::abi::Tags;
-
-use super::{Hop, Link, NeighbourView, Target, Unresolved};
+use super::{
+    Hop, Link, NeighbourView, Target, Unresolved,
+    devices::{Device, devices},
+};
 
 /// The kernel's answer to "how is this address reached".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,7 @@ pub struct Resolver {
     managed: BTreeSet<String>,
     targets: HashMap<IpAddr, bool>,
     links: HashMap<u32, Link>,
+    devices: Vec<Device>,
     neighbours: HashMap<NeighbourKey, Neighbour>,
     routes: HashMap<IpAddr, Route>,
     kept: HashSet<NeighbourKey>,
@@ -95,10 +96,10 @@ impl Resolver {
         }
     }
 
-    /// Names of the interfaces the data path is configured for: an interface with
-    /// all VLANs on it, or one VLAN device.
+    /// Names of the interfaces the data path is attached to.
     pub fn set_managed(&mut self, managed: impl IntoIterator<Item = String>) {
         self.managed = managed.into_iter().collect();
+        self.find_devices();
         self.review = true;
     }
 
@@ -125,9 +126,8 @@ impl Resolver {
     /// The kernel described a link.
     pub fn handle_link(&mut self, link: Link) {
         let known = self.links.insert(link.ifindex, link.clone());
-        let routes_may_differ = known.is_none_or(|old| {
-            (old.up, &old.name, old.vlan) != (link.up, &link.name, link.vlan)
-        });
+        self.find_devices();
+        let routes_may_differ = known.is_none_or(|old| old.up != link.up || old.name != link.name);
         if routes_may_differ {
             self.handle_routing_change(None);
         }
@@ -137,6 +137,7 @@ impl Resolver {
     /// A link is gone.
     pub fn handle_link_gone(&mut self, ifindex: u32) {
         self.links.remove(&ifindex);
+        self.find_devices();
         self.neighbours.retain(|(link, _), _| *link != ifindex);
         self.kept.retain(|(link, _)| *link != ifindex);
         self.handle_routing_change(None);
@@ -196,6 +197,7 @@ impl Resolver {
     /// [`Resolver::end_of_dump`] finds out.
     pub fn begin_dump(&mut self) {
         self.links.clear();
+        self.find_devices();
         self.neighbours.clear();
     }
 
@@ -223,38 +225,15 @@ impl Resolver {
         self.kept.iter().copied()
     }
 
-    /// The managed link of this index, if it is one.
+    /// The link of this index, if it is a device behind the managed ones.
     pub fn managed_link(&self, ifindex: u32) -> Option<&Link> {
         self.links
             .get(&ifindex)
-            .filter(|link| self.is_managed(link))
+            .filter(|_| self.devices.iter().any(|d| d.ifindex == ifindex))
     }
 
-    /// Whether it is one of the managed interfaces or a VLAN on one.
-    fn is_managed(&self, link: &Link) -> bool {
-        let below = |link: &&Link| self.links.get(&link.vlan?.parent);
-        self.way(link).is_some()
-            && successors(Some(link), below)
-                // The interface and two VLANs.
-                .take(3)
-                .any(|link| self.managed.contains(&link.name))
-    }
-
-    /// The interface below the VLANs that a link is of, and their tags. `None`
-    /// where that interface isn't known or there are more than two.
-    fn way(&self, link: &Link) -> Option<(u32, Tags)> {
-        let Some(inner) = link.vlan else {
-            return Some((link.ifindex, [0; 2]));
-        };
-        let below = self.links.get(&inner.parent)?;
-        let Some(outer) = below.vlan else {
-            return Some((below.ifindex, [inner.tag, 0]));
-        };
-        let below = self.links.get(&outer.parent)?;
-        below
-            .vlan
-            .is_none()
-            .then_some((below.ifindex, [outer.tag, inner.tag]))
+    fn find_devices(&mut self) {
+        self.devices = devices(&self.links, &self.managed);
     }
 
     /// What is known of all targets and managed links.
@@ -262,16 +241,8 @@ impl Resolver {
         let mut links: Vec<Link> = self
             .links
             .values()
-            .filter(|link| self.is_managed(link))
-            .filter_map(|link| {
-                let (port, tags) = self.way(link)?;
-                Some(Link {
-                    port,
-                    port_name: self.link_name(port),
-                    tags,
-                    ..link.clone()
-                })
-            })
+            .filter(|link| self.managed.contains(&link.name))
+            .cloned()
             .collect();
         links.sort_by(|a, b| a.name.cmp(&b.name));
         NeighbourView {
@@ -281,6 +252,7 @@ impl Resolver {
                 .map(|(address, on_link_only)| (*address, self.resolve(*address, *on_link_only)))
                 .collect(),
             links,
+            devices: self.devices.clone(),
         }
     }
 

@@ -17,10 +17,9 @@ fn link(ifindex: u32, name: &str) -> Link {
         mtu: 1500,
         up: true,
         kind: None,
+        master: None,
         vlan: None,
-        port: ifindex,
-        port_name: String::new(),
-        tags: [0; 2],
+        forwards: true,
     }
 }
 

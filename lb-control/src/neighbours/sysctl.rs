@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Link, offload};
+use super::{Device, offload};
 use crate::model::{ForwardingMethod, Model};
 
 /// A setting that has to change.
@@ -88,7 +88,7 @@ const FORWARD_V6_ALL: &str = "IPv6 is forwarded only where this is 1 as well; th
 const TAGS_IN_THE_FRAME: &str = "the network card takes VLAN tags off before the data path sees \
      the frame, which would then be taken for an untagged one";
 
-/// What has to change for the services of the model and the `links` that the
+/// What has to change for the services of the model and the `devices` that the
 /// data path has; empty without NAT and VLANs. In the order in which it has
 /// to be applied.
 ///
@@ -97,7 +97,7 @@ const TAGS_IN_THE_FRAME: &str = "the network card takes VLAN tags off before the
 /// or IPv6 is disabled.
 pub fn plan_sysctls(
     model: &Model,
-    links: &[Link],
+    devices: &[Device],
     settings: &dyn Settings,
 ) -> Result<Vec<Change>, SysctlError> {
     let nat = |v4: bool| {
@@ -106,8 +106,8 @@ pub fn plan_sysctls(
         })
     };
     let configured = model.interfaces.iter().map(|i| i.name.as_str());
-    let vlans = links.iter().filter(|link| link.vlan.is_some());
-    let names: BTreeSet<&str> = configured.chain(vlans.map(|l| l.name.as_str())).collect();
+    let vlans = devices.iter().filter(|device| device.tags != [0; 2]);
+    let names: BTreeSet<&str> = configured.chain(vlans.map(|d| d.name.as_str())).collect();
     let mut wanted: Vec<(String, &str, &str)> = Vec::new();
     let mut want = |key: String, value, why| wanted.push((key, value, why));
     if nat(true) {
@@ -135,7 +135,7 @@ pub fn plan_sysctls(
         }
     }
     let mut changes = Vec::new();
-    for key in offload_keys(links) {
+    for key in offload_keys(devices) {
         // A driver that can't tell takes no tags off.
         let was = settings
             .read(&key)
@@ -168,12 +168,14 @@ pub fn plan_sysctls(
     Ok(changes)
 }
 
-/// Interfaces below the VLAN devices, each once.
-fn offload_keys(links: &[Link]) -> BTreeSet<String> {
-    links
+/// For the interfaces that tagged frames come in by, each once.
+fn offload_keys(devices: &[Device]) -> BTreeSet<String> {
+    devices
         .iter()
-        .filter(|link| link.vlan.is_some() && !link.port_name.is_empty())
-        .map(|link| offload::key(&link.port_name))
+        .flat_map(|device| &device.ways)
+        .filter(|way| way.tags != [0; 2])
+        .filter_map(|way| offload::name_of(way.ifindex))
+        .map(|name| offload::key(&name))
         .collect()
 }
 

@@ -4,7 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     future::poll_fn,
     io,
     net::IpAddr,
@@ -106,6 +106,7 @@ impl Neighbours {
             probed: HashSet::new(),
             clients: HashMap::new(),
             kernel_manages: true,
+            links_in_doubt: BTreeSet::new(),
         };
         watcher
             .dump()
@@ -168,6 +169,8 @@ struct Watcher {
     clients: HashMap<NeighbourKey, Instant>,
     /// The kernel knows NTF_EXT_MANAGED (5.16).
     kernel_manages: bool,
+    /// Links that something happened to that wasn't said in full.
+    links_in_doubt: BTreeSet<u32>,
 }
 
 impl Watcher {
@@ -251,9 +254,13 @@ impl Watcher {
         use RouteNetlinkMessage as M;
         match message {
             // A bridge describes its ports by messages of its own family, with
-            // less in them, and says that way that a port has left.
+            // less in them. It says so that a port has left, and what spanning
+            // tree made of a port.
             M::NewLink(message) | M::DelLink(message)
-                if message.header.interface_family != AddressFamily::Unspec => {}
+                if message.header.interface_family != AddressFamily::Unspec =>
+            {
+                self.links_in_doubt.insert(message.header.index);
+            }
             M::NewLink(message) => {
                 if let Some(link) = Link::from_message(message) {
                     self.resolver.handle_link(link);
@@ -297,8 +304,23 @@ impl Watcher {
         Ok(())
     }
 
+    fn ask_for_links(&mut self) {
+        let indexes = std::mem::take(&mut self.links_in_doubt);
+        let requests = indexes.into_iter().map(|index| {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            (RouteNetlinkMessage::GetLink(message), 0)
+        });
+        for answer in self.ask("reading links", requests.collect()) {
+            if let Ok(Some(message)) = answer {
+                self.handle(&message);
+            }
+        }
+    }
+
     /// Asks and tells the kernel what the resolver wants, and publishes.
     async fn settle(&mut self) {
+        self.ask_for_links();
         loop {
             let mut look_ups = Vec::new();
             let mut keep = Vec::new();

@@ -76,21 +76,28 @@ pub struct Hop {
     pub mtu: u32,
 }
 
-/// A device: an interface, or a VLAN on one.
+/// A device that packets come in by and go out by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The kernel's name of it.
     pub name: String,
-    /// Its index.
+    /// Its index, as routes name it.
     pub ifindex: u32,
     /// Its MAC address.
     pub mac: Mac,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Index of the interface that its packets come in and go out by.
-    pub port: u32,
-    /// VLAN tags of its packets there.
+    /// It is a Linux bridge: what is sent is left to it.
+    pub is_bridge: bool,
+    /// Spanning tree keeps one of its ports from forwarding.
+    pub is_blocked: bool,
+    /// Interface that its frames are sent by.
+    pub egress: u32,
+    /// Tags that its frames have.
     pub tags: Tags,
+    /// How its frames come in: interface, tags, and the interface by which an
+    /// answer goes back.
+    pub ways: Vec<(u32, Tags, u32)>,
 }
 
 /// What the maps should hold.
