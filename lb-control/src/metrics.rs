@@ -307,7 +307,7 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
                 .collect(),
         );
     }
-    let gauges: [GaugeColumn<BackendStatus>; 6] = [
+    let gauges: [GaugeColumn<BackendStatus>; 7] = [
         (
             "lb_backend_connections_active",
             "Connections open now; an estimate where flows are sampled.",

@@ -205,7 +205,7 @@ fn tunnel_sources(model: &Model, errors: &Errors) {
                 .is_none_or(|differs| differs == 0)
         }
     };
-    let mut add = |address: IpAddr, whose: String| {
+    let add = |address: IpAddr, whose: String| {
         if is_source(address) {
             let (key, prefix) = match address {
                 IpAddr::V4(_) => ("source_v4", tunnel.source_v4.to_string()),

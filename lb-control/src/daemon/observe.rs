@@ -101,8 +101,8 @@ impl Observer {
         let mut names = HashMap::new();
         for (service, backend) in pairs(model) {
             let port = match service.forwarding {
-                ForwardingMethod::L2Dsr => None,
                 ForwardingMethod::Nat => backend.port,
+                ForwardingMethod::L2Dsr | ForwardingMethod::Ipip | ForwardingMethod::Gue => None,
             };
             if let Some(row) = by_member.get(&(service.name.as_str(), backend.address, port)) {
                 let key = key_of(service, backend);
