@@ -1,6 +1,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
+use crate::neighbours::devices::Way;
 use crate::model::{
     Backend, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
 };
@@ -196,6 +197,65 @@ fn a_second_run_does_not_take_the_first_runs_values_for_the_operators() {
     apply(&changes, &mut settings, &record).unwrap();
     restore(&mut settings, &record).unwrap();
     assert_eq!(settings.0, before);
+}
+
+/// A VLAN device whose frames come in by interface 1, which is `lo` everywhere.
+fn vlan(name: &str) -> Device {
+    Device {
+        name: name.to_owned(),
+        ifindex: 9,
+        mac: [2; 6],
+        mtu: 1500,
+        is_bridge: false,
+        is_blocked: false,
+        egress: 1,
+        tags: [0x8100_000a, 0],
+        ways: vec![Way {
+            ifindex: 1,
+            tags: [0x8100_000a, 0],
+            egress: 1,
+        }],
+    }
+}
+
+#[test]
+fn below_vlan_devices_tags_stay_in_the_frames() {
+    let model = model(&[("192.0.2.1", ForwardingMethod::L2Dsr)]);
+    let mut settings = Fake::new();
+    let key = "ethtool/lo/rxvlan";
+    let devices = [vlan("lo.10"), vlan("lo.11")];
+    assert_eq!(
+        plan_sysctls(&model, &devices, &settings).unwrap(),
+        [],
+        "a driver that doesn't know the feature"
+    );
+    settings.0.insert(key.to_owned(), "on".to_owned());
+    let changes = plan_sysctls(&model, &devices, &settings).unwrap();
+    assert_eq!(keys(&changes), [key]);
+    assert_eq!(changes[0].wants, "off");
+    let text = explain(&changes);
+    assert!(text.contains("ethtool -K lo rxvlan off"), "{text}");
+    let mut untagged = vlan("lo");
+    untagged.ways[0].tags = [0; 2];
+    assert_eq!(plan_sysctls(&model, &[untagged], &settings).unwrap(), []);
+    settings.0.insert(key.to_owned(), "off".to_owned());
+    assert_eq!(plan_sysctls(&model, &devices, &settings).unwrap(), []);
+}
+
+#[test]
+fn nat_over_vlan_devices_needs_forwarding_on_these() {
+    let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
+    let mut settings = Fake::new();
+    for setting in ["forwarding", "send_redirects"] {
+        let key = format!("net/ipv4/conf/eth0.10/{setting}");
+        let value = if setting == "forwarding" { "0" } else { "1" };
+        settings.0.insert(key, value.to_owned());
+    }
+    let changes = plan_sysctls(&model, &[vlan("eth0.10")], &settings).unwrap();
+    for setting in ["forwarding", "send_redirects"] {
+        let key = format!("net/ipv4/conf/eth0.10/{setting}");
+        assert!(keys(&changes).contains(&key.as_str()), "{key}");
+    }
 }
 
 #[test]
