@@ -75,6 +75,11 @@ names! {
         TooBig = "too_big",
         /// The driver left no room before the frame for a longer head.
         NoHeadroom = "no_headroom",
+        /// Under full NAT no port of the pool is free.
+        NoSourcePort = "no_source_port",
+        /// Under full NAT: a reply, or a packet that opens nothing, of no flow
+        /// that has a binding.
+        NoBinding = "no_binding",
         /// The maps contradict each other; a bug, or somebody else wrote them.
         Inconsistent = "inconsistent",
     }
@@ -102,6 +107,11 @@ names! {
         ReplyUnmatched = "reply_unmatched",
         /// Replies left to the kernel untouched because forwarding is off.
         ForwardingOff = "forwarding_off",
+        /// Full NAT's ports given to flows.
+        BindingOpened = "binding_opened",
+        /// NAT: packets of clients on a backend's own link, where there is no
+        /// pool for full NAT; the backend's answers go past the balancer.
+        LocalClient = "local_client",
     }
 }
 

@@ -210,6 +210,12 @@ pub trait FlowTable {
 
     /// Replaces word `word` if it is still `current`.
     fn replace(&self, bucket: Self::Bucket, word: usize, current: u64, new: u64) -> bool;
+
+    /// Writes word `word`, which nobody else writes at this time.
+    #[inline(always)]
+    fn store(&self, bucket: Self::Bucket, word: usize, value: u64) {
+        self.replace(bucket, word, self.load(bucket, word), value);
+    }
 }
 
 /// Where an entry was found.

@@ -160,7 +160,12 @@ mod tests {
             v4.insert(one);
             v6.insert(other);
         }
-        assert!(v4.len() > 950 && v6.len() > 990, "{} {}", v4.len(), v6.len());
+        assert!(
+            v4.len() > 950 && v6.len() > 990,
+            "{} {}",
+            v4.len(),
+            v6.len()
+        );
     }
 
     #[test]

@@ -187,6 +187,27 @@ fn flow_table(page: &mut Page, snapshot: &Snapshot) {
         "Entries the flow table has room for.",
         by_table(table.capacity, table.reply_capacity),
     );
+    page.gauges(
+        "lb_full_nat_ports",
+        "Ports of full NAT's addresses by state: free, used, resting, removed; together all of them.",
+        snapshot
+            .status
+            .full_nat
+            .iter()
+            .flat_map(|pool| {
+                let address = pool.address.to_string();
+                [
+                    ("free", pool.free),
+                    ("used", pool.used),
+                    ("resting", pool.resting),
+                    ("removed", pool.removed),
+                ]
+                .map(|(state, ports)| {
+                    gauge(&[("address", &address), ("state", state)], ports.into())
+                })
+            })
+            .collect(),
+    );
     page.counter(
         "lb_flow_table_inserted_total",
         "Entries made in the flow table.",

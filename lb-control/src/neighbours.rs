@@ -135,6 +135,19 @@ pub struct NeighbourView {
     pub links: Vec<Link>,
     /// The devices behind them, by name.
     pub devices: Vec<Device>,
+    /// The node's own addresses.
+    pub addresses: Vec<OwnAddress>,
+}
+
+/// An address of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of it that are the same for all on its link.
+    pub prefix_bits: u8,
+    /// The interface that has it.
+    pub ifindex: u32,
 }
 
 /// The devices behind the interfaces of these names, as they are now.

@@ -48,6 +48,9 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The flow table.
     pub flow_table: FlowTableStatus,
+    /// Full NAT's addresses.
+    #[serde(default)]
+    pub full_nat: Vec<PoolStatus>,
     /// Instructions the verifier went through, where the kernel says.
     pub verified_instructions: Option<u32>,
     /// Whether the data path was adopted from an earlier daemon.
@@ -130,6 +133,24 @@ pub struct InterfaceStatus {
     pub reason: Option<String>,
     /// Id of the program, as `bpftool prog` shows it.
     pub program_id: Option<u32>,
+}
+
+/// An address of full NAT's pool and its ports, as of the last sweep. All
+/// states together are always all ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// Ports ready for a flow.
+    pub free: u32,
+    /// Ports given to a flow.
+    pub used: u32,
+    /// Ports given to no flow for 60 s after one.
+    pub resting: u32,
+    /// Ports taken back.
+    pub removed: u32,
+    /// Whether it is being removed: it takes no new flows.
+    pub draining: bool,
 }
 
 /// Entries of the flow table. Only flows in tracked slots have one.

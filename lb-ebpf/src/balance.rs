@@ -11,6 +11,7 @@ use lb_common::{
 use crate::{
     forward,
     frame::{self, Frame},
+    full_nat,
     lookup::{self, Vip},
     maps,
     packet::{Ethernet, Packet},
@@ -107,13 +108,17 @@ fn balance(
     if !can_be_replied_to(tuple.source, tuple.family) || tuple.source == tuple.destination {
         return Err(DropReason::BadSource);
     }
+    if full_nat::is_wanted(frame.config, service, tuple) {
+        return Ok(frame.hand_over(parsed, program::FULL_NAT));
+    }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
-    let verdict = forward::to_member(frame, parsed, service, id, member)?;
-    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
-    if verdict.changes_head() {
-        return Ok(frame.change_head(parsed, id, flow_hash, connections));
+    let link = forward::reachable(frame, parsed, member)?;
+    if forward::changes_head(frame, link, member) {
+        return Ok(frame.change_head(parsed, id, flow_hash));
     }
+    let verdict = forward::to_member(frame, parsed, service, id, link, member)?;
+    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
     Ok(verdict)
 }
@@ -124,6 +129,7 @@ fn unserved(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::Owned => Verdict::drop(NO_SERVICE, DropReason::NoService as u32),
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
+        Vip::Pool => frame.hand_over(parsed, program::BINDING),
         Vip::No if frame.config.features & feature::REPLIES != 0 => {
             frame.hand_over(parsed, program::REPLY)
         }
@@ -137,7 +143,7 @@ fn bad(parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::No => Verdict::PASS,
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
-        Vip::Owned => Verdict::drop(NO_SERVICE, parsed.reason()),
+        Vip::Owned | Vip::Pool => Verdict::drop(NO_SERVICE, parsed.reason()),
     }
 }
 

@@ -1,7 +1,7 @@
 //! How a packet reaches the member that gets it: one file a forwarding method.
 
 use lb_common::{
-    abi::{LinkEntry, MemberEntry, ServiceEntry, link_flag, method, program, service_flag},
+    abi::{LinkEntry, MemberEntry, ServiceEntry, link_flag, method, service_flag},
     counter::DropReason,
     tunnel::is_tunnel,
 };
@@ -12,36 +12,80 @@ pub mod l2;
 pub mod nat;
 pub mod tunnel;
 
-/// Rewrites a whole TCP or UDP packet for member `id` and sends it on its way,
-/// or leaves that to the program that changes a packet's head. All refusals
-/// of this program come before the first change of the packet.
+/// Rewrites a whole TCP or UDP packet for member `id`, which is reached by
+/// `link`, and sends it on its way. All refusals come before the first change
+/// of the packet.
 #[inline(always)]
 pub fn to_member(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &ServiceEntry,
     id: u32,
+    link: &LinkEntry,
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
+    expect_reply(frame, parsed, service, id, member)?;
+    send(frame, parsed, link, member)
+}
+
+/// Makes sure that the reply will be recognised, where that needs a flow.
+#[inline(always)]
+pub fn expect_reply(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &ServiceEntry,
+    id: u32,
+    member: &MemberEntry,
+) -> Result<(), DropReason> {
+    if member.method == method::NAT && service.flags & service_flag::REPLY_FLOWS != 0 {
+        reply::expect(frame.config, service, parsed, id)?;
+    }
+    Ok(())
+}
+
+/// Whether a packet that is sent by `link` needs a head of another length:
+/// outer headers, or other VLAN tags. What is left to the kernel or a bridge
+/// gets its tags there.
+#[inline(always)]
+pub fn changes_head(frame: &Frame<'_>, link: &LinkEntry, member: &MemberEntry) -> bool {
+    is_tunnel(member.method) || !frame.has_tags_of(link)
+}
+
+/// Whether packets are routed to the member, with addresses of its own.
+#[inline(always)]
+const fn is_nat(member: &MemberEntry) -> bool {
+    matches!(member.method, method::NAT | method::FULL_NAT)
+}
+
+/// The link that a packet to the member goes out by; refuses what can't be sent.
+#[inline(always)]
+pub fn reachable(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    member: &MemberEntry,
+) -> Result<&'static LinkEntry, DropReason> {
     let link = l2::link(member)?;
     let way = Way::of(frame, link);
-    let is_nat = member.method == method::NAT;
-    let is_tunnel = is_tunnel(member.method);
-    if is_nat {
+    if is_nat(member) {
         if way == Way::Routed && !nat::has_hop(&frame.packet, parsed) {
             return Err(DropReason::TtlExceeded);
         }
-        if service.flags & service_flag::REPLY_FLOWS != 0 {
-            reply::expect(frame.config, service, parsed, id)?;
-        }
-    } else if way == Way::Kernel || (is_tunnel && way == Way::Bridged) {
+    } else if way == Way::Kernel {
         return Err(DropReason::NoNeighbour);
     }
-    if way != Way::Kernel {
-        l2::address(frame, link, member);
-    }
-    if is_nat {
-        if way == Way::Routed {
+    Ok(link)
+}
+
+/// Translates a packet that can be sent by `link`, where the method does.
+#[inline(always)]
+pub fn rewrite(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    link: &LinkEntry,
+    member: &MemberEntry,
+) -> Result<(), DropReason> {
+    if is_nat(member) {
+        if Way::of(frame, link) == Way::Routed {
             nat::hop(&frame.packet, parsed);
         }
         nat::rewrite(
@@ -52,14 +96,26 @@ pub fn to_member(
             member.port,
         )?;
     }
-    let verdict = match way {
+    Ok(())
+}
+
+/// Rewrites and sends a packet that can be sent.
+#[inline(always)]
+pub fn send(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    link: &LinkEntry,
+    member: &MemberEntry,
+) -> Result<Verdict, DropReason> {
+    rewrite(frame, parsed, link, member)?;
+    let way = Way::of(frame, link);
+    if way != Way::Kernel {
+        l2::address(frame, link, member);
+    }
+    Ok(match way {
         Way::Bridged | Way::Kernel => Verdict::PASS,
-        Way::Routed if is_tunnel || !frame.has_tags_of(link) => {
-            Verdict::hand_over(program::HEAD)
-        }
         Way::Routed => Verdict::send(link.ifindex, frame.ingress.ifindex),
-    };
-    Ok(verdict.blur(frame.config.hash_key[0]))
+    })
 }
 
 /// Who carries a rewritten packet on.

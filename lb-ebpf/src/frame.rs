@@ -4,7 +4,6 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     abi::{Config, LinkEntry, Tags, Work, link_flag, program},
     counter::DropReason,
-    hash::bucket_bits,
 };
 
 use crate::{
@@ -112,29 +111,23 @@ impl Frame<'_> {
         Verdict::hand_over(place)
     }
 
-    /// Leaves a packet of the flow with this hash, which opens `connections`,
-    /// to the program that sends it to `member` with another head.
+    /// Leaves a packet of the flow with this hash to the program that sends it
+    /// to `member` with another head.
     #[inline(always)]
-    pub fn change_head(
-        &self,
-        parsed: &Parsed,
-        member: u32,
-        flow_hash: u64,
-        connections: u64,
-    ) -> Verdict {
+    pub fn change_head(&self, parsed: &Parsed, member: u32, flow_hash: u64) -> Verdict {
         if let Some(work) = maps::work() {
             work.member = member;
-            work.hash = bucket_bits(flow_hash);
-            work.connections = connections as u32;
+            work.flow_hash = flow_hash;
         }
         self.hand_over(parsed, program::HEAD)
     }
 
-    /// Whether packets on `link` have the tags that this one has.
+    /// Whether packets that are sent by `link` have the tags that this one has.
+    /// What is left to a bridge gets its tags there.
     #[inline(always)]
     pub fn has_tags_of(&self, link: &LinkEntry) -> bool {
         let [outer, inner] = self.ingress.tags;
-        (outer ^ link.tags[0]) | (inner ^ link.tags[1]) == 0
+        (outer ^ link.tags[0]) | (inner ^ link.tags[1]) == 0 || link.flags & link_flag::BRIDGE != 0
     }
 }
 

@@ -2,19 +2,20 @@
 //! outer headers, with other VLAN tags, or both, in one step.
 
 use lb_common::{
-    abi::{LinkEntry, Tags, Work},
+    abi::{LinkEntry, ServiceEntry, Tags, Work, link_flag},
     counter::DropReason,
+    hash::bucket_bits,
     net::{Be16, family},
     tunnel,
 };
 
 use crate::{
-    forward::tunnel as outer,
+    forward::{self, tunnel as outer},
     frame::Frame,
-    maps,
+    lookup, maps,
     packet::{ETHERNET, Ethernet, Header, MacWords, Packet, Vlan, grow},
     parse::Parsed,
-    stats,
+    sample, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -22,51 +23,59 @@ const TAG: usize = 4;
 const ETHER_IPV4: Be16 = Be16::new(0x0800);
 const ETHER_IPV6: Be16 = Be16::new(0x86dd);
 
-/// Sends a packet to the member that was chosen for it; its destination is
-/// rewritten already where that is needed.
+/// Sends a packet to the member that was chosen for it.
 #[inline(always)]
 pub fn to_member(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
-    let id = work.member;
-    let Some(member) = maps::member(id) else {
-        return Verdict::drop(NO_SERVICE, DropReason::Inconsistent as u32);
+    let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
+        return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    let drop = |reason| Verdict::drop(member.service, reason as u32);
-    let next_hop = member.next_hop();
-    if !next_hop.is_resolved() {
-        return drop(DropReason::NoNeighbour);
+    match forward(frame, parsed, service, work) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::drop(service.id, reason as u32),
     }
-    let Some(link) = maps::link(next_hop.link().into()) else {
-        return drop(DropReason::NoNeighbour);
-    };
+}
+
+#[inline(always)]
+fn forward(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &'static ServiceEntry,
+    work: &mut Work,
+) -> Result<Verdict, DropReason> {
+    let (id, flow_hash) = (work.member, work.flow_hash);
+    let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
+    let link = forward::reachable(frame, parsed, member)?;
+    let hash = bucket_bits(flow_hash);
     let is_tunnel = tunnel::is_tunnel(member.method);
     let (mut room, mut inner, mut carrier) = (0, 0, parsed.family());
     if is_tunnel {
+        if link.flags & link_flag::BRIDGE != 0 {
+            return Err(DropReason::NoNeighbour);
+        }
         room = tunnel::overhead(member.method, member.outer_family);
         inner = outer::inner(&frame.packet, parsed);
         carrier = member.outer_family;
         let fitting = tunnel::fitting(inner >> 8, room, member.mtu);
         if fitting != 0 {
-            return Verdict::too_big(member.service, fitting);
+            return Ok(Verdict::too_big(service.id, fitting));
         }
+    } else {
+        forward::expect_reply(frame, parsed, service, id, member)?;
+        forward::rewrite(frame, parsed, link, member)?;
     }
-    let mac = MacWords::of(next_hop);
+    let mac = MacWords::of(member.next_hop());
     let network = replace(frame, parsed, room, mac, link, carrier);
     if network == 0 {
-        return drop(DropReason::NoHeadroom);
+        return Err(DropReason::NoHeadroom);
     }
     if is_tunnel {
         let packet = Packet::new(frame.ctx);
-        let done = outer::write(&packet, network, frame.config, member, inner, work.hash);
-        if done.is_none() {
-            return drop(DropReason::Inconsistent);
-        }
+        outer::write(&packet, network, frame.config, member, inner, hash)
+            .ok_or(DropReason::Inconsistent)?;
     }
-    stats::forwarded(
-        id,
-        parsed.frame_bytes().into(),
-        u64::from(work.connections),
-    );
-    Verdict::send(link.ifindex, frame.ingress.ifindex)
+    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
+    stats::forwarded(id, parsed.frame_bytes().into(), connections);
+    Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
 }
 
 /// Gives the frame an Ethernet header and the tags of `link`, with `room` bytes

@@ -26,6 +26,8 @@ use lb_common::{
     slot::SlotWord,
 };
 
+pub mod bindings;
+
 /// Memory that other cores and the controller change at any time.
 type Bucket = [u64; BUCKET_WORDS];
 
@@ -260,6 +262,12 @@ impl FlowTable for Flows {
     fn replace(&self, bucket: *mut Bucket, word: usize, current: u64, new: u64) -> bool {
         // SAFETY: as in `load`.
         compare_exchange(unsafe { bucket.cast::<u64>().add(word) }, current, new)
+    }
+
+    #[inline(always)]
+    fn store(&self, bucket: *mut Bucket, word: usize, value: u64) {
+        // SAFETY: as in `load`.
+        unsafe { bucket.cast::<u64>().add(word).write_volatile(value) };
     }
 }
 

@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     frame::Frame,
-    lookup::{self, Vip},
+    lookup,
     packet::{Arp, Ethernet, Header, Ipv6, LinkLayerOption, MacWords, Neighbour, resize},
     parse::{Parsed, What},
     stats,
@@ -73,7 +73,7 @@ fn address(halves: [u16; 2]) -> Addr {
 
 #[inline(always)]
 fn is_owned(address: Addr, family: u8) -> bool {
-    lookup::vip(address, family) == Vip::Owned
+    lookup::vip(address, family).is_answered()
 }
 
 /// An ICMPv6 message: an answer if it is a solicitation for a VIP.

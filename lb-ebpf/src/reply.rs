@@ -13,7 +13,9 @@ use aya_ebpf::{
     helpers::bpf_fib_lookup,
 };
 use lb_common::{
-    abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work, link_flag},
+    abi::{
+        Config, LinkEntry, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work, link_flag,
+    },
     counter::{DropReason, Event},
     flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
     hash::{self, Tuple},
@@ -203,8 +205,8 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     // The route is asked before anything is changed: what is for this host (the
     // answer to a health check) or stays on its link is never translated.
     let mut fib = FibParameters::default();
-    let egress = match route(frame, parsed, member, &mut fib) {
-        BPF_FIB_LKUP_RET_SUCCESS => maps::link(maps::find_link(fib.ifindex, [0; 2])),
+    let egress = match route(frame, parsed, member.vip, parsed.destination(), &mut fib) {
+        BPF_FIB_LKUP_RET_SUCCESS => fib.link(),
         BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
             stats::event(member.service, Event::ForwardingOff);
@@ -215,24 +217,46 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
         }
         _ => None,
     };
-    // The kernel resolves the neighbour, or knows a way that we don't; it uses
-    // up the hop itself.
-    let link = egress.filter(|link| Way::of(frame, link) != Way::Kernel);
+    let link = by_us(frame, egress);
     if !nat::has_hop(&frame.packet, parsed) {
         return Verdict::drop(member.service, DropReason::TtlExceeded as u32);
     }
     if !rewrite_source(&frame.packet, parsed, member) {
         return Verdict::drop(member.service, DropReason::Malformed as u32);
     }
+    let of = Of {
+        member: id,
+        service: member.service,
+    };
+    send(frame, parsed, of, link, &fib)
+}
+
+/// Whose reply it is.
+#[derive(Clone, Copy)]
+pub struct Of {
+    pub member: u32,
+    pub service: u32,
+}
+
+/// Sends and counts a reply that was rewritten by the link and to the neighbour
+/// that the kernel named, or leaves it to the kernel.
+#[inline(always)]
+pub fn send(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    of: Of,
+    link: Option<&LinkEntry>,
+    fib: &FibParameters,
+) -> Verdict {
     let Some(link) = link else {
-        stats::replied(id, parsed.frame_bytes().into());
-        stats::event(member.service, Event::ReplyUnresolved);
+        stats::replied(of.member, parsed.frame_bytes().into());
+        stats::event(of.service, Event::ReplyUnresolved);
         return Verdict::PASS;
     };
     nat::hop(&frame.packet, parsed);
     let destination = MacWords::new(fib.destination_mac);
     if link.flags & link_flag::BRIDGE != 0 {
-        stats::replied(id, parsed.frame_bytes().into());
+        stats::replied(of.member, parsed.frame_bytes().into());
         frame.ethernet.set_destination(destination);
         return Verdict::PASS;
     }
@@ -240,10 +264,17 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
         frame.ethernet.set_destination(destination);
         frame.ethernet.set_source(MacWords::new(link.mac));
     } else if head::retag(frame, parsed, &destination, link) == 0 {
-        return Verdict::drop(member.service, DropReason::NoHeadroom as u32);
+        return Verdict::drop(of.service, DropReason::NoHeadroom as u32);
     }
-    stats::replied(id, parsed.frame_bytes().into());
+    stats::replied(of.member, parsed.frame_bytes().into());
     Verdict::send(link.ifindex, frame.ingress.ifindex)
+}
+
+/// The link, if this program sends by it. Otherwise the kernel resolves the
+/// neighbour, or knows a way that we don't; it uses up the hop itself.
+#[inline(always)]
+pub fn by_us(frame: &Frame<'_>, link: Option<&'static LinkEntry>) -> Option<&'static LinkEntry> {
+    link.filter(|link| Way::of(frame, link) != Way::Kernel)
 }
 
 /// A reply on a bridge that is addressed to somebody behind the other port: the
@@ -272,7 +303,7 @@ fn rewrite_source(packet: &Packet, parsed: &Parsed, member: &MemberEntry) -> boo
 /// `struct bpf_fib_lookup` of linux/bpf.h: the question and the answer.
 #[repr(C)]
 #[derive(Default)]
-struct FibParameters {
+pub struct FibParameters {
     address_family: u8,
     l4_protocol: u8,
     source_port: u16,
@@ -289,17 +320,31 @@ struct FibParameters {
     destination_mac: Mac,
 }
 
+impl FibParameters {
+    /// The device that the answer names, if it is one of ours.
+    #[inline(always)]
+    pub fn link(&self) -> Option<&'static LinkEntry> {
+        maps::link(maps::find_link(self.ifindex, [0; 2]))
+    }
+}
+
 const _: () = assert!(size_of::<FibParameters>() == size_of::<bpf_fib_lookup_abi>());
 
 /// The kernel's route to a reply's destination, as if it came from the VIP. An
 /// errno of the helper is none of the codes.
 #[inline(always)]
-fn route(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry, fib: &mut FibParameters) -> u32 {
+pub fn route(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    vip: Addr,
+    client: Addr,
+    fib: &mut FibParameters,
+) -> u32 {
     fib.address_family = if parsed.is_v4() { AF_INET } else { AF_INET6 };
     fib.l4_protocol = parsed.protocol();
     fib.ifindex = frame.ingress.device;
-    fib.source = member.vip;
-    fib.destination = parsed.destination();
+    fib.source = vip;
+    fib.destination = client;
     // SAFETY: the context is the program's own, the parameters are on the stack
     // and laid out as the kernel's, see the assertion above.
     let result = unsafe {

@@ -1,10 +1,8 @@
 //! What becomes of a packet.
 
-use core::arch::asm;
-
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::{abi::program, counter::DropReason};
+use lb_common::counter::DropReason;
 
 use crate::{maps, stats};
 
@@ -52,24 +50,6 @@ impl Verdict {
     #[inline(always)]
     pub const fn too_big(service: u32, fitting: u16) -> Self {
         Self(Self::drop(service, DropReason::TooBig as u32).0 | (fitting as u64) << 16)
-    }
-
-    /// Hides from the verifier which one it is: it would look at what follows
-    /// once for each. `noise` is any number from a map.
-    #[inline(always)]
-    pub fn blur(mut self, noise: u64) -> Self {
-        // SAFETY: two operations on registers that cancel out. Not `pure`, or the
-        // compiler would move it behind what it is for.
-        unsafe {
-            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) self.0, in(reg) noise, options(nomem));
-        }
-        self
-    }
-
-    /// Whether it goes to a program that changes its head's length.
-    #[inline(always)]
-    pub const fn changes_head(self) -> bool {
-        self.0 == Self::hand_over(program::HEAD).0
     }
 
     /// The program at `place` in `PROGRAMS` goes on with what was left in

@@ -26,6 +26,8 @@ pub mod daemon;
 pub mod decapsulator;
 pub mod demo;
 mod evidence;
+pub mod ipvs;
+pub mod machine;
 pub mod netns;
 pub mod packet;
 pub mod process;
@@ -33,5 +35,6 @@ pub mod program;
 pub mod servers;
 pub mod site;
 pub mod topology;
+pub mod tunnel;
 
 pub use evidence::check;

@@ -25,6 +25,7 @@
 
 mod build;
 mod offloads;
+mod trunk;
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -32,6 +33,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 
 pub use offloads::Offloads;
+pub use trunk::{BOND, BondMode, INSIDE_VLAN, OUTSIDE_VLAN};
 pub use wire::Wires;
 
 use crate::{

@@ -59,7 +59,10 @@ fn everything_is_carried(method: &str, xdp: &str, crossed: bool) -> Result<()> {
         let servers: BTreeSet<String> = fetched.into_iter().map(|f| f.server).collect();
         ensure!(servers == backends, "{target}: answered by {servers:?}");
         let kept = curl(&t.client.ns, target, &format!("kept-{name}"), 5, true)?;
-        ensure!(kept.iter().map(|f| f.connects).sum::<u32>() == 1, "{kept:?}");
+        ensure!(
+            kept.iter().map(|f| f.connects).sum::<u32>() == 1,
+            "{kept:?}"
+        );
 
         let target = SocketAddr::new(vip, LIST[1]);
         let report = servers::rate(&t.client.ns, target, 4, Duration::from_millis(500))?;

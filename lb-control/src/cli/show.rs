@@ -86,6 +86,17 @@ pub fn status(status: &Status, colour: bool, now: u64) -> String {
             flows.reply_entries, flows.reply_capacity
         );
     }
+    for pool in &status.full_nat {
+        let _ = write!(
+            text,
+            "Full NAT from {}: {} ports free, {} used, {} resting",
+            pool.address, pool.free, pool.used, pool.resting
+        );
+        let _ = match pool.draining {
+            true => writeln!(text, "; being removed"),
+            false => writeln!(text),
+        };
+    }
     if let Some(verified) = status.verified_instructions {
         let _ = writeln!(text, "Program: {verified} instructions verified");
     }

@@ -15,7 +15,7 @@ use super::{
     retry::BackOff,
 };
 use crate::{
-    dataplane::desired::{BackendKey, Hop, Link, Runtime},
+    dataplane::desired::{BackendKey, Hop, Link, OwnAddress, Runtime},
     health::HealthState,
     model::Model,
     neighbours::{Device, NeighbourView, Unresolved},
@@ -252,6 +252,16 @@ impl<D: DataPath> Controller<D> {
         let mut runtime = Runtime {
             backends: conditions.backends.clone(),
             links: self.neighbours.devices.iter().map(link_of).collect(),
+            addresses: self
+                .neighbours
+                .addresses
+                .iter()
+                .map(|own| OwnAddress {
+                    address: own.address,
+                    prefix_bits: own.prefix_bits,
+                    ifindex: own.ifindex,
+                })
+                .collect(),
             ..Runtime::default()
         };
         for (address, hop) in &self.neighbours.hops {

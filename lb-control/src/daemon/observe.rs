@@ -16,10 +16,12 @@ use crate::{
     },
     health::BackendHealth,
     model::{Backend, ForwardingMethod, Model, Ports, Service},
+    neighbours::Device,
     rates::{CounterKey, Counts, Ledger, RawCounters},
     status::{
         BackendStatus, Concurrent, Condition, ConfigStatus, FlowTableStatus, Histogram,
-        InterfaceStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot, Status, Totals,
+        InterfaceStatus, PoolStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot, Status,
+        Totals,
     },
 };
 
@@ -101,8 +103,8 @@ impl Observer {
         let mut names = HashMap::new();
         for (service, backend) in pairs(model) {
             let port = match service.forwarding {
-                ForwardingMethod::Nat => backend.port,
                 ForwardingMethod::L2Dsr | ForwardingMethod::Ipip | ForwardingMethod::Gue => None,
+                ForwardingMethod::Nat | ForwardingMethod::FullNat => backend.port,
             };
             if let Some(row) = by_member.get(&(service.name.as_str(), backend.address, port)) {
                 let key = key_of(service, backend);
@@ -234,7 +236,7 @@ impl Observer {
     {
         let controller = view.controller;
         let (model, stats) = (&controller.model, view.stats);
-        let interfaces = interfaces(model, stats);
+        let interfaces = interfaces(model, stats, &controller.neighbours.devices);
         Status {
             node: model.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -256,6 +258,18 @@ impl Observer {
             reloads: controller.reloads.clone(),
             apply: controller.applies.clone(),
             interfaces,
+            full_nat: stats
+                .pools
+                .iter()
+                .map(|row| PoolStatus {
+                    address: row.address,
+                    free: row.ports.free,
+                    used: row.ports.used,
+                    resting: row.ports.resting,
+                    removed: row.ports.removed,
+                    draining: row.draining,
+                })
+                .collect(),
             flow_table: FlowTableStatus {
                 entries: stats.flow_table.entries,
                 capacity: stats.flow_table.max_flows,
@@ -328,18 +342,27 @@ pub(super) fn ports(ports: &Ports) -> String {
     }
 }
 
-fn interfaces(model: &Model, stats: &PlaneStats) -> Vec<InterfaceStatus> {
+fn interfaces(model: &Model, stats: &PlaneStats, devices: &[Device]) -> Vec<InterfaceStatus> {
     model
         .interfaces
         .iter()
         .map(|interface| {
             let row = stats.interfaces.iter().find(|row| row.name == interface.name);
             let mode = row.and_then(|row| row.mode);
+            let is_blocked = row.is_some_and(|row| {
+                devices.iter().any(|device| {
+                    device.is_blocked && device.ways.iter().any(|way| way.ifindex == row.ifindex)
+                })
+            });
             InterfaceStatus {
                 name: interface.name.clone(),
                 ifindex: row.map_or(0, |row| row.ifindex),
                 mode: mode.map_or("detached".into(), |mode| mode.to_string()),
                 reason: match (row, mode) {
+                    (Some(_), Some(_)) if is_blocked => Some(
+                        "spanning tree blocks a port of the bridge: this balancer stands aside"
+                            .into(),
+                    ),
                     (Some(row), Some(_)) => row.fallback_reason.clone(),
                     (Some(_), None) => Some(
                         "the program is not on the interface any more; restart the daemon to attach it"

@@ -253,6 +253,7 @@ impl Daemon {
             .services
             .iter()
             .map(|s| s.address)
+            .chain(self.controller.data_path.pool_addresses())
             .collect();
         let indexes: Vec<_> = self
             .controller

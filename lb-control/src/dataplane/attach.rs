@@ -75,7 +75,9 @@ pub(super) fn ports(model: &Model) -> Result<Vec<Interface>, PlaneError> {
                     mode: "one".into(),
                     reason: format!("it is on {port}, for which another `xdp` mode is configured"),
                 }
-                .remedy("give all VLANs of one interface, and the interface, the same `xdp` mode"));
+                .remedy(
+                    "give all VLANs of one interface, and the interface, the same `xdp` mode",
+                ));
             }
             Some(_) => {}
             None => ports.push(Interface {

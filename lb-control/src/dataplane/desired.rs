@@ -7,7 +7,8 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Config, LinkEntry, ServiceEntry, Tunnel, feature, owner, service_flag},
+    abi::{Config, LinkEntry, ServiceEntry, Tunnel, feature, owner},
+    binding::{self, Ring},
     clock,
     net::{Addr, Be16},
 };
@@ -17,17 +18,19 @@ use super::{
     state::{Capacity, MapSnapshot, MemberKey},
 };
 use crate::{
-    model::{ForwardingMethod, Model, Pool, Protocol, Replies, Service},
+    model::{ForwardingMethod, Model, Pool, Protocol, Service},
     scheduler,
 };
 
 mod keys;
 mod links;
 mod members;
+mod pools;
 mod types;
 
 pub use types::{
-    BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, Runtime, Table,
+    BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, OwnAddress,
+    Runtime, Table,
 };
 
 /// Where lookup tables come from: a cache, since they change rarely.
@@ -84,6 +87,8 @@ pub fn desired(
     for service in &model.services {
         builder.service(service, tables)?;
     }
+    builder.pools()?;
+    builder.local();
     builder.departed();
     Ok(builder.finish())
 }
@@ -141,6 +146,8 @@ impl<'a> Builder<'a> {
                     flow_buckets: given.capacity.flow_buckets,
                     reply_buckets: given.capacity.flow_buckets,
                     tunnel: tunnel(&model.dataplane.tunnel),
+                    nat_buckets: binding::buckets_for(given.capacity.bindings),
+                    free_ports: Ring::capacity_for(given.capacity.bindings),
                     ..snapshot.config
                 },
                 links,
@@ -169,11 +176,7 @@ impl<'a> Builder<'a> {
             slot_offset: offset,
             slot_size: size,
             owner: owner::ALWAYS_INDEX,
-            flags: if is_reply_flow(service) {
-                service_flag::REPLY_FLOWS
-            } else {
-                0
-            },
+            flags: self.service_flags(service, pool),
             idle_units: self.idle_units(service)?,
             reserved: [0; 11],
         };
@@ -186,7 +189,9 @@ impl<'a> Builder<'a> {
             id,
             Table {
                 offset,
-                stateless: service.protocol == Protocol::Udp,
+                // Under full NAT a flow's binding has its member.
+                stateless: service.protocol == Protocol::Udp
+                    || service.forwarding == ForwardingMethod::FullNat,
                 keep,
                 members: tables.table(&service.name, &shares, size),
             },
@@ -262,8 +267,4 @@ fn tunnel(wanted: &crate::model::Tunnel) -> Tunnel {
         gue_port: Be16::new(wanted.gue_port),
         reserved: [0; 3],
     }
-}
-
-fn is_reply_flow(service: &Service) -> bool {
-    service.forwarding == ForwardingMethod::Nat && service.replies == Replies::Flow
 }

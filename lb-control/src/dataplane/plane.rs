@@ -7,11 +7,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{clock::UNIT_SHIFT, member::MemberState};
+use lb_common::{
+    abi::{PoolEntry, VipEntry, VipKey, vip_flag},
+    binding::{self, Limits, Ring},
+    clock::UNIT_SHIFT,
+    member::MemberState,
+};
 
 use super::{
     apply::{apply, execute},
-    attach, clock,
+    attach,
+    bindings::{Bookkeeper, Books, BooksReport},
+    clock,
     desired::{DesiredState, Given, Runtime, TableCache, desired},
     error::PlaneError,
     links,
@@ -22,7 +29,7 @@ use super::{
     state::{Capacity, MapSnapshot},
     stats::{self, PlaneStats, SampledFlow},
     store::MapStore as _,
-    sweep::{self, SweepReport},
+    sweep::{self, Bits, SweepReport},
 };
 use crate::model::Model;
 
@@ -35,6 +42,8 @@ pub struct Plane {
     drain_timeout: Duration,
     tables: TableCache,
     sweeper: sweep::Sweeper,
+    bookkeeper: Bookkeeper,
+    books: BooksReport,
     /// When members left the configuration.
     departed: BTreeMap<u32, Instant>,
     desired: DesiredState,
@@ -63,6 +72,8 @@ impl Plane {
             drain_timeout: model.dataplane.drain_timeout,
             tables: TableCache::default(),
             sweeper: sweep::Sweeper::default(),
+            bookkeeper: Bookkeeper::default(),
+            books: BooksReport::default(),
             departed: BTreeMap::new(),
             desired: DesiredState::default(),
             swept: SweepReport::default(),
@@ -85,7 +96,15 @@ impl Plane {
         let (desired, snapshot) = self.desired(model, runtime)?;
         let ops = plan(&desired, &snapshot);
         let now = self.now_ticks()?;
-        let applied = apply(&mut self.loaded.maps, &ops, now)?;
+        // New addresses first, with all their ports: the services need them.
+        let is_pool = |op: &MapOp| matches!(op, MapOp::PutPool(..));
+        let (pools, ops): (Vec<_>, Vec<_>) = ops.into_iter().partition(is_pool);
+        if !pools.is_empty() || self.books.pools.len() != desired.pools.len() {
+            apply(&mut self.loaded.maps, &pools, now)?;
+            self.keep_books(&snapshot, &desired.pools, now);
+        }
+        let mut applied = apply(&mut self.loaded.maps, &ops, now)?;
+        applied.ops += pools.len();
         self.note_departed(&desired);
         self.desired = desired;
         Ok(ApplySummary {
@@ -180,18 +199,8 @@ impl Plane {
     /// A map can't be read or written.
     pub fn sweep(&mut self) -> Result<&SweepReport, PlaneError> {
         let now_ticks = self.now_ticks()?;
-        let maps = &self.loaded.maps;
-        let snapshot = maps.snapshot_without_slots()?;
-        let highest = snapshot.members.keys().next_back().copied().unwrap_or(0);
-        let mut members = vec![sweep::MemberInfo::default(); highest as usize + 1];
-        for (id, member) in &snapshot.members {
-            if let Some(info) = members.get_mut(*id as usize) {
-                *info = sweep::MemberInfo {
-                    state: MemberState(member.state),
-                    service: member.service,
-                };
-            }
-        }
+        let snapshot = self.loaded.maps.snapshot_without_slots()?;
+        let members = member_infos(&snapshot);
         let services: BTreeMap<u32, sweep::ServiceInfo> = snapshot
             .services
             .values()
@@ -208,7 +217,9 @@ impl Plane {
             })
             .collect();
         let services: Vec<_> = services.into_values().collect();
-        self.swept = self.sweeper.sweep(sweep::World {
+        let named = self.keep_books(&snapshot, &snapshot.pools, now_ticks);
+        let maps = &self.loaded.maps;
+        let world = sweep::World {
             flows: &maps.flows(),
             reply_flows: &maps.reply_flows(),
             slots: maps.slots(),
@@ -216,10 +227,77 @@ impl Plane {
             services: &services,
             half_units: snapshot.config.half_units,
             now_ticks,
-        });
+        };
+        self.swept = self.sweeper.sweep_with(world, named);
         self.free(&snapshot, now_ticks)?;
+        self.free_pools(now_ticks)?;
         self.adapt_sample(now_ticks)?;
         Ok(&self.swept)
+    }
+
+    /// Looks after full NAT's ports; the members that flows have through them.
+    fn keep_books(
+        &mut self,
+        snapshot: &MapSnapshot,
+        pools: &BTreeMap<VipKey, PoolEntry>,
+        now_ticks: u32,
+    ) -> Bits {
+        let maps = &self.loaded.maps;
+        let config = &snapshot.config;
+        let hz = self.loaded.hz;
+        let ticks = |ms| lb_common::clock::ticks(ms, hz) as u32;
+        let members = member_infos(snapshot);
+        let idle_ticks = snapshot
+            .services
+            .values()
+            .chain(snapshot.ranges.values())
+            .map(|s| (s.id, (s.idle_units + 1) << UNIT_SHIFT))
+            .collect();
+        let mut named = Bits::new(members.len());
+        let books = Books {
+            bindings: &maps.bindings(),
+            flows: &maps.nat_flows(),
+            free: &maps.free_ports(),
+            ring_capacity: Ring::capacity_for(self.capacity.bindings),
+            pools,
+            members: &members,
+            idle_ticks: &idle_ticks,
+            limits: Limits {
+                open_ticks: 0,
+                half_ticks: config.half_units << UNIT_SHIFT,
+                closing_ticks: ticks(binding::CLOSING_MS),
+            },
+            rest_ticks: ticks(binding::REST_MS),
+            now_ticks,
+        };
+        self.books = self.bookkeeper.keep(&books, &mut named);
+        named
+    }
+
+    /// Full NAT's addresses, those that are being removed included.
+    pub fn pool_addresses(&self) -> Vec<IpAddr> {
+        let pools = self.desired.pools.keys();
+        pools.map(|key| key.address.to_ip(key.family)).collect()
+    }
+
+    /// Removes full NAT's addresses whose last flow is over.
+    fn free_pools(&mut self, now_ticks: u32) -> Result<(), PlaneError> {
+        for key in std::mem::take(&mut self.books.over) {
+            if self.desired.pools.get(&key).is_none_or(|p| p.draining == 0) {
+                continue;
+            }
+            let is_pool = |vip: &VipEntry| vip.flags & vip_flag::POOL != 0;
+            let mut ops = vec![MapOp::RemovePool(key)];
+            if self.desired.vips.get(&key).is_some_and(is_pool) {
+                ops.insert(0, MapOp::RemoveVip(key));
+                self.desired.vips.remove(&key);
+            }
+            for op in &ops {
+                execute(&mut self.loaded.maps, op, now_ticks)?;
+            }
+            self.desired.pools.remove(&key);
+        }
+        Ok(())
     }
 
     /// Gives back members and names that nothing refers to.
@@ -327,6 +405,7 @@ impl Plane {
                 reply_entries: self.swept.reply_flows,
                 max_flows: u64::from(self.capacity.flow_buckets) * 4,
             },
+            pools: self.pool_rows(),
             sample_mask: mask,
             sample_occupancy,
             interfaces: self.interface_rows(),
@@ -387,6 +466,16 @@ impl Plane {
                 }
             })
             .collect()
+    }
+
+    fn pool_rows(&self) -> Vec<stats::PoolRow> {
+        let pools = &self.desired.pools;
+        let row = |(key, entry): (&VipKey, &PoolEntry)| stats::PoolRow {
+            address: key.address.to_ip(key.family),
+            draining: entry.draining != 0,
+            ports: self.books.pools.get(key).copied().unwrap_or_default(),
+        };
+        pools.iter().map(row).collect()
     }
 
     /// The interfaces and how the program is attached to each.
@@ -474,6 +563,20 @@ impl Plane {
     pub fn last_sweep(&self) -> &SweepReport {
         &self.swept
     }
+}
+
+fn member_infos(snapshot: &MapSnapshot) -> Vec<sweep::MemberInfo> {
+    let highest = snapshot.members.keys().next_back().copied().unwrap_or(0);
+    let mut members = vec![sweep::MemberInfo::default(); highest as usize + 1];
+    for (id, member) in &snapshot.members {
+        if let Some(info) = members.get_mut(*id as usize) {
+            *info = sweep::MemberInfo {
+                state: MemberState(member.state),
+                service: member.service,
+            };
+        }
+    }
+    members
 }
 
 /// What [`detach`] removed.

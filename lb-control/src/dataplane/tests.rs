@@ -1,5 +1,7 @@
 //! Properties of the way from any configuration to any other.
 
+mod pools;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -36,6 +38,7 @@ const CAPACITY: Capacity = Capacity {
     members: 100,
     slots: 1000,
     flow_buckets: 64,
+    bindings: 1_000,
 };
 const NOW: u32 = 5000;
 
@@ -56,6 +59,7 @@ fn service(n: u8, pool: &str) -> Service {
         protocol: Protocol::Tcp,
         forwarding: ForwardingMethod::L2Dsr,
         replies: Replies::Port,
+        topology: Default::default(),
         pool: pool.into(),
         table_size: 31,
         table_size_is_explicit: false,
@@ -74,6 +78,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             max_services: CAPACITY.services,
             max_members: CAPACITY.members,
             max_slots: CAPACITY.slots,
+            max_bindings: 1_000,
             tcp_idle: Duration::from_secs(8100),
             udp_idle: Duration::from_secs(120),
             dead_after: Duration::from_secs(30),
@@ -96,6 +101,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             })
             .collect(),
         services,
+        full_nat: None,
     }
 }
 

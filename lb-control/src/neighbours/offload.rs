@@ -87,7 +87,12 @@ fn call(interface: &str, command: u32, data: u32) -> io::Result<u32> {
     // SAFETY: plain data for which zero is valid.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     let room = request.ifr_name.len() - 1;
-    for (to, from) in request.ifr_name.iter_mut().take(room).zip(interface.bytes()) {
+    for (to, from) in request
+        .ifr_name
+        .iter_mut()
+        .take(room)
+        .zip(interface.bytes())
+    {
         *to = from as c_char;
     }
     request.ifr_ifru.ifru_data = (&raw mut value).cast();

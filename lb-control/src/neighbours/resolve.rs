@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{
-    Hop, Link, NeighbourView, Target, Unresolved,
+    Hop, Link, NeighbourView, OwnAddress, Target, Unresolved,
     devices::{Device, devices},
 };
 
@@ -76,6 +76,7 @@ pub struct Resolver {
     managed: BTreeSet<String>,
     targets: HashMap<IpAddr, bool>,
     links: HashMap<u32, Link>,
+    addresses: BTreeSet<OwnAddress>,
     devices: Vec<Device>,
     neighbours: HashMap<NeighbourKey, Neighbour>,
     routes: HashMap<IpAddr, Route>,
@@ -134,9 +135,22 @@ impl Resolver {
         self.review = true;
     }
 
+    /// This node has an address.
+    pub fn handle_address(&mut self, address: OwnAddress) {
+        self.addresses.insert(address);
+        self.handle_routing_change(None);
+    }
+
+    /// This node has an address no more.
+    pub fn handle_address_gone(&mut self, address: OwnAddress) {
+        self.addresses.remove(&address);
+        self.handle_routing_change(None);
+    }
+
     /// A link is gone.
     pub fn handle_link_gone(&mut self, ifindex: u32) {
         self.links.remove(&ifindex);
+        self.addresses.retain(|own| own.ifindex != ifindex);
         self.find_devices();
         self.neighbours.retain(|(link, _), _| *link != ifindex);
         self.kept.retain(|(link, _)| *link != ifindex);
@@ -197,6 +211,7 @@ impl Resolver {
     /// [`Resolver::end_of_dump`] finds out.
     pub fn begin_dump(&mut self) {
         self.links.clear();
+        self.addresses.clear();
         self.find_devices();
         self.neighbours.clear();
     }
@@ -252,6 +267,7 @@ impl Resolver {
                 .map(|(address, on_link_only)| (*address, self.resolve(*address, *on_link_only)))
                 .collect(),
             links,
+            addresses: self.addresses.iter().copied().collect(),
             devices: self.devices.clone(),
         }
     }
@@ -262,13 +278,11 @@ impl Resolver {
         let link = self.link_name(ifindex);
         let neighbour = self.neighbours.get(&key);
         match neighbour.map(|neighbour| (neighbour.state, neighbour.mac)) {
-            Some((NeighbourState::Known | NeighbourState::Permanent, Some(mac))) => {
-                Ok(Hop {
-                    mac,
-                    ifindex,
-                    mtu: self.mtu(address, ifindex),
-                })
-            }
+            Some((NeighbourState::Known | NeighbourState::Permanent, Some(mac))) => Ok(Hop {
+                mac,
+                ifindex,
+                mtu: self.mtu(address, ifindex),
+            }),
             Some((NeighbourState::Failed, _)) => Err(Unresolved::Failed { next_hop, link }),
             _ => Err(Unresolved::Resolving { next_hop, link }),
         }

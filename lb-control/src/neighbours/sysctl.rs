@@ -10,7 +10,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{Device, offload};
-use crate::model::{ForwardingMethod, Model};
+use crate::model::Model;
 
 /// A setting that has to change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -101,9 +101,10 @@ pub fn plan_sysctls(
     settings: &dyn Settings,
 ) -> Result<Vec<Change>, SysctlError> {
     let nat = |v4: bool| {
-        model.services.iter().any(|service| {
-            service.forwarding == ForwardingMethod::Nat && service.address.is_ipv4() == v4
-        })
+        model
+            .services
+            .iter()
+            .any(|service| service.forwarding.translates() && service.address.is_ipv4() == v4)
     };
     let configured = model.interfaces.iter().map(|i| i.name.as_str());
     let vlans = devices.iter().filter(|device| device.tags != [0; 2]);
@@ -257,9 +258,7 @@ pub fn explain(changes: &[Change]) -> String {
         };
         text.push_str(&format!(
             "\n  {command} {}    # is {}: {}",
-            change.wants,
-            change.was,
-            change.why
+            change.wants, change.was, change.why
         ));
     }
     text

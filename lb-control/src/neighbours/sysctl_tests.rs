@@ -1,10 +1,11 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
-use crate::neighbours::devices::Way;
 use crate::model::{
-    Backend, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
+    Backend, Dataplane, ForwardingMethod, Interface, Pool, Ports, Protocol, Replies, Service,
+    Tunnel, XdpMode,
 };
+use crate::neighbours::devices::Way;
 
 #[derive(Default)]
 struct Fake(BTreeMap<String, String>);
@@ -57,6 +58,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_bindings: 1_000,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,
@@ -84,11 +86,13 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 protocol: Protocol::Tcp,
                 forwarding: *forwarding,
                 replies: Replies::Port,
+                topology: Default::default(),
                 pool: "web".to_owned(),
                 table_size: 101,
                 table_size_is_explicit: false,
             })
             .collect(),
+        full_nat: None,
     }
 }
 
@@ -143,7 +147,9 @@ fn an_interface_that_is_missing_is_an_error_that_names_the_setting() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
     let mut settings = Fake::new();
     settings.0.remove("net/ipv4/conf/eth0/forwarding");
-    let error = plan_sysctls(&model, &[], &settings).unwrap_err().to_string();
+    let error = plan_sysctls(&model, &[], &settings)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("net.ipv4.conf.eth0.forwarding"), "{error}");
 }
 

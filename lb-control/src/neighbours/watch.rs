@@ -16,7 +16,8 @@ use lb_common::abi::NeighbourRequest;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage,
+        AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage,
+        neighbour::NeighbourMessage,
     },
     sys::{AsyncSocket as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
@@ -29,8 +30,8 @@ use tokio::{
 use super::{
     Link, NeighbourView, Target,
     messages::{
-        Request, keep_request, neighbour, release_request, route, route_prefix, route_request,
-        use_request,
+        Request, keep_request, neighbour, own_address, release_request, route, route_prefix,
+        route_request, use_request,
     },
     netlink::{ACKNOWLEDGED, Answer, Requests, messages},
     resolve::{Action, NeighbourKey, Resolver},
@@ -281,7 +282,17 @@ impl Watcher {
             M::NewRoute(message) | M::DelRoute(message) => {
                 self.resolver.handle_routing_change(route_prefix(message));
             }
-            M::NewRule(_) | M::DelRule(_) | M::NewAddress(_) | M::DelAddress(_) => {
+            M::NewAddress(message) => {
+                if let Some(own) = own_address(message) {
+                    self.resolver.handle_address(own);
+                }
+            }
+            M::DelAddress(message) => {
+                if let Some(own) = own_address(message) {
+                    self.resolver.handle_address_gone(own);
+                }
+            }
+            M::NewRule(_) | M::DelRule(_) => {
                 self.resolver.handle_routing_change(None);
             }
             _ => {}
@@ -293,6 +304,7 @@ impl Watcher {
         for request in [
             RouteNetlinkMessage::GetLink(LinkMessage::default()),
             RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()),
+            RouteNetlinkMessage::GetAddress(AddressMessage::default()),
         ] {
             self.requests.dump(request, |message| all.push(message))?;
         }

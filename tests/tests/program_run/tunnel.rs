@@ -209,13 +209,7 @@ fn every_payload_length_is_carried() -> Result<()> {
         for length in (0..40).chain([999, 1000, 1399]) {
             let payload: Vec<u8> = (0..length).map(|i| (i * 37 % 251) as u8).collect();
             let packet = case.packet().payload(payload);
-            carries(
-                &mut lab,
-                &format!("{case:?}, {length}"),
-                case,
-                &packet,
-                0,
-            );
+            carries(&mut lab, &format!("{case:?}, {length}"), case, &packet, 0);
         }
     }
     Ok(())
