@@ -9,6 +9,7 @@ use crate::net::{Addr, Be16, NextHop};
 mod defence;
 mod link;
 mod nat;
+mod tunnel;
 mod work;
 
 pub use defence::{
@@ -17,6 +18,7 @@ pub use defence::{
 };
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
+pub use tunnel::Tunnel;
 pub use work::Work;
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
@@ -100,23 +102,26 @@ pub mod program {
     pub const ICMP: u32 = 1;
     /// Place in `PROGRAMS` of what translates replies.
     pub const REPLY: u32 = 2;
-    /// Place in `PROGRAMS` of what resets connections.
-    pub const RESET: u32 = 5;
-
     /// Place in `PROGRAMS` of what gives clients' packets another source.
     pub const FULL_NAT: u32 = 3;
     /// Place in `PROGRAMS` of what takes packets to full NAT's addresses.
     pub const BINDING: u32 = 4;
+    /// Place in `PROGRAMS` of what resets connections.
+    pub const RESET: u32 = 5;
+    /// Place in `PROGRAMS` of what sends packets on with a head of another
+    /// length: in a tunnel, or with other VLAN tags.
+    pub const HEAD: u32 = 6;
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 6] = [
+    pub const TAILS: [&str; 7] = [
         "lb_neighbour",
         "lb_icmp",
         "lb_reply",
         "lb_full_nat",
         "lb_binding",
         "lb_reset",
+        "lb_head",
     ];
 }
 
@@ -169,6 +174,8 @@ pub struct Config {
     pub free_ports: u32,
     /// [`crate::limit::second`].
     pub second_steps: u32,
+    /// Where tunnels' outer packets come from.
+    pub tunnel: Tunnel,
 }
 
 /// Bits of [`Config::features`].
@@ -331,13 +338,14 @@ pub struct MemberEntry {
     pub vip_port: Be16,
     /// See [`method`].
     pub method: u8,
-    /// Address family.
+    /// Address family of the VIP.
     pub family: u8,
     /// IANA protocol number.
     pub protocol: u8,
-    /// Tunnels: address family of `address`, which the outer header has.
+    /// Address family of `address`. Another than the VIP's in tunnels alone.
     pub outer_family: u8,
-    /// Tunnels: longest outer packet in bytes, its IP header included.
+    /// Tunnels: longest outer packet in bytes, its IP header included; zero: not
+    /// known. May change.
     pub mtu: u16,
     /// Zero.
     pub reserved: [u8; 2],
@@ -359,6 +367,11 @@ pub mod method {
     pub const NAT: u8 = 2;
     /// The source, too, becomes a pool's address and port.
     pub const FULL_NAT: u8 = 3;
+    /// The packet is put into an IP packet to the backend. This and all above
+    /// are tunnels.
+    pub const IPIP: u8 = 4;
+    /// The packet is put into a UDP datagram to the backend.
+    pub const GUE: u8 = 5;
 }
 
 /// What was sent to and came back from a member on one core.
@@ -452,7 +465,8 @@ macro_rules! layout {
 }
 
 layout! {
-    Config = 64,
+    Config = 104,
+    Tunnel = 40,
     ServiceKey = 20,
     RangeKey = 20,
     ServiceEntry = 64,
@@ -465,7 +479,7 @@ layout! {
     ReplyEntry = 4,
     MemberEntry = 64,
     LinkEntry = 40,
-    Work = 64,
+    Work = 72,
     SourceKey = 20,
     LimitKey = 20,
     MemberStats = 40,

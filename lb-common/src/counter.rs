@@ -71,6 +71,10 @@ names! {
         ReplyTableFull = "reply_table_full",
         /// The route to the client says unreachable, prohibited or blackhole.
         NoRoute = "no_route",
+        /// Longer than the way to the backend carries, the tunnel's headers included.
+        TooBig = "too_big",
+        /// The driver left no room before the frame for a longer head.
+        NoHeadroom = "no_headroom",
         /// Under full NAT no port of the pool is free.
         NoSourcePort = "no_source_port",
         /// Under full NAT: a reply, or a packet that opens nothing, of no flow

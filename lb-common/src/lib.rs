@@ -23,3 +23,4 @@ pub mod net;
 pub mod reset;
 pub mod slot;
 pub mod track;
+pub mod tunnel;

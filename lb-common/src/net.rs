@@ -57,10 +57,14 @@ pub mod family {
 pub mod protocol {
     /// ICMP.
     pub const ICMP: u8 = 1;
+    /// IPv4 in IP (RFC 2003).
+    pub const IPIP: u8 = 4;
     /// TCP.
     pub const TCP: u8 = 6;
     /// UDP.
     pub const UDP: u8 = 17;
+    /// IPv6 in IP (RFC 2473).
+    pub const IPV6: u8 = 41;
     /// ICMPv6.
     pub const ICMPV6: u8 = 58;
 }

@@ -328,7 +328,7 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
                 .collect(),
         );
     }
-    let gauges: [GaugeColumn<BackendStatus>; 6] = [
+    let gauges: [GaugeColumn<BackendStatus>; 7] = [
         (
             "lb_backend_connections_active",
             "Connections open now; an estimate where flows are sampled.",
@@ -353,6 +353,11 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
             "lb_backend_next_hop_resolved",
             "Whether the MAC address of the backend's next hop is known.",
             |b| flag(b.next_hop.resolved),
+        ),
+        (
+            "lb_backend_mtu_bytes",
+            "Longest IP packet that reaches the backend, a tunnel's outer headers included; 0 while not known.",
+            |b| f64::from(b.next_hop.mtu.unwrap_or(0)),
         ),
         (
             "lb_backend_connections_active_error",

@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     fmt,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
@@ -113,6 +113,52 @@ pub struct Dataplane {
     /// Set `forwarding` and `send_redirects` on the interfaces where NAT needs
     /// it. When false, `lbctl run` refuses to start where they are wrong.
     pub manage_sysctls: bool,
+    /// Outer headers of tunnels.
+    pub tunnel: Tunnel,
+}
+
+/// Outer headers of tunnels.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Tunnel {
+    /// Where outer IPv4 packets come from.
+    pub source_v4: SourceBlock<Ipv4Addr>,
+    /// Where outer IPv6 packets come from; 64 bits of prefix at least.
+    pub source_v6: SourceBlock<Ipv6Addr>,
+    /// UDP port that backends take GUE at.
+    pub gue_port: u16,
+}
+
+impl Default for Tunnel {
+    /// Addresses that are no host's: of the range for benchmarks (RFC 2544
+    /// appendix C.2.2) and the discard-only prefix (RFC 6666).
+    fn default() -> Self {
+        Self {
+            source_v4: SourceBlock {
+                address: Ipv4Addr::new(198, 18, 0, 0),
+                length: 16,
+            },
+            source_v6: SourceBlock {
+                address: Ipv6Addr::new(0x100, 0, 0, 0, 0, 0, 0, 0),
+                length: 64,
+            },
+            gue_port: 6080,
+        }
+    }
+}
+
+/// A prefix of addresses; the bits behind `length` are zero.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SourceBlock<A> {
+    /// The first address.
+    pub address: A,
+    /// Bits that all have in common.
+    pub length: u8,
+}
+
+impl<A: fmt::Display> fmt::Display for SourceBlock<A> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.length)
+    }
 }
 
 /// A set of backends with their checks, used by any number of services.
@@ -132,7 +178,7 @@ pub struct Backend {
     /// Address of the server itself (not the VIP).
     pub address: IpAddr,
     /// Port the server listens on. `None` keeps the port of the packet. Must
-    /// be `None` or the service's port where the port isn't rewritten (L2 DSR).
+    /// be `None` or the service's port where the port isn't rewritten (all but NAT).
     pub port: Option<u16>,
     /// Share of the traffic relative to the pool's other weights; 0 gets no
     /// new flows. At most 65,535.
@@ -242,9 +288,18 @@ pub enum ForwardingMethod {
     Nat,
     /// The source is rewritten, too, to one of [`FullNat`]'s.
     FullNat,
+    /// Direct server return through a tunnel: IP in IP.
+    Ipip,
+    /// Direct server return through a tunnel: Generic UDP Encapsulation.
+    Gue,
 }
 
 impl ForwardingMethod {
+    /// Whether packets get outer headers.
+    pub const fn is_tunnel(self) -> bool {
+        matches!(self, Self::Ipip | Self::Gue)
+    }
+
     /// Whether packets are routed to the backend's address and port, and
     /// replies to the client.
     pub const fn translates(self) -> bool {
@@ -258,6 +313,8 @@ impl fmt::Display for ForwardingMethod {
             Self::L2Dsr => "l2-dsr",
             Self::Nat => "nat",
             Self::FullNat => "full-nat",
+            Self::Ipip => "ipip",
+            Self::Gue => "gue",
         })
     }
 }

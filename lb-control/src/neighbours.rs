@@ -10,12 +10,14 @@ pub mod links;
 mod messages;
 pub mod multicast;
 mod netlink;
+pub mod offload;
 pub mod resolve;
 pub mod sysctl;
 pub mod watch;
 
 use std::{collections::HashMap, fmt, net::IpAddr};
 
+use rtnetlink::packet_route::{RouteNetlinkMessage, link::LinkMessage};
 use serde::Serialize;
 
 pub use devices::Device;
@@ -31,6 +33,9 @@ pub struct Hop {
     pub mac: [u8; 6],
     /// The link it is reached by.
     pub ifindex: u32,
+    /// Longest IP packet that reaches the address, in bytes: the link's MTU, or
+    /// the route's where that is smaller.
+    pub mtu: u32,
 }
 
 /// An address whose next hop is wanted.
@@ -143,6 +148,23 @@ pub struct OwnAddress {
     pub prefix_bits: u8,
     /// The interface that has it.
     pub ifindex: u32,
+}
+
+/// The devices behind the interfaces of these names, as they are now.
+///
+/// # Errors
+/// The kernel doesn't tell.
+pub fn devices_of(names: impl IntoIterator<Item = String>) -> std::io::Result<Vec<Device>> {
+    let mut resolver = resolve::Resolver::new(names);
+    let request = RouteNetlinkMessage::GetLink(LinkMessage::default());
+    netlink::Requests::open()?.dump(request, |message| {
+        if let RouteNetlinkMessage::NewLink(message) = message
+            && let Some(link) = Link::from_message(&message)
+        {
+            resolver.handle_link(link);
+        }
+    })?;
+    Ok(resolver.view().devices)
 }
 
 /// The backends' addresses of a model.

@@ -383,6 +383,9 @@ pub struct NextHopStatus {
     pub resolved: bool,
     /// MAC address and interface, or why there is none.
     pub detail: String,
+    /// Longest IP packet that reaches the backend, in bytes; a tunnel's outer
+    /// headers are part of it. Absent while that is not known.
+    pub mtu: Option<u32>,
 }
 
 /// Results of one backend's health checks.

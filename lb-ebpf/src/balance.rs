@@ -117,7 +117,11 @@ fn balance(
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
-    let verdict = match forward::to_member(frame, parsed, service, id, member) {
+    let link = forward::reachable(frame, parsed, member)?;
+    if forward::changes_head(frame, link, member) {
+        return Ok(frame.change_head(parsed, id, flow_hash));
+    }
+    let verdict = match forward::to_member(frame, parsed, service, id, link, member) {
         // The backend has a flow from this very address and port, to another
         // service: this one gets another source.
         Err(DropReason::ReplyConflict) if full_nat::has_pool(frame.config, tuple.family) => {

@@ -3,28 +3,52 @@
 use lb_common::{
     abi::{LinkEntry, MemberEntry, ServiceEntry, link_flag, method, service_flag},
     counter::DropReason,
+    tunnel::is_tunnel,
 };
 
 use crate::{frame::Frame, parse::Parsed, reply, verdict::Verdict};
 
 pub mod l2;
 pub mod nat;
+pub mod tunnel;
 
-/// Rewrites a whole TCP or UDP packet for member `id` and sends it on its way.
-/// All refusals come before the first change of the packet.
+/// Rewrites a whole TCP or UDP packet for member `id`, which is reached by
+/// `link`, and sends it on its way. All refusals come before the first change
+/// of the packet.
 #[inline(always)]
 pub fn to_member(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &ServiceEntry,
     id: u32,
+    link: &LinkEntry,
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
-    let link = reachable(frame, parsed, member)?;
+    expect_reply(frame, parsed, service, id, member)?;
+    send(frame, parsed, link, member)
+}
+
+/// Makes sure that the reply will be recognised, where that needs a flow.
+#[inline(always)]
+pub fn expect_reply(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &ServiceEntry,
+    id: u32,
+    member: &MemberEntry,
+) -> Result<(), DropReason> {
     if member.method == method::NAT && service.flags & service_flag::REPLY_FLOWS != 0 {
         reply::expect(frame.config, service, parsed, id)?;
     }
-    send(frame, parsed, link, member)
+    Ok(())
+}
+
+/// Whether a packet that is sent by `link` needs a head of another length:
+/// outer headers, or other VLAN tags. What is left to the kernel or a bridge
+/// gets its tags there.
+#[inline(always)]
+pub fn changes_head(frame: &Frame<'_>, link: &LinkEntry, member: &MemberEntry) -> bool {
+    is_tunnel(member.method) || !frame.has_tags_of(link)
 }
 
 /// Whether packets are routed to the member, with addresses of its own.
@@ -52,20 +76,16 @@ pub fn reachable(
     Ok(link)
 }
 
-/// Rewrites and sends a packet that can be sent.
+/// Translates a packet that can be sent by `link`, where the method does.
 #[inline(always)]
-pub fn send(
+pub fn rewrite(
     frame: &Frame<'_>,
     parsed: &Parsed,
     link: &LinkEntry,
     member: &MemberEntry,
-) -> Result<Verdict, DropReason> {
-    let way = Way::of(frame, link);
-    if way != Way::Kernel {
-        l2::address(frame, link, member);
-    }
+) -> Result<(), DropReason> {
     if is_nat(member) {
-        if way == Way::Routed {
+        if Way::of(frame, link) == Way::Routed {
             nat::hop(&frame.packet, parsed);
         }
         nat::rewrite(
@@ -76,9 +96,25 @@ pub fn send(
             member.port,
         )?;
     }
+    Ok(())
+}
+
+/// Rewrites and sends a packet that can be sent.
+#[inline(always)]
+pub fn send(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    link: &LinkEntry,
+    member: &MemberEntry,
+) -> Result<Verdict, DropReason> {
+    rewrite(frame, parsed, link, member)?;
+    let way = Way::of(frame, link);
+    if way != Way::Kernel {
+        l2::address(frame, link, member);
+    }
     Ok(match way {
-        Way::Routed => Verdict::send(link.ifindex, frame.ingress.ifindex),
         Way::Bridged | Way::Kernel => Verdict::PASS,
+        Way::Routed => Verdict::send(link.ifindex, frame.ingress.ifindex),
     })
 }
 

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{Config, LinkEntry, Tags, Work, link_flag},
+    abi::{Config, LinkEntry, Tags, Work, link_flag, program},
     counter::DropReason,
 };
 
@@ -38,7 +38,8 @@ pub struct Outer {
     pub bytes: usize,
 }
 
-/// Reads up to two VLAN tags (IEEE 802.1Q §9.6).
+/// Reads up to two VLAN tags (IEEE 802.1Q §9.6). One that has a priority only,
+/// VLAN id zero, is none.
 #[inline(always)]
 pub fn outer(packet: &Packet, ethernet: Header<Ethernet>) -> Outer {
     let mut outer = Outer {
@@ -61,7 +62,9 @@ pub fn outer(packet: &Packet, ethernet: Header<Ethernet>) -> Outer {
     let Some(second) = packet.at::<Vlan>(ETHERNET + 4) else {
         return outer;
     };
-    outer.tags[1] = tag(outer.ether_type, second);
+    let inner = tag(outer.ether_type, second);
+    let has_outer = is_vlan(first);
+    outer.tags = [outer.tags[0] + inner * (1 - has_outer), inner * has_outer];
     outer.ether_type = second.ether_type().get();
     outer.bytes = ETHERNET + 8;
     outer
@@ -69,7 +72,19 @@ pub fn outer(packet: &Packet, ethernet: Header<Ethernet>) -> Outer {
 
 #[inline(always)]
 fn tag(tpid: u16, vlan: Header<Vlan>) -> u32 {
-    u32::from(tpid) << 16 | u32::from(vlan.tci().get() & 0xfff)
+    (u32::from(tpid) << 16 | id_of(vlan)) * is_vlan(vlan)
+}
+
+#[inline(always)]
+fn id_of(vlan: Header<Vlan>) -> u32 {
+    u32::from(vlan.tci().get() & 0xfff)
+}
+
+/// 1, or 0 for VLAN id zero. No branch: the verifier would look at all that
+/// follows once more.
+#[inline(always)]
+fn is_vlan(vlan: Header<Vlan>) -> u32 {
+    (id_of(vlan) + 0xfff) >> 12
 }
 
 impl Frame<'_> {
@@ -94,6 +109,25 @@ impl Frame<'_> {
         parsed.leave(work);
         work.link = self.link;
         Verdict::hand_over(place)
+    }
+
+    /// Leaves a packet of the flow with this hash to the program that sends it
+    /// to `member` with another head.
+    #[inline(always)]
+    pub fn change_head(&self, parsed: &Parsed, member: u32, flow_hash: u64) -> Verdict {
+        if let Some(work) = maps::work() {
+            work.member = member;
+            work.flow_hash = flow_hash;
+        }
+        self.hand_over(parsed, program::HEAD)
+    }
+
+    /// Whether packets that are sent by `link` have the tags that this one has.
+    /// What is left to a bridge gets its tags there.
+    #[inline(always)]
+    pub fn has_tags_of(&self, link: &LinkEntry) -> bool {
+        let [outer, inner] = self.ingress.tags;
+        (outer ^ link.tags[0]) | (inner ^ link.tags[1]) == 0 || link.flags & link_flag::BRIDGE != 0
     }
 }
 

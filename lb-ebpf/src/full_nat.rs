@@ -21,9 +21,9 @@ use crate::{
     clock,
     forward::{self, nat},
     frame::Frame,
-    lookup,
+    head, lookup,
     maps::{self, Flows, bindings},
-    packet::Packet,
+    packet::{MacWords, Packet},
     parse::Parsed,
     reply::{self, FibParameters},
     reset, sample, select, stats,
@@ -95,7 +95,11 @@ fn to_backend(
         let is_bound = is_full || (opens && takes_new(config, service, parsed));
         if !is_bound {
             // Under NAT a connection may be older than the pool.
-            let verdict = forward::to_member(frame, parsed, service, id, member)?;
+            let link = forward::reachable(frame, parsed, member)?;
+            if forward::changes_head(frame, link, member) {
+                return Ok(frame.change_head(parsed, id, flow_hash));
+            }
+            let verdict = forward::to_member(frame, parsed, service, id, link, member)?;
             return Ok(counted(frame, parsed, service, flow_hash, id, verdict));
         }
         forward::reachable(frame, parsed, member)?;
@@ -115,7 +119,16 @@ fn to_backend(
     if !rewrite(&frame.packet, parsed, nat::End::Source, &source) {
         return Err(DropReason::Malformed);
     }
-    let verdict = forward::send(frame, parsed, link, member)?;
+    let verdict = if frame.has_tags_of(link) {
+        forward::send(frame, parsed, link, member)?
+    } else {
+        forward::rewrite(frame, parsed, link, member)?;
+        let mac = MacWords::of(member.next_hop());
+        if head::retag(frame, parsed, &mac, link) == 0 {
+            return Err(DropReason::NoHeadroom);
+        }
+        Verdict::send(link.ifindex, frame.ingress.ifindex)
+    };
     Ok(counted(frame, parsed, service, flow_hash, id, verdict))
 }
 
@@ -344,7 +357,10 @@ fn to_client(frame: &Frame<'_>, parsed: &Parsed, flow: &Behind) -> Result<Verdic
     {
         return Err(DropReason::Malformed);
     }
-    stats::replied(flow.member, parsed.frame_bytes().into());
     let link = reply::by_us(frame, egress);
-    Ok(reply::send(frame, parsed, flow.service, link, &fib))
+    let of = reply::Of {
+        member: flow.member,
+        service: flow.service,
+    };
+    Ok(reply::send(frame, parsed, of, link, &fib))
 }

@@ -3,9 +3,10 @@
 //! `parse` says what a packet is, `lookup` whose it is, `select` which member
 //! gets it, `forward` how. That is the program `lb`; the rest are programs that
 //! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `reply`
-//! translates what comes back, `full_nat` both ways, `reset` ends connections.
-//! `defence` says what a service takes in. `frame` is what they all start from.
-//! Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
+//! translates what comes back, `full_nat` both ways, `reset` ends connections,
+//! `head` puts packets into tunnels and changes VLAN tags. `defence` says what a
+//! service takes in. `frame` is what they all start from. Packet
+//! memory is touched in `packet` alone, map memory in `maps` alone. What can be
 //! decided without either stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
@@ -20,6 +21,7 @@ mod defence;
 mod forward;
 mod frame;
 mod full_nat;
+mod head;
 mod icmp;
 mod lookup;
 mod maps;
@@ -75,6 +77,12 @@ pub fn lb_full_nat(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_binding(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, full_nat::backend).finish(&ctx)
+}
+
+/// Packets to members that leave with a head of another length.
+#[xdp(frags)]
+pub fn lb_head(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, head::to_member).finish(&ctx)
 }
 
 /// Reads the clocks for the controller, which can't read jiffies. Started by

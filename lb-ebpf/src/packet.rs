@@ -3,7 +3,7 @@
 use core::mem::size_of;
 
 use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use lb_common::net::{Addr, Be16, Mac, NextHop};
@@ -110,6 +110,17 @@ pub fn resize(ctx: &XdpContext, by: i32) -> Option<Packet> {
     // SAFETY: the context is the program's own. All headers taken before are
     // invalid from here on; the caller takes them anew from the result.
     if unsafe { bpf_xdp_adjust_tail(ctx.ctx, by) } != 0 {
+        return None;
+    }
+    Some(Packet::new(ctx))
+}
+
+/// Grows the frame at its start by `by` bytes, or shrinks it where that is
+/// negative, and gives its new bounds; nothing if there is no room.
+#[inline(always)]
+pub fn grow(ctx: &XdpContext, by: i32) -> Option<Packet> {
+    // SAFETY: as in `resize`.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -by) } != 0 {
         return None;
     }
     Some(Packet::new(ctx))
@@ -226,6 +237,17 @@ pub struct Udp {
     pub checksum: u16,
 }
 
+/// draft-ietf-intarea-gue §3, variant 0, without optional fields.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Gue {
+    /// Variant, control bit and length of the optional fields: all zero.
+    pub version_length: u8,
+    /// IP protocol number of what follows.
+    pub inner: u8,
+    pub flags: u16,
+}
+
 /// The first bytes of ICMP (RFC 792) and ICMPv6 (RFC 4443).
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -279,6 +301,7 @@ fields! {
     }
     Ipv4 {
         version_ihl: set_version_ihl, u8;
+        tos: set_tos, u8;
         total_length: set_total_length, Be16;
         fragment: set_fragment, Be16;
         ttl_protocol: set_ttl_protocol, [u8; 2];
@@ -288,6 +311,7 @@ fields! {
     }
     Ipv6 {
         version: set_version, u8;
+        flow: set_flow, [u8; 3];
         payload_length: set_payload_length, Be16;
         next_header: set_next_header, u8;
         hop_limit: set_hop_limit, u8;
@@ -306,6 +330,9 @@ fields! {
         destination_port: set_destination_port, Be16;
         length: set_length, Be16;
         checksum: set_checksum, u16;
+    }
+    Gue {
+        inner: set_inner, u8;
     }
     Icmp {
         type_code: set_type_code, [u8; 2];

@@ -26,7 +26,7 @@ use crate::{
     clock,
     forward::{Way, nat},
     frame::Frame,
-    full_nat, maps,
+    full_nat, head, maps,
     maps::Flows,
     packet::{MacWords, Packet},
     parse::Parsed,
@@ -232,32 +232,49 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     if !rewrite_source(&frame.packet, parsed, member) {
         return Verdict::drop(member.service, DropReason::Malformed as u32);
     }
-    stats::replied(id, parsed.frame_bytes().into());
-    send(frame, parsed, member.service, link, &fib)
+    let of = Of {
+        member: id,
+        service: member.service,
+    };
+    send(frame, parsed, of, link, &fib)
 }
 
-/// Sends a reply that was rewritten by the link and to the neighbour that the
-/// kernel named, or leaves it to the kernel.
+/// Whose reply it is.
+#[derive(Clone, Copy)]
+pub struct Of {
+    pub member: u32,
+    pub service: u32,
+}
+
+/// Sends and counts a reply that was rewritten by the link and to the neighbour
+/// that the kernel named, or leaves it to the kernel.
 #[inline(always)]
 pub fn send(
     frame: &Frame<'_>,
     parsed: &Parsed,
-    service: u32,
+    of: Of,
     link: Option<&LinkEntry>,
     fib: &FibParameters,
 ) -> Verdict {
     let Some(link) = link else {
-        stats::event(service, Event::ReplyUnresolved);
+        stats::replied(of.member, parsed.frame_bytes().into());
+        stats::event(of.service, Event::ReplyUnresolved);
         return Verdict::PASS;
     };
     nat::hop(&frame.packet, parsed);
-    frame
-        .ethernet
-        .set_destination(MacWords::new(fib.destination_mac));
+    let destination = MacWords::new(fib.destination_mac);
     if link.flags & link_flag::BRIDGE != 0 {
+        stats::replied(of.member, parsed.frame_bytes().into());
+        frame.ethernet.set_destination(destination);
         return Verdict::PASS;
     }
-    frame.ethernet.set_source(MacWords::new(link.mac));
+    if frame.has_tags_of(link) {
+        frame.ethernet.set_destination(destination);
+        frame.ethernet.set_source(MacWords::new(link.mac));
+    } else if head::retag(frame, parsed, &destination, link) == 0 {
+        return Verdict::drop(of.service, DropReason::NoHeadroom as u32);
+    }
+    stats::replied(of.member, parsed.frame_bytes().into());
     Verdict::send(link.ifindex, frame.ingress.ifindex)
 }
 

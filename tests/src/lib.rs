@@ -23,6 +23,7 @@ pub mod cleanup;
 pub mod config;
 pub mod conns;
 pub mod daemon;
+pub mod decapsulator;
 pub mod demo;
 mod evidence;
 pub mod ipvs;

@@ -63,10 +63,14 @@ pub mod protocol {
     pub const HOP_BY_HOP: u8 = 0;
     /// ICMP
     pub const ICMP: u8 = 1;
+    /// IPv4 in IP
+    pub const IPIP: u8 = 4;
     /// TCP
     pub const TCP: u8 = 6;
     /// UDP
     pub const UDP: u8 = 17;
+    /// IPv6 in IP
+    pub const IPV6: u8 = 41;
     /// IPv6 routing header
     pub const ROUTING: u8 = 43;
     /// IPv6 fragment header

@@ -13,7 +13,9 @@ use aya::{
     programs::{ProgramError, ProgramInfo, TestRun as _, Xdp},
 };
 use lb_common::{
-    abi::{self, Config, LinkEntry, MemberEntry, MemberStats, SampleEntry, ServiceEntry, map},
+    abi::{
+        self, Config, LinkEntry, MemberEntry, MemberStats, SampleEntry, ServiceEntry, Tags, map,
+    },
     binding::Ring,
     counter::{DropReason, Event},
     net::{Addr, Be16, Mac, NextHop},
@@ -255,6 +257,33 @@ impl Program {
         Ok(index as u16)
     }
 
+    /// Adds a VLAN device with these tags on interface `nic`, as where packets
+    /// come in by and as what the kernel's routing names.
+    pub fn add_vlan(&mut self, nic: u32, tags: Tags, device: u32, mac: Mac) -> Result<()> {
+        let entry = LinkEntry {
+            match_ifindex: device,
+            match_tags: [0; 2],
+            device,
+            ifindex: nic,
+            tags,
+            mac,
+            flags: 0,
+            mtu: 1500,
+        };
+        let mut links = self.array::<LinkEntry>(map::LINKS)?;
+        for (match_ifindex, match_tags) in [(device, [0; 2]), (nic, tags)] {
+            let entry = LinkEntry {
+                match_ifindex,
+                match_tags,
+                ..entry
+            };
+            let index = LinkEntry::place(match_ifindex, match_tags);
+            anyhow::ensure!(links.get(&index, 0)?.ifindex == 0, "the place is taken");
+            links.set(index, entry, 0)?;
+        }
+        Ok(())
+    }
+
     /// Makes an address a VIP, owned as owner word `owner` says.
     pub fn add_vip(&mut self, address: IpAddr, owner: u16) -> Result<()> {
         let (address, family) = Addr::from_ip(address);
@@ -475,19 +504,20 @@ pub fn member(
     (vip, vip_port): (IpAddr, u16),
     (mac, link): (Mac, u16),
 ) -> MemberEntry {
-    let (address, family) = Addr::from_ip(address);
+    let (address, outer_family) = Addr::from_ip(address);
+    let (vip, family) = Addr::from_ip(vip);
     MemberEntry {
         state: lb_common::member::MemberState::UP.0,
         next_hop: NextHop::new(mac, link).0,
         address,
-        vip: Addr::from_ip(vip).0,
+        vip,
         service,
         port: Be16::new(port),
         vip_port: Be16::new(vip_port),
         method,
         family,
         protocol,
-        outer_family: family,
+        outer_family,
         mtu: 0,
         reserved: [0; 2],
     }

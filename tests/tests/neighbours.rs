@@ -14,7 +14,7 @@ use lb_control::{
     health::{BackendKey, Health, HealthState},
     model::{
         Backend, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
-        OnBackendDown, Pool, Ports, Protocol, Replies, Service, XdpMode,
+        OnBackendDown, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
     },
     neighbours::{
         NeighbourView, Neighbours, Target, Unresolved,
@@ -330,6 +330,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             pin_dir: "/sys/fs/bpf/lb".into(),
             debug_log: false,
             manage_sysctls: true,
+            tunnel: Tunnel::default(),
         },
         metrics: None,
         full_nat: None,

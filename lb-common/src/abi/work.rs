@@ -25,4 +25,6 @@ pub struct Work {
     pub member: u32,
     /// What else the next program has to know.
     pub detail: u32,
+    /// The flow's hash.
+    pub flow_hash: u64,
 }

@@ -127,6 +127,7 @@ fn backends_for_people_say_why_one_is_not_up() {
         next_hop: NextHopStatus {
             resolved: true,
             detail: "02:00:00:00:00:01 on eth0".into(),
+            mtu: Some(1500),
         },
         ..BackendStatus::default()
     };
@@ -141,6 +142,7 @@ fn backends_for_people_say_why_one_is_not_up() {
         next_hop: NextHopStatus {
             resolved: false,
             detail: "no route".into(),
+            mtu: None,
         },
         ..up.clone()
     };

@@ -10,7 +10,9 @@ use super::{
     topology,
 };
 use crate::{
-    model::{Backend, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service},
+    model::{
+        Backend, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service, SourceBlock,
+    },
     scheduler,
 };
 
@@ -40,6 +42,7 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
         topology::check(service, &model.interfaces, &path.key("topology"), errors);
     }
     overlaps(model, errors);
+    tunnel_sources(model, errors);
     capacities(model, errors);
     defence::check(model, errors);
     full_nat(model, errors);
@@ -123,13 +126,14 @@ fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors
     for backend in &pool.backends {
         let (name, address) = (&backend.name, backend.address);
         let at_pool = || path.key("pool");
-        if address.is_ipv4() != service.address.is_ipv4() {
+        let is_tunnel = service.forwarding.is_tunnel();
+        if address.is_ipv4() != service.address.is_ipv4() && !is_tunnel {
             errors.add(
                 at_pool(),
                 format!(
                     "backend {name:?} ({address}) and the service's address {} are not of the \
                      same family, and {} doesn't translate between them; use a pool of the \
-                     service's family",
+                     service's family, or ipip or gue",
                     service.address, service.forwarding
                 ),
             );
@@ -144,10 +148,13 @@ fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors
             );
         }
         match (service.forwarding, backend.port) {
-            (ForwardingMethod::L2Dsr, Some(port)) if single_port != Some(port) => errors.add(
+            (
+                method @ (ForwardingMethod::L2Dsr | ForwardingMethod::Ipip | ForwardingMethod::Gue),
+                Some(port),
+            ) if single_port != Some(port) => errors.add(
                 at_pool(),
                 format!(
-                    "backend {name:?} has port {port}, but l2-dsr doesn't rewrite ports; leave \
+                    "backend {name:?} has port {port}, but {method} doesn't rewrite ports; leave \
                      the backend's port out, or use nat"
                 ),
             ),
@@ -184,6 +191,59 @@ fn overlaps(model: &Model, errors: &Errors) {
             }
         }
         same.push(service);
+    }
+}
+
+/// A backend takes no packet that seems to come from itself, and a VIP's
+/// packets come from clients alone.
+fn tunnel_sources(model: &Model, errors: &Errors) {
+    let tunnel = &model.dataplane.tunnel;
+    let path = Path::default().key("dataplane").key("tunnel");
+    let is_source = |address: IpAddr| match address {
+        IpAddr::V4(v4) => {
+            let SourceBlock { address, length } = tunnel.source_v4;
+            (v4.to_bits() ^ address.to_bits())
+                .checked_shr(32 - u32::from(length))
+                .is_none_or(|differs| differs == 0)
+        }
+        IpAddr::V6(v6) => {
+            let SourceBlock { address, length } = tunnel.source_v6;
+            (v6.to_bits() ^ address.to_bits())
+                .checked_shr(128 - u32::from(length))
+                .is_none_or(|differs| differs == 0)
+        }
+    };
+    let add = |address: IpAddr, whose: String| {
+        if is_source(address) {
+            let (key, prefix) = match address {
+                IpAddr::V4(_) => ("source_v4", tunnel.source_v4.to_string()),
+                IpAddr::V6(_) => ("source_v6", tunnel.source_v6.to_string()),
+            };
+            errors.add(
+                path.key(key),
+                format!(
+                    "{prefix} holds {address}, {whose}; tunnels need source addresses that \
+                     neither a backend nor a VIP has"
+                ),
+            );
+        }
+    };
+    for service in model.services.iter().filter(|s| s.forwarding.is_tunnel()) {
+        add(
+            service.address,
+            format!("the address of service {:?}", service.name),
+        );
+        for backend in model
+            .pools
+            .get(&service.pool)
+            .into_iter()
+            .flat_map(|p| &p.backends)
+        {
+            add(
+                backend.address,
+                format!("the address of backend {:?}", backend.name),
+            );
+        }
     }
 }
 
@@ -369,12 +429,14 @@ fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors)
         let path = Path::default().key("services").index(index).key("replies");
         if service.forwarding != ForwardingMethod::Nat {
             if asked.is_some() {
-                let why = if service.forwarding == ForwardingMethod::FullNat {
-                    "is for nat; with full-nat a reply's destination tells its flow: remove it"
-                } else {
-                    "is for nat; with l2-dsr replies don't pass here: remove it"
+                let why = match service.forwarding {
+                    ForwardingMethod::FullNat => "a reply's destination tells its flow",
+                    _ => "replies don't pass here",
                 };
-                errors.add(path, why);
+                errors.add(
+                    path,
+                    format!("is for nat; with {} {why}: remove it", service.forwarding),
+                );
             }
             continue;
         }

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::model::{
     Backend, Check, CheckKind, Dataplane, ForwardingMethod, FullNat, Interface, Model, Pool, Ports,
-    Protocol, Replies, Service, XdpMode,
+    Protocol, Replies, Service, Tunnel, XdpMode,
 };
 
 /// What the file says, before the checks that concern several values.
@@ -151,6 +151,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         "pin_dir",
         "debug_log",
         "manage_sysctls",
+        "tunnel",
         "when_daemon_dead",
     ];
     let fields = at.and_then(|at| at.fields(&known, &[]));
@@ -186,6 +187,20 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         ),
         debug_log: boolean("debug_log", false),
         manage_sysctls: boolean("manage_sysctls", true),
+        tunnel: tunnel(fields.and_then(|f| f.get("tunnel"))),
+    }
+}
+
+fn tunnel(at: Option<&At<'_>>) -> Tunnel {
+    let default = Tunnel::default();
+    let Some(fields) = at.and_then(|at| at.fields(&["source_v4", "source_v6", "gue_port"], &[]))
+    else {
+        return default;
+    };
+    Tunnel {
+        source_v4: fields.or("source_v4", default.source_v4, value::prefix_v4(8..=32)),
+        source_v6: fields.or("source_v6", default.source_v6, value::prefix_v6(64..=128)),
+        gue_port: fields.or("gue_port", default.gue_port, value::port),
     }
 }
 
@@ -289,8 +304,9 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         ("l2-dsr", ForwardingMethod::L2Dsr),
         ("nat", ForwardingMethod::Nat),
         ("full-nat", ForwardingMethod::FullNat),
+        ("ipip", ForwardingMethod::Ipip),
+        ("gue", ForwardingMethod::Gue),
     ];
-    let later_methods = ["ipip", "gue"].map(|name| (name, ""));
     let later_schedulers =
         ["round-robin", "least-connections", "response-time"].map(|name| (name, ""));
     fields.or("scheduler", (), |node| {
@@ -307,7 +323,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
     let table_size = fields.optional("table_size", value::table_size);
     let protocol =
         |node: &Node| value::choice(node, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[]);
-    let forwarding = |node: &Node| value::choice(node, &methods, &later_methods);
+    let forwarding = |node: &Node| value::choice(node, &methods, &[]);
     let topology = fields
         .get("topology")
         .map(topology::read)

@@ -158,6 +158,31 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
             "f.yaml:12:92: services[0].pool: backend \"a\" has port 8080, but l2-dsr doesn't rewrite ports; leave the backend's port out, or use nat\nf.yaml:12:92: services[0].pool: backend \"b\" has port 8080, but l2-dsr doesn't rewrite ports; leave the backend's port out, or use nat",
         ),
         (
+            "forwarding: nat",
+            "forwarding: gue, replies: flow",
+            "f.yaml:12:83: services[0].replies: is for nat; with gue replies don't pass here: remove it\nf.yaml:12:103: services[0].pool: backend \"a\" has port 8080, but gue doesn't rewrite ports; leave the backend's port out, or use nat\nf.yaml:12:103: services[0].pool: backend \"b\" has port 8080, but gue doesn't rewrite ports; leave the backend's port out, or use nat",
+        ),
+        (
+            "10.0.1.12",
+            "2001:db8::12",
+            "f.yaml:12:89: services[0].pool: backend \"b\" (2001:db8::12) and the service's address 203.0.113.10 are not of the same family, and nat doesn't translate between them; use a pool of the service's family, or ipip or gue",
+        ),
+        (
+            "\npools:",
+            "\ndataplane: {tunnel: {source_v4: 198.18.0.1/16}}\npools:",
+            "f.yaml:3:33: dataplane.tunnel.source_v4: found \"198.18.0.1/16\"; allowed: an IPv4 prefix of unicast addresses, /8 to /32, without bits behind its length, such as \"198.18.0.0/16\"",
+        ),
+        (
+            "\npools:",
+            "\ndataplane: {tunnel: {source_v6: \"2001:db8::/48\"}}\npools:",
+            "f.yaml:3:33: dataplane.tunnel.source_v6: found \"2001:db8::/48\"; allowed: an IPv6 prefix of unicast addresses, /64 to /128, without bits behind its length, such as \"100::/64\"",
+        ),
+        (
+            "\npools:",
+            "\ndataplane: {tunnel: {port: 6080}}\npools:",
+            "f.yaml:3:22: dataplane.tunnel.port: unknown key `port`; did you mean `gue_port`?",
+        ),
+        (
             "pool: web}\n",
             &format!("pool: web}}{second}"),
             "f.yaml:13:46: services[1].port: 203.0.113.10 tcp port 80 belongs to both \"shop\" and \"api\"; a packet can have one service only",
@@ -280,6 +305,64 @@ fn defaults_are_filled_in() {
         (1_021, false)
     );
     assert_eq!(service.replies, Replies::Port);
+}
+
+/// A file with a service through a tunnel, and these lines before it.
+fn tunnelled(vip: &str, backend: &str, tunnel: &str) -> String {
+    format!(
+        "interfaces: [{{name: eth0}}]\n\
+         dataplane: {{tunnel: {{{tunnel}}}}}\n\
+         pools: {{web: {{backends: [{{name: a, address: \"{backend}\"}}]}}}}\n\
+         services:\n  \
+         - {{name: shop, address: \"{vip}\", port: 80, protocol: tcp, forwarding: ipip, pool: web}}\n"
+    )
+}
+
+#[test]
+fn a_tunnel_leads_to_either_family() {
+    for vip in ["203.0.113.10", "2001:db8::10"] {
+        for backend in ["10.0.1.11", "2001:db8:1::11"] {
+            let model = parse(&tunnelled(vip, backend, ""), "f.yaml");
+            let model = model.unwrap_or_else(|errors| panic!("{errors}"));
+            assert_eq!(model.dataplane.tunnel, crate::model::Tunnel::default());
+        }
+    }
+}
+
+#[test]
+fn a_tunnels_source_is_no_backends_and_no_vips_address() {
+    let errors = |vip, backend, tunnel| match parse(&tunnelled(vip, backend, tunnel), "f.yaml") {
+        Ok(_) => "none".into(),
+        Err(errors) => errors.to_string(),
+    };
+    assert_eq!(
+        errors("203.0.113.10", "10.9.1.11", "source_v4: 10.9.0.0/16"),
+        "f.yaml:2:33: dataplane.tunnel.source_v4: 10.9.0.0/16 holds 10.9.1.11, the address of backend \"a\"; \
+         tunnels need source addresses that neither a backend nor a VIP has"
+    );
+    assert_eq!(
+        errors(
+            "2001:db8::10",
+            "10.9.1.11",
+            "source_v6: \"2001:db8::10/128\""
+        ),
+        "f.yaml:2:33: dataplane.tunnel.source_v6: 2001:db8::10/128 holds 2001:db8::10, the address of \
+         service \"shop\"; tunnels need source addresses that neither a backend nor a VIP has"
+    );
+    assert_eq!(
+        errors("203.0.113.10", "10.9.1.11", "source_v4: 10.8.0.0/16"),
+        "none"
+    );
+    assert_eq!(
+        errors("203.0.113.10", "10.9.1.11", "source_v4: 10.9.1.12/32"),
+        "none"
+    );
+    // The default has to be stated differently then, too.
+    let of_default = errors("203.0.113.10", "198.18.7.7", "");
+    assert!(
+        of_default.contains("198.18.0.0/16 holds 198.18.7.7"),
+        "{of_default}"
+    );
 }
 
 #[test]

@@ -1,14 +1,14 @@
 //! Single values. Each function's error says what is allowed.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     ops::RangeInclusive,
     time::Duration,
 };
 
 use super::yaml::Node;
 use crate::{
-    model::{Ports, Prefix},
+    model::{Ports, Prefix, SourceBlock},
     scheduler,
 };
 
@@ -249,6 +249,55 @@ pub(super) fn prefix(node: &Node) -> Read<Prefix> {
             "the address has bits behind the prefix; allowed: {prefix}, or the address alone"
         ))
     }
+}
+
+/// A prefix of IPv4 addresses that packets may come from.
+pub(super) fn prefix_v4(
+    lengths: RangeInclusive<u8>,
+) -> impl Fn(&Node) -> Read<SourceBlock<Ipv4Addr>> {
+    move |node| match block(node, &lengths) {
+        Some((IpAddr::V4(address), length)) => Ok(SourceBlock { address, length }),
+        _ => Err(prefix_allowed("IPv4", "198.18.0.0/16", &lengths)),
+    }
+}
+
+/// A prefix of IPv6 addresses that packets may come from.
+pub(super) fn prefix_v6(
+    lengths: RangeInclusive<u8>,
+) -> impl Fn(&Node) -> Read<SourceBlock<Ipv6Addr>> {
+    move |node| match block(node, &lengths) {
+        Some((IpAddr::V6(address), length)) => Ok(SourceBlock { address, length }),
+        _ => Err(prefix_allowed("IPv6", "100::/64", &lengths)),
+    }
+}
+
+fn prefix_allowed(family: &str, example: &str, lengths: &RangeInclusive<u8>) -> String {
+    format!(
+        "allowed: an {family} prefix of unicast addresses, /{} to /{}, without bits behind its \
+         length, such as \"{example}\"",
+        lengths.start(),
+        lengths.end()
+    )
+}
+
+/// Address and length of a prefix; the address is one of a host, or the first
+/// of a prefix of them.
+fn block(node: &Node, lengths: &RangeInclusive<u8>) -> Option<(IpAddr, u8)> {
+    let Node::Text(text) = node else {
+        return None;
+    };
+    let (address, length) = text.split_once('/')?;
+    let address: IpAddr = address.parse().ok()?;
+    let length: u8 = length.parse().ok().filter(|l| lengths.contains(l))?;
+    let (bits, width) = match address {
+        IpAddr::V4(v4) => (u128::from(v4.to_bits()), 32),
+        IpAddr::V6(v6) => (v6.to_bits(), 128),
+    };
+    let host_bits = width - u32::from(length);
+    let is_whole = host_bits == 0 || bits & ((1 << host_bits) - 1) == 0;
+    // A prefix of unspecified addresses is refused like the address itself.
+    (is_whole && self::address(&Node::Text(address.to_string())).is_ok())
+        .then_some((address, length))
 }
 
 /// Where to listen.

@@ -270,6 +270,7 @@ impl<D: DataPath> Controller<D> {
                     let hop = Hop {
                         mac: hop.mac,
                         ifindex: hop.ifindex,
+                        mtu: hop.mtu,
                     };
                     runtime.next_hops.insert(*address, hop);
                 }

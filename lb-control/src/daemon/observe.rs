@@ -103,7 +103,7 @@ impl Observer {
         let mut names = HashMap::new();
         for (service, backend) in pairs(model) {
             let port = match service.forwarding {
-                ForwardingMethod::L2Dsr => None,
+                ForwardingMethod::L2Dsr | ForwardingMethod::Ipip | ForwardingMethod::Gue => None,
                 ForwardingMethod::Nat | ForwardingMethod::FullNat => backend.port,
             };
             if let Some(row) = by_member.get(&(service.name.as_str(), backend.address, port)) {

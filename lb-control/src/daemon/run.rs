@@ -1,7 +1,7 @@
 //! `lbctl run`: start, the loop, stop.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -94,6 +94,8 @@ struct Daemon {
     neighbours: Neighbours,
     targets: Vec<Target>,
     groups: SolicitedNodes,
+    /// VLAN devices that are known.
+    vlans: BTreeSet<u32>,
     state_dir: PathBuf,
     metrics: Option<listen::MetricsListener>,
     told_ready: bool,
@@ -228,8 +230,23 @@ impl Daemon {
             .collect::<BTreeMap<_, _>>();
     }
 
-    /// Joins the groups of the VIPs on the links there are.
+    /// Joins the groups of the VIPs on the links there are, and sees to the
+    /// settings of VLAN devices that are new.
     fn follow_links(&mut self) {
+        let vlans: BTreeSet<u32> = self
+            .controller
+            .neighbours
+            .devices
+            .iter()
+            .filter(|device| device.tags != [0; 2])
+            .map(|device| device.ifindex)
+            .collect();
+        if !vlans.is_subset(&self.vlans)
+            && let Err(error) = settings::establish(&self.controller.model, &self.state_dir)
+        {
+            tracing::error!(%error, "a VLAN device may not work");
+        }
+        self.vlans = vlans;
         let vips: Vec<_> = self
             .controller
             .model

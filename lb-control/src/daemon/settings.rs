@@ -1,10 +1,13 @@
-//! The kernel's settings that NAT needs.
+//! The kernel's settings that NAT and VLANs need.
 
 use std::path::{Path, PathBuf};
 
 use crate::{
     model::Model,
-    neighbours::sysctl::{self, ProcSys},
+    neighbours::{
+        self,
+        sysctl::{self, ProcSys},
+    },
 };
 
 /// Where the former values are kept.
@@ -19,7 +22,10 @@ pub fn record(state_dir: &Path) -> PathBuf {
 /// What is wrong, and how to put it right.
 pub fn establish(model: &Model, state_dir: &Path) -> Result<(), String> {
     let mut settings = ProcSys;
-    let changes = sysctl::plan_sysctls(model, &settings)
+    let names = model.interfaces.iter().map(|i| i.name.clone());
+    let devices = neighbours::devices_of(names)
+        .map_err(|error| format!("reading the network interfaces: {error}"))?;
+    let changes = sysctl::plan_sysctls(model, &devices, &settings)
         .map_err(|error| format!("kernel settings: {error}"))?;
     if changes.is_empty() {
         return Ok(());

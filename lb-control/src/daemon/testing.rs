@@ -11,7 +11,7 @@ use crate::{
     dataplane::desired::BackendKey,
     model::{
         Backend, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
-        OnBackendDown, Pool, Ports, Protocol, Replies, Service, XdpMode,
+        OnBackendDown, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
     },
 };
 
@@ -71,6 +71,7 @@ pub fn model(backends: &[&str]) -> Model {
             pin_dir: "/sys/fs/bpf/test".into(),
             debug_log: false,
             manage_sysctls: true,
+            tunnel: Tunnel::default(),
         },
         metrics: None,
         pools: BTreeMap::from([(

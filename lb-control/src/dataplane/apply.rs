@@ -57,6 +57,7 @@ pub fn execute<S: MapStore>(store: &mut S, op: &MapOp, now_ticks: u32) -> Result
         MapOp::WriteMember(id, member) => store.write_member(*id, member),
         MapOp::SetMemberState(id, state) => store.set_member_state(*id, *state),
         MapOp::SetNextHop(id, next_hop) => store.set_next_hop(*id, *next_hop),
+        MapOp::SetMtu(id, mtu) => store.set_mtu(*id, *mtu),
         MapOp::FreeMember(id) => store.write_member(*id, &MemberEntry::default()),
         MapOp::Slot(op) => change_slot(store, *op, now_ticks),
         MapOp::PutService(key, entry) => store.put_service(key, entry),

@@ -11,7 +11,7 @@ use super::{
     error::{Kind, PlaneError},
     links,
 };
-use crate::model::{Interface, XdpMode};
+use crate::model::{Interface, Model, XdpMode};
 
 /// An interface with the program on it. Dropping it leaves the pin.
 #[derive(Debug)]
@@ -55,6 +55,45 @@ pub(super) fn pinned_links(dir: &Path) -> Vec<(u32, PathBuf)> {
     links
 }
 
+/// The interfaces of a configuration, each once, with the interfaces below VLAN
+/// devices in the place of these.
+///
+/// # Errors
+/// There is no such interface, or two names of one disagree about the mode.
+pub(super) fn ports(model: &Model) -> Result<Vec<Interface>, PlaneError> {
+    let mut ports: Vec<Interface> = Vec::new();
+    for interface in &model.interfaces {
+        let name = &interface.name;
+        let (port, _) = links::port_of(name).map_err(|e| match e.raw_os_error() {
+            Some(libc::ENODEV) => no_interface(name),
+            _ => refusal(name, "asking what it is on", &e),
+        })?;
+        match ports.iter().find(|p| p.name == port) {
+            Some(other) if other.xdp != interface.xdp => {
+                return Err(Kind::Attach {
+                    interface: name.clone(),
+                    mode: "one".into(),
+                    reason: format!("it is on {port}, for which another `xdp` mode is configured"),
+                }
+                .remedy(
+                    "give all VLANs of one interface, and the interface, the same `xdp` mode",
+                ));
+            }
+            Some(_) => {}
+            None => ports.push(Interface {
+                name: port,
+                xdp: interface.xdp,
+            }),
+        }
+    }
+    Ok(ports)
+}
+
+fn no_interface(name: &str) -> PlaneError {
+    Kind::NoInterface { name: name.into() }
+        .remedy("`ip link` lists what there is; check `interfaces` in the configuration")
+}
+
 /// Puts the program on an interface: in the place of the one that our pinned
 /// link has there, or anew.
 ///
@@ -67,8 +106,7 @@ pub(super) fn attach(
 ) -> Result<Attached, PlaneError> {
     let name = interface.name.clone();
     let Some(ifindex) = links::ifindex(&name) else {
-        return Err(Kind::NoInterface { name }
-            .remedy("`ip link` lists what there is; check `interfaces` in the configuration"));
+        return Err(no_interface(&name));
     };
     let pin = dir.join(format!("{PREFIX}{ifindex}"));
     if let Some(link) = adopt(&pin, program, interface)? {

@@ -7,9 +7,10 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Config, LinkEntry, ServiceEntry, feature, owner, service_flag},
+    abi::{Config, LinkEntry, ServiceEntry, Tunnel, feature, owner},
     binding::{self, Ring},
     clock, limit,
+    net::{Addr, Be16},
 };
 
 use super::{
@@ -146,6 +147,7 @@ impl<'a> Builder<'a> {
                     flow_buckets: given.capacity.flow_buckets,
                     reply_buckets: given.capacity.flow_buckets,
                     second_steps: limit::second(given.hz),
+                    tunnel: tunnel(&model.dataplane.tunnel),
                     nat_buckets: binding::buckets_for(given.capacity.bindings),
                     free_ports: Ring::capacity_for(given.capacity.bindings),
                     ..snapshot.config
@@ -259,5 +261,23 @@ impl<'a> Builder<'a> {
             self.state.config.features |= feature::REPLIES;
         }
         self.state
+    }
+}
+
+/// Prefixes as masks.
+fn tunnel(wanted: &crate::model::Tunnel) -> Tunnel {
+    let (v4, v6) = (wanted.source_v4, wanted.source_v6);
+    let host_v4 = u32::MAX.checked_shr(v4.length.into()).unwrap_or(0);
+    // The first 64 bits are of the prefix.
+    let host_v6 = u64::MAX
+        .checked_shr(u32::from(v6.length.saturating_sub(64)))
+        .unwrap_or(0);
+    Tunnel {
+        source_v4: v4.address.to_bits().to_be(),
+        host_v4: host_v4.to_be(),
+        source_v6: Addr::from_bytes(v6.address.octets()),
+        host_v6: [((host_v6 >> 32) as u32).to_be(), (host_v6 as u32).to_be()],
+        gue_port: Be16::new(wanted.gue_port),
+        reserved: [0; 3],
     }
 }

@@ -116,6 +116,12 @@ impl MapStore for FakeMaps {
         Ok(())
     }
 
+    fn set_mtu(&mut self, id: u32, mtu: u16) -> Result<(), StoreError> {
+        let member = self.write("MEMBERS")?.members.get_mut(&id);
+        member.expect("only members that exist change").mtu = mtu;
+        Ok(())
+    }
+
     fn slot(&self, index: u32) -> Result<SlotWord, StoreError> {
         Ok(self.slots[index as usize])
     }

@@ -67,10 +67,15 @@ pub fn ifname(index: u32) -> Option<String> {
 const RTM_GETLINK: u16 = 18;
 const NLM_F_REQUEST: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
+const IFLA_LINK: u16 = 5;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_INFO_KIND: u16 = 1;
 const IFLA_XDP: u16 = 43;
 const IFLA_XDP_ATTACHED: u16 = 2;
 const IFLA_XDP_PROG_ID: u16 = 4;
 const IFLA_XDP_DRV_PROG_ID: u16 = 5;
+/// VLAN tags that the data path reads.
+const MOST_VLANS: usize = 2;
 const NLMSG_HEADER: usize = 16;
 const IFINFOMSG: usize = 16;
 
@@ -98,6 +103,38 @@ fn parse(nested: &[u8]) -> Option<AttachedXdp> {
         .or_else(|| attribute(nested, IFLA_XDP_DRV_PROG_ID))
         .and_then(u32_of)?;
     Some(AttachedXdp { mode, program })
+}
+
+/// The interface that a name stands for in the data path: itself, or the one
+/// below a VLAN device, whose packets pass there with tags. Name and index.
+pub fn port_of(name: &str) -> io::Result<(String, u32)> {
+    let mut port = ifindex(name).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+    // Deeper than the data path looks at tags; `attach` refuses what is left.
+    for _ in 0..MOST_VLANS {
+        match vlan_parent(port)? {
+            Some(parent) => port = parent,
+            None => break,
+        }
+    }
+    if vlan_parent(port)?.is_some() {
+        return Err(io::Error::other(
+            "it is a VLAN in more than two VLANs; at most two tags are supported",
+        ));
+    }
+    let name = ifname(port).ok_or_else(|| io::Error::from_raw_os_error(libc::ENODEV))?;
+    Ok((name, port))
+}
+
+/// Index of the device that a VLAN device is on.
+fn vlan_parent(ifindex: u32) -> io::Result<Option<u32>> {
+    let answer = get_link(ifindex)?;
+    let attributes = answer.get(NLMSG_HEADER + IFINFOMSG..).unwrap_or(&[]);
+    let kind = attribute(attributes, IFLA_LINKINFO).and_then(|i| attribute(i, IFLA_INFO_KIND));
+    // With or without its zero.
+    let is_vlan = kind.is_some_and(|kind| kind.strip_suffix(b"\0").unwrap_or(kind) == b"vlan");
+    Ok(attribute(attributes, IFLA_LINK)
+        .and_then(u32_of)
+        .filter(|_| is_vlan))
 }
 
 /// The payload of the first attribute of a kind.

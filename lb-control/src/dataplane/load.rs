@@ -252,7 +252,7 @@ fn calibrate(ebpf: &mut Ebpf, maps: &AyaMaps) -> Result<u32, PlaneError> {
 fn attach_all(model: &Model, loaded: &mut Loaded) -> Result<(), PlaneError> {
     let dir = &model.dataplane.pin_dir;
     let mut attached = Vec::new();
-    for interface in &model.interfaces {
+    for interface in &attach::ports(model)? {
         let fd = xdp(&mut loaded.ebpf, program::LB)?
             .fd()
             .map_err(|e| refused("program", &e))?

@@ -38,6 +38,8 @@ pub enum MapOp {
     SetMemberState(u32, MemberState),
     /// Changes where a member's frames go.
     SetNextHop(u32, u64),
+    /// Changes how long the packets towards a member may be.
+    SetMtu(u32, u16),
     /// Frees a member that nothing names.
     FreeMember(u32),
     /// Changes a slot.
@@ -320,6 +322,9 @@ fn members(desired: &DesiredState, snapshot: &MapSnapshot, ops: &mut Vec<MapOp>)
         };
         if old.next_hop != new.next_hop {
             ops.push(MapOp::SetNextHop(*id, new.next_hop));
+        }
+        if old.mtu != new.mtu {
+            ops.push(MapOp::SetMtu(*id, new.mtu));
         }
         if old.state != new.state && !is_withdrawn_late(desired, new) {
             ops.push(MapOp::SetMemberState(*id, MemberState(new.state)));

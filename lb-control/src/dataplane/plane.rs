@@ -188,7 +188,7 @@ impl Plane {
             .iter()
             .filter_map(|id| self.desired.members.get(id))
             .filter(|m| MemberState(m.state).serves())
-            .map(|m| m.address.to_ip(m.family))
+            .map(|m| m.address.to_ip(m.outer_family))
             .collect()
     }
 
@@ -376,7 +376,7 @@ impl Plane {
                     destination_port: s.destination_port.get(),
                     protocol: s.protocol,
                     service: snapshot.service_names.get(&member.service)?.clone(),
-                    backend: member.address.to_ip(member.family),
+                    backend: member.address.to_ip(member.outer_family),
                     age_seconds: seconds(s.first_ticks),
                     idle_seconds: seconds(s.last_ticks),
                     closing: s.flags & lb_common::abi::sample_flag::CLOSING != 0,

@@ -61,8 +61,10 @@ pub struct MemberKey {
     pub vip_port: Be16,
     /// See [`lb_common::abi::method`].
     pub method: u8,
-    /// Address family.
+    /// Address family of the VIP.
     pub family: u8,
+    /// Address family of the backend.
+    pub outer_family: u8,
     /// IANA protocol number.
     pub protocol: u8,
 }
@@ -78,12 +80,13 @@ impl MemberKey {
             vip_port: entry.vip_port,
             method: entry.method,
             family: entry.family,
+            outer_family: entry.outer_family,
             protocol: entry.protocol,
         }
     }
 
     /// The record of this member.
-    pub const fn entry(&self, state: MemberState, next_hop: u64) -> MemberEntry {
+    pub const fn entry(&self, state: MemberState, next_hop: u64, mtu: u16) -> MemberEntry {
         MemberEntry {
             state: state.0,
             next_hop,
@@ -95,8 +98,8 @@ impl MemberKey {
             method: self.method,
             family: self.family,
             protocol: self.protocol,
-            outer_family: self.family,
-            mtu: 0,
+            outer_family: self.outer_family,
+            mtu,
             reserved: [0; 2],
         }
     }

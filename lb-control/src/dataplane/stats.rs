@@ -85,7 +85,7 @@ impl MemberRow {
         Self {
             id,
             service,
-            address: member.address.to_ip(member.family),
+            address: member.address.to_ip(member.outer_family),
             port: (!member.port.is_zero()).then(|| member.port.get()),
             state: state_name(member.state),
             departed: false,

@@ -49,6 +49,8 @@ pub trait MapStore {
     fn set_member_state(&mut self, id: u32, state: MemberState) -> Result<(), StoreError>;
     /// Writes a member's next hop.
     fn set_next_hop(&mut self, id: u32, next_hop: u64) -> Result<(), StoreError>;
+    /// Writes how long packets towards a member may be.
+    fn set_mtu(&mut self, id: u32, mtu: u16) -> Result<(), StoreError>;
     /// Reads a slot.
     fn slot(&self, index: u32) -> Result<SlotWord, StoreError>;
     /// Replaces a slot if it is still `current`; otherwise returns what it is.

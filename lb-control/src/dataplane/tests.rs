@@ -31,7 +31,7 @@ use super::{
 };
 use crate::model::{
     Backend, Dataplane, Defence, ForwardingMethod, Interface, Model, OnBackendDown, Pool, Ports,
-    Prefix, Protocol, Replies, Service, XdpMode,
+    Prefix, Protocol, Replies, Service, Tunnel, XdpMode,
 };
 
 const HZ: u32 = 1000;
@@ -95,6 +95,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             pin_dir: "/nowhere".into(),
             debug_log: false,
             manage_sysctls: false,
+            tunnel: Tunnel::default(),
         },
         metrics: None,
         pools: pools
@@ -135,6 +136,7 @@ fn runtime() -> Runtime {
                 let hop = Hop {
                     mac: [2, 0, 0, 0, 1, n],
                     ifindex: 7,
+                    mtu: 1500,
                 };
                 (IpAddr::V4(Ipv4Addr::new(10, 0, 1, n)), hop)
             })
@@ -500,7 +502,7 @@ fn id_of(maps: &FakeMaps, n: u8) -> u32 {
     let address = IpAddr::V4(Ipv4Addr::new(10, 0, 1, n));
     *s.members
         .iter()
-        .find(|(_, m)| m.address.to_ip(m.family) == address)
+        .find(|(_, m)| m.address.to_ip(m.outer_family) == address)
         .expect("the backend is a member")
         .0
 }

@@ -9,7 +9,7 @@ use rtnetlink::packet_route::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
         NeighbourState as Nud,
     },
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 
 use super::{
@@ -151,9 +151,16 @@ pub fn route(answer: Answer) -> Route {
     }
     let mut ifindex = None;
     let mut gateway = None;
+    let mut mtu = None;
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(index) => ifindex = Some(*index),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(bytes) => Some(*bytes),
+                    _ => None,
+                });
+            }
             RouteAttribute::Gateway(address) => gateway = ip(address),
             RouteAttribute::Via(RouteVia::Inet(v4)) => gateway = Some(IpAddr::V4(*v4)),
             RouteAttribute::Via(RouteVia::Inet6(v6)) => gateway = Some(IpAddr::V6(*v6)),
@@ -161,7 +168,11 @@ pub fn route(answer: Answer) -> Route {
         }
     }
     match ifindex {
-        Some(ifindex) => Route::Via { ifindex, gateway },
+        Some(ifindex) => Route::Via {
+            ifindex,
+            gateway,
+            mtu,
+        },
         None => Route::None("the route names no link".to_owned()),
     }
 }

@@ -22,6 +22,8 @@ pub enum Route {
         ifindex: u32,
         /// The router; `None`: the address is on the link.
         gateway: Option<IpAddr>,
+        /// The route's own MTU, where it has one.
+        mtu: Option<u32>,
     },
     /// The address is this machine's own.
     Local,
@@ -276,11 +278,21 @@ impl Resolver {
         let link = self.link_name(ifindex);
         let neighbour = self.neighbours.get(&key);
         match neighbour.map(|neighbour| (neighbour.state, neighbour.mac)) {
-            Some((NeighbourState::Known | NeighbourState::Permanent, Some(mac))) => {
-                Ok(Hop { mac, ifindex })
-            }
+            Some((NeighbourState::Known | NeighbourState::Permanent, Some(mac))) => Ok(Hop {
+                mac,
+                ifindex,
+                mtu: self.mtu(address, ifindex),
+            }),
             Some((NeighbourState::Failed, _)) => Err(Unresolved::Failed { next_hop, link }),
             _ => Err(Unresolved::Resolving { next_hop, link }),
+        }
+    }
+
+    fn mtu(&self, address: IpAddr, ifindex: u32) -> u32 {
+        let of_link = self.links.get(&ifindex).map_or(0, |link| link.mtu);
+        match self.routes.get(&address) {
+            Some(Route::Via { mtu: Some(mtu), .. }) => of_link.min(*mtu),
+            _ => of_link,
         }
     }
 
@@ -294,7 +306,9 @@ impl Resolver {
                     detail: detail.clone(),
                 });
             }
-            Some(Route::Via { ifindex, gateway }) => (*ifindex, *gateway),
+            Some(Route::Via {
+                ifindex, gateway, ..
+            }) => (*ifindex, *gateway),
         };
         let link = self.link_name(ifindex);
         let Some(managed) = self.managed_link(ifindex) else {

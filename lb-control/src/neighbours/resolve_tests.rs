@@ -34,6 +34,7 @@ fn via(ifindex: u32, gateway: Option<&str>) -> Route {
     Route::Via {
         ifindex,
         gateway: gateway.map(ip),
+        mtu: None,
     }
 }
 
@@ -98,6 +99,7 @@ fn a_backend_on_the_link_is_kept_resolved_and_used_when_known() {
     let expected = Hop {
         mac: MAC,
         ifindex: 2,
+        mtu: 1500,
     };
     assert_eq!(hop(&resolver, BACKEND), Ok(expected));
 }

@@ -1,4 +1,4 @@
-//! The kernel's forwarding settings that NAT needs: planned from what is set,
+//! The kernel's settings that NAT and VLANs need: planned from what is set,
 //! applied with a record of what was there before, put back from it.
 
 use std::{
@@ -9,13 +9,15 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::{Device, offload};
 use crate::model::Model;
 
 /// A setting that has to change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Change {
-    /// Its path below `/proc/sys`: `net/ipv4/conf/eth0/forwarding`. With
-    /// slashes, since names of interfaces may contain dots.
+    /// Its path below `/proc/sys`: `net/ipv4/conf/eth0/forwarding`, or
+    /// `ethtool/eth0/rxvlan`. With slashes, since names of interfaces may contain
+    /// dots.
     pub key: String,
     /// What it is now.
     pub was: String,
@@ -43,7 +45,8 @@ pub trait Settings {
     fn write(&mut self, key: &str, value: &str) -> io::Result<()>;
 }
 
-/// `/proc/sys` of the calling thread's network namespace.
+/// `/proc/sys` of the calling thread's network namespace, and the offloads of
+/// its interfaces.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct ProcSys;
 
@@ -55,6 +58,9 @@ impl ProcSys {
 
 impl Settings for ProcSys {
     fn read(&self, key: &str) -> io::Result<Option<String>> {
+        if let Some(interface) = offload::of_key(key) {
+            return offload::is_on(interface).map(|on| on.map(|on| offload::word(on).to_owned()));
+        }
         match fs::read_to_string(Self::path(key)) {
             Ok(value) => Ok(Some(value.trim().to_owned())),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -63,6 +69,9 @@ impl Settings for ProcSys {
     }
 
     fn write(&mut self, key: &str, value: &str) -> io::Result<()> {
+        if let Some(interface) = offload::of_key(key) {
+            return offload::set(interface, value == offload::word(true));
+        }
         fs::write(Self::path(key), value)
     }
 }
@@ -76,19 +85,30 @@ const NO_REDIRECTS_ALL: &str = "the kernel sends redirects where this or the int
 const FORWARD_V6_ALL: &str = "IPv6 is forwarded only where this is 1 as well; the kernel then \
      copies it to every interface, and ignores router advertisements where accept_ra is 1";
 
-/// What has to change for the services of the model; empty without NAT. In the
-/// order in which it has to be applied.
+const TAGS_IN_THE_FRAME: &str = "the network card takes VLAN tags off before the data path sees \
+     the frame, which would then be taken for an untagged one";
+
+/// What has to change for the services of the model and the `devices` that the
+/// data path has; empty without NAT and VLANs. In the order in which it has
+/// to be applied.
 ///
 /// # Errors
 /// Where a setting can't be read, or doesn't exist: the interface is missing
 /// or IPv6 is disabled.
-pub fn plan_sysctls(model: &Model, settings: &dyn Settings) -> Result<Vec<Change>, SysctlError> {
+pub fn plan_sysctls(
+    model: &Model,
+    devices: &[Device],
+    settings: &dyn Settings,
+) -> Result<Vec<Change>, SysctlError> {
     let nat = |v4: bool| {
         model
             .services
             .iter()
             .any(|service| service.forwarding.translates() && service.address.is_ipv4() == v4)
     };
+    let configured = model.interfaces.iter().map(|i| i.name.as_str());
+    let vlans = devices.iter().filter(|device| device.tags != [0; 2]);
+    let names: BTreeSet<&str> = configured.chain(vlans.map(|d| d.name.as_str())).collect();
     let mut wanted: Vec<(String, &str, &str)> = Vec::new();
     let mut want = |key: String, value, why| wanted.push((key, value, why));
     if nat(true) {
@@ -97,8 +117,8 @@ pub fn plan_sysctls(model: &Model, settings: &dyn Settings) -> Result<Vec<Change
             "0",
             NO_REDIRECTS_ALL,
         );
-        for interface in &model.interfaces {
-            let of = |setting| format!("net/ipv4/conf/{}/{setting}", interface.name);
+        for name in &names {
+            let of = |setting| format!("net/ipv4/conf/{name}/{setting}");
             want(of("forwarding"), "1", FORWARD_REPLIES);
             want(of("send_redirects"), "0", NO_REDIRECTS);
         }
@@ -110,12 +130,21 @@ pub fn plan_sysctls(model: &Model, settings: &dyn Settings) -> Result<Vec<Change
             "1",
             FORWARD_V6_ALL,
         );
-        for interface in &model.interfaces {
-            let key = format!("net/ipv6/conf/{}/forwarding", interface.name);
+        for name in &names {
+            let key = format!("net/ipv6/conf/{name}/forwarding");
             want(key, "1", FORWARD_REPLIES);
         }
     }
     let mut changes = Vec::new();
+    for key in offload_keys(devices) {
+        // A driver that can't tell takes no tags off.
+        let was = settings
+            .read(&key)
+            .map_err(failed(|| format!("reading {}", dotted(&key))))?;
+        if was.is_some_and(|was| was == offload::word(true)) {
+            wanted.push((key, offload::word(false), TAGS_IN_THE_FRAME));
+        }
+    }
     for (key, wants, why) in wanted {
         let was = settings
             .read(&key)
@@ -138,6 +167,17 @@ pub fn plan_sysctls(model: &Model, settings: &dyn Settings) -> Result<Vec<Change
         }
     }
     Ok(changes)
+}
+
+/// For the interfaces that tagged frames come in by, each once.
+fn offload_keys(devices: &[Device]) -> BTreeSet<String> {
+    devices
+        .iter()
+        .flat_map(|device| &device.ways)
+        .filter(|way| way.tags != [0; 2])
+        .filter_map(|way| offload::name_of(way.ifindex))
+        .map(|name| offload::key(&name))
+        .collect()
 }
 
 /// Applies the changes, former values recorded in `record` first (JSON). A
@@ -208,16 +248,17 @@ pub fn explain(changes: &[Change]) -> String {
     if changes.is_empty() {
         return String::new();
     }
-    let mut text = "NAT needs other settings of the kernel, and manage_sysctls is false. \
-         Set them, for instance in /etc/sysctl.d/, or set manage_sysctls to true:"
+    let mut text = "The services need other settings of the kernel, and manage_sysctls is \
+         false. Set them, for instance in /etc/sysctl.d/, or set manage_sysctls to true:"
         .to_owned();
     for change in changes {
+        let command = match offload::of_key(&change.key) {
+            Some(interface) => format!("ethtool -K {interface} rxvlan"),
+            None => format!("{} =", dotted(&change.key)),
+        };
         text.push_str(&format!(
-            "\n  {} = {}    # is {}: {}",
-            dotted(&change.key),
-            change.wants,
-            change.was,
-            change.why
+            "\n  {command} {}    # is {}: {}",
+            change.wants, change.was, change.why
         ));
     }
     text

@@ -3,8 +3,9 @@ use std::{collections::BTreeMap, time::Duration};
 use super::*;
 use crate::model::{
     Backend, Dataplane, Defence, ForwardingMethod, Interface, OnBackendDown, Pool, Ports, Protocol,
-    Replies, Service, XdpMode,
+    Replies, Service, Tunnel, XdpMode,
 };
+use crate::neighbours::devices::Way;
 
 #[derive(Default)]
 struct Fake(BTreeMap<String, String>);
@@ -68,6 +69,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             pin_dir: "/sys/fs/bpf/lb".into(),
             debug_log: false,
             manage_sysctls: true,
+            tunnel: Tunnel::default(),
         },
         metrics: None,
         pools: BTreeMap::from([(
@@ -111,13 +113,13 @@ fn keys(changes: &[Change]) -> Vec<&str> {
 #[test]
 fn without_nat_nothing_has_to_change() {
     let model = model(&[("192.0.2.1", ForwardingMethod::L2Dsr)]);
-    assert_eq!(plan_sysctls(&model, &Fake::new()).unwrap(), []);
+    assert_eq!(plan_sysctls(&model, &[], &Fake::new()).unwrap(), []);
 }
 
 #[test]
 fn nat_over_ipv4_needs_forwarding_and_no_redirects() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
-    let changes = plan_sysctls(&model, &Fake::new()).unwrap();
+    let changes = plan_sysctls(&model, &[], &Fake::new()).unwrap();
     assert_eq!(
         keys(&changes),
         [
@@ -133,7 +135,7 @@ fn nat_over_ipv4_needs_forwarding_and_no_redirects() {
 #[test]
 fn nat_over_ipv6_needs_forwarding_everywhere_first() {
     let model = model(&[("2001:db8::1", ForwardingMethod::Nat)]);
-    let changes = plan_sysctls(&model, &Fake::new()).unwrap();
+    let changes = plan_sysctls(&model, &[], &Fake::new()).unwrap();
     assert_eq!(
         keys(&changes),
         [
@@ -149,7 +151,9 @@ fn an_interface_that_is_missing_is_an_error_that_names_the_setting() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
     let mut settings = Fake::new();
     settings.0.remove("net/ipv4/conf/eth0/forwarding");
-    let error = plan_sysctls(&model, &settings).unwrap_err().to_string();
+    let error = plan_sysctls(&model, &[], &settings)
+        .unwrap_err()
+        .to_string();
     assert!(error.contains("net.ipv4.conf.eth0.forwarding"), "{error}");
 }
 
@@ -162,9 +166,9 @@ fn after_applying_nothing_is_left_to_change_and_restoring_puts_all_back() {
     ]);
     let before = Fake::new().0;
     let mut settings = Fake::new();
-    let changes = plan_sysctls(&model, &settings).unwrap();
+    let changes = plan_sysctls(&model, &[], &settings).unwrap();
     apply(&changes, &mut settings, &record).unwrap();
-    assert_eq!(plan_sysctls(&model, &settings).unwrap(), []);
+    assert_eq!(plan_sysctls(&model, &[], &settings).unwrap(), []);
     assert_eq!(
         restore(&mut settings, &record).unwrap().len(),
         changes.len()
@@ -178,7 +182,7 @@ fn what_somebody_else_changed_since_is_left_alone() {
     let record = record("foreign");
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
     let mut settings = Fake::new();
-    let changes = plan_sysctls(&model, &settings).unwrap();
+    let changes = plan_sysctls(&model, &[], &settings).unwrap();
     apply(&changes, &mut settings, &record).unwrap();
     let foreign = "net/ipv4/conf/eth0/send_redirects";
     settings.0.insert(foreign.to_owned(), "2".to_owned());
@@ -193,22 +197,81 @@ fn a_second_run_does_not_take_the_first_runs_values_for_the_operators() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
     let before = Fake::new().0;
     let mut settings = Fake::new();
-    let changes = plan_sysctls(&model, &settings).unwrap();
+    let changes = plan_sysctls(&model, &[], &settings).unwrap();
     apply(&changes, &mut settings, &record).unwrap();
     // Somebody set one in between, and the daemon sets it again.
     let key = "net/ipv4/conf/eth0/forwarding";
     settings.0.insert(key.to_owned(), "2".to_owned());
-    let changes = plan_sysctls(&model, &settings).unwrap();
+    let changes = plan_sysctls(&model, &[], &settings).unwrap();
     assert_eq!(keys(&changes), [key]);
     apply(&changes, &mut settings, &record).unwrap();
     restore(&mut settings, &record).unwrap();
     assert_eq!(settings.0, before);
 }
 
+/// A VLAN device whose frames come in by interface 1, which is `lo` everywhere.
+fn vlan(name: &str) -> Device {
+    Device {
+        name: name.to_owned(),
+        ifindex: 9,
+        mac: [2; 6],
+        mtu: 1500,
+        is_bridge: false,
+        is_blocked: false,
+        egress: 1,
+        tags: [0x8100_000a, 0],
+        ways: vec![Way {
+            ifindex: 1,
+            tags: [0x8100_000a, 0],
+            egress: 1,
+        }],
+    }
+}
+
+#[test]
+fn below_vlan_devices_tags_stay_in_the_frames() {
+    let model = model(&[("192.0.2.1", ForwardingMethod::L2Dsr)]);
+    let mut settings = Fake::new();
+    let key = "ethtool/lo/rxvlan";
+    let devices = [vlan("lo.10"), vlan("lo.11")];
+    assert_eq!(
+        plan_sysctls(&model, &devices, &settings).unwrap(),
+        [],
+        "a driver that doesn't know the feature"
+    );
+    settings.0.insert(key.to_owned(), "on".to_owned());
+    let changes = plan_sysctls(&model, &devices, &settings).unwrap();
+    assert_eq!(keys(&changes), [key]);
+    assert_eq!(changes[0].wants, "off");
+    let text = explain(&changes);
+    assert!(text.contains("ethtool -K lo rxvlan off"), "{text}");
+    let mut untagged = vlan("lo");
+    untagged.ways[0].tags = [0; 2];
+    assert_eq!(plan_sysctls(&model, &[untagged], &settings).unwrap(), []);
+    settings.0.insert(key.to_owned(), "off".to_owned());
+    assert_eq!(plan_sysctls(&model, &devices, &settings).unwrap(), []);
+}
+
+#[test]
+fn nat_over_vlan_devices_needs_forwarding_on_these() {
+    let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
+    let mut settings = Fake::new();
+    for setting in ["forwarding", "send_redirects"] {
+        let key = format!("net/ipv4/conf/eth0.10/{setting}");
+        let value = if setting == "forwarding" { "0" } else { "1" };
+        settings.0.insert(key, value.to_owned());
+    }
+    let changes = plan_sysctls(&model, &[vlan("eth0.10")], &settings).unwrap();
+    for setting in ["forwarding", "send_redirects"] {
+        let key = format!("net/ipv4/conf/eth0.10/{setting}");
+        assert!(keys(&changes).contains(&key.as_str()), "{key}");
+    }
+}
+
 #[test]
 fn the_explanation_lists_what_to_set_and_what_it_is() {
     let model = model(&[("192.0.2.1", ForwardingMethod::Nat)]);
-    let text = explain(&plan_sysctls(&model, &Fake::new()).unwrap());
+    let text = explain(&plan_sysctls(&model, &[], &Fake::new()).unwrap());
     assert!(
         text.contains("net.ipv4.conf.eth0.forwarding = 1    # is 0"),
         "{text}"

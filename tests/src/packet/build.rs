@@ -60,6 +60,7 @@ pub struct Packet {
     vlans: Vec<(u16, u16)>,
     ttl: u8,
     tos: u8,
+    flow_label: u32,
     id: u32,
     dont_fragment: bool,
     /// (offset in bytes, more fragments)
@@ -89,6 +90,7 @@ impl Packet {
             vlans: vec![],
             ttl: 64,
             tos: 0,
+            flow_label: 0,
             id: 0x1234,
             dont_fragment: true,
             fragment: None,
@@ -196,6 +198,12 @@ impl Packet {
         self
     }
 
+    /// IPv6 flow label, 20 bits.
+    pub fn flow_label(mut self, label: u32) -> Self {
+        self.flow_label = label;
+        self
+    }
+
     /// IP identification; IPv4 takes the low 16 bits.
     pub fn id(mut self, id: u32) -> Self {
         self.id = id;
@@ -249,9 +257,16 @@ impl Packet {
         self
     }
 
-    /// Appends an 802.1Q tag.
-    pub fn vlan(mut self, id: u16) -> Self {
-        self.vlans.push((ethertype::VLAN, id));
+    /// Appends an 802.1Q tag: VLAN id, and priority in the upper four bits.
+    pub fn vlan(mut self, tci: u16) -> Self {
+        self.vlans.push((ethertype::VLAN, tci));
+        self
+    }
+
+    /// The tags instead of those so far, outermost first: EtherType and tag
+    /// control information.
+    pub fn tags(mut self, tags: &[(u16, u16)]) -> Self {
+        self.vlans = tags.to_vec();
         self
     }
 
@@ -356,7 +371,8 @@ impl Packet {
             chain.push(*next);
             chain.extend(body);
         }
-        let mut out = vec![0x60 | self.tos >> 4, self.tos << 4, 0, 0];
+        let start = 6 << 28 | u32::from(self.tos) << 20 | self.flow_label;
+        let mut out = start.to_be_bytes().to_vec();
         out.extend(length16(chain.len() + body.len()));
         out.extend([numbers[0], self.ttl]);
         out.extend(source);

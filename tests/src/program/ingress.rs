@@ -43,6 +43,31 @@ impl Program {
         })
     }
 
+    /// Runs one frame through the program as if the driver had left only
+    /// `room` bytes before it, of the 216 that there usually are for it.
+    pub fn run_with_headroom(&self, room: usize, frame: &[u8]) -> Result<Outcome> {
+        // Metadata stands before the frame and takes its room.
+        let metadata = 216 - room;
+        let data = [vec![0; metadata], frame.to_vec()].concat();
+        let (start, end) = (u32::try_from(metadata)?, u32::try_from(data.len())?);
+        let mut context = Vec::with_capacity(CONTEXT_WORDS * 4);
+        for word in [start, end, 0, 1, 0, 0] {
+            context.extend(word.to_ne_bytes());
+        }
+        let mut out = vec![0; data.len() + 256];
+        let result = self.lb()?.test_run(TestRunOptions {
+            data_in: Some(&data),
+            data_out: Some(&mut out),
+            ctx_in: Some(&context),
+            ..TestRunOptions::new()
+        })?;
+        out.truncate(result.data_size_out as usize);
+        Ok(Outcome {
+            action: result.return_value,
+            frame: out,
+        })
+    }
+
     /// The kernel's jiffies, as leases in `OWNERS` count them.
     pub fn jiffies(&mut self) -> Result<u64> {
         let program: &Xdp = self

@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::Result;
 use lb_common::{
-    abi::{ServiceEntry, feature, map, method, service_flag},
+    abi::{LinkEntry, ServiceEntry, feature, map, method, service_flag},
     slot::SlotWord,
 };
 use lb_tests::{
@@ -277,7 +277,10 @@ impl Lab {
                 backend.address.ip(),
                 backend.address.port(),
                 (spec.vip.ip(), spec.vip.port()),
-                (backend.mac.0, u16::try_from(backend.link % 256)?),
+                (
+                    backend.mac.0,
+                    u16::try_from(LinkEntry::place(backend.link, [0; 2]))?,
+                ),
             );
             self.program.set_member(member, entry)?;
             if spec.method == method::NAT {

@@ -19,4 +19,6 @@ mod reply_route;
 mod reset;
 mod sample;
 mod tracked;
+mod tunnel;
 mod unbalanced;
+mod vlan;

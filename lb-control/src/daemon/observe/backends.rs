@@ -56,7 +56,7 @@ impl Observer {
                         slots: u64::from(row.slots),
                         next_hop: NextHopStatus {
                             resolved: row.next_hop_resolved,
-                            detail: String::new(),
+                            ..NextHopStatus::default()
                         },
                         totals,
                         rates,
@@ -175,15 +175,18 @@ fn next_hop<D>(
             NextHopStatus {
                 resolved: true,
                 detail: format!("{} on {}", mac.join(":"), link(hop.ifindex)),
+                mtu: Some(hop.mtu),
             }
         }
         Some(Err(reason)) => NextHopStatus {
             resolved: row.is_some_and(|row| row.next_hop_resolved),
             detail: reason.to_string(),
+            mtu: None,
         },
         None => NextHopStatus {
             resolved: row.is_some_and(|row| row.next_hop_resolved),
             detail: "not looked up yet".into(),
+            mtu: None,
         },
     }
 }

@@ -1,6 +1,7 @@
 //! From the command line to a daemon that is ready to serve.
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -154,6 +155,7 @@ impl Daemon {
             neighbours,
             targets,
             groups: SolicitedNodes::default(),
+            vlans: BTreeSet::new(),
             state_dir: options.state_dir.clone(),
             metrics,
             told_ready: false,

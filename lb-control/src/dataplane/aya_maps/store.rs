@@ -108,6 +108,19 @@ impl MapStore for AyaMaps {
         Ok(())
     }
 
+    fn set_mtu(&mut self, id: u32, mtu: u16) -> Result<(), StoreError> {
+        const WORD: usize = std::mem::offset_of!(MemberEntry, mtu) / 8;
+        let word = self.member_word(id, WORD)?;
+        // Nobody else writes it.
+        let mut bytes = word.load(Relaxed).to_ne_bytes();
+        let at = std::mem::offset_of!(MemberEntry, mtu) % 8;
+        for (to, from) in bytes.iter_mut().skip(at).zip(mtu.to_ne_bytes()) {
+            *to = from;
+        }
+        word.store(u64::from_ne_bytes(bytes), Relaxed);
+        Ok(())
+    }
+
     fn slot(&self, index: u32) -> Result<SlotWord, StoreError> {
         self.slots
             .words()

@@ -6,6 +6,7 @@ use lb_common::{
     abi::{LinkEntry, MemberEntry, ReplyEntry, ReplyKey, method},
     member::MemberState,
     net::{Addr, Be16, NextHop},
+    tunnel,
 };
 
 use super::{BackendCondition, BackendKey, Builder, Condition, DesiredError};
@@ -53,9 +54,10 @@ impl Builder<'_> {
                 });
             }
             let next_hop = self.next_hop(backend.address, member);
+            let mtu = self.mtu(backend.address, member, key.method);
             self.state
                 .members
-                .insert(member, key.entry(state, next_hop.0));
+                .insert(member, key.entry(state, next_hop.0, mtu));
             self.replies(service, backend, member)?;
         }
         Ok((shares, nobody_up))
@@ -112,7 +114,7 @@ impl Builder<'_> {
                 .state
                 .links
                 .iter()
-                .find(|(_, link)| link.device == hop.ifindex)
+                .find(|(_, link)| link.match_ifindex == hop.ifindex && link.match_tags == [0; 2])
                 .map_or(NextHop::UNRESOLVED, |(index, _)| {
                     NextHop::new(hop.mac, *index)
                 }),
@@ -131,7 +133,7 @@ impl Builder<'_> {
                 snapshot
                     .members
                     .values()
-                    .find(|m| (m.address, m.family) == (address, family))
+                    .find(|m| (m.address, m.outer_family) == (address, family))
             })
             .map_or(NextHop::UNRESOLVED, MemberEntry::next_hop);
         let same_link = |links: &BTreeMap<u16, LinkEntry>| links.get(&hop.link()).map(|l| l.device);
@@ -139,6 +141,23 @@ impl Builder<'_> {
             hop
         } else {
             NextHop::UNRESOLVED
+        }
+    }
+
+    /// Longest packet towards a backend, where that matters: in tunnels. What
+    /// isn't known now stays what it was.
+    fn mtu(&self, address: IpAddr, member: u32, method: u8) -> u16 {
+        if !tunnel::is_tunnel(method) {
+            return 0;
+        }
+        match self.runtime.next_hops.get(&address) {
+            Some(hop) => u16::try_from(hop.mtu).unwrap_or(u16::MAX),
+            None => self
+                .given
+                .snapshot
+                .members
+                .get(&member)
+                .map_or(0, |m| m.mtu),
         }
     }
 
@@ -185,13 +204,15 @@ impl Builder<'_> {
                 }
                 _ => MemberState::DEAD,
             };
-            let address = entry.address.to_ip(entry.family);
+            let address = entry.address.to_ip(entry.outer_family);
             let next_hop = self.next_hop(address, id);
+            let mtu = self.mtu(address, id, entry.method);
             self.state.members.insert(
                 id,
                 MemberEntry {
                     state: state.0,
                     next_hop: next_hop.0,
+                    mtu,
                     ..*entry
                 },
             );
@@ -221,12 +242,14 @@ impl Builder<'_> {
 }
 
 fn member_key(service: &Service, backend: &Backend, id: u32) -> MemberKey {
-    let (address, family) = Addr::from_ip(backend.address);
-    let (vip, _) = Addr::from_ip(service.address);
+    let (address, outer_family) = Addr::from_ip(backend.address);
+    let (vip, family) = Addr::from_ip(service.address);
     let (method, port) = match service.forwarding {
         ForwardingMethod::L2Dsr => (method::L2_DSR, None),
         ForwardingMethod::Nat => (method::NAT, backend.port),
         ForwardingMethod::FullNat => (method::FULL_NAT, backend.port),
+        ForwardingMethod::Ipip => (method::IPIP, None),
+        ForwardingMethod::Gue => (method::GUE, None),
     };
     let vip_port = port.and(ports::single_port(&service.ports));
     MemberKey {
@@ -237,6 +260,7 @@ fn member_key(service: &Service, backend: &Backend, id: u32) -> MemberKey {
         vip_port: Be16::new(vip_port.unwrap_or(0)),
         method,
         family,
+        outer_family,
         protocol: service.protocol.number(),
     }
 }

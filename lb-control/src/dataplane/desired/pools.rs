@@ -20,7 +20,7 @@ impl Builder<'_> {
     pub(super) fn service_flags(&self, service: &Service, pool: &Pool) -> u16 {
         let is_on_link = |address: IpAddr| self.links_of(address).next().is_some();
         match service.forwarding {
-            ForwardingMethod::L2Dsr => 0,
+            ForwardingMethod::L2Dsr | ForwardingMethod::Ipip | ForwardingMethod::Gue => 0,
             ForwardingMethod::FullNat => service_flag::FULL_NAT,
             ForwardingMethod::Nat => {
                 let mut flags = 0;

@@ -112,8 +112,10 @@ impl Condition {
 pub struct Hop {
     /// Its MAC address.
     pub mac: Mac,
-    /// Interface it is reached by.
+    /// Device it is reached by.
     pub ifindex: u32,
+    /// Longest packet that reaches the backend, in bytes.
+    pub mtu: u32,
 }
 
 /// A device that packets come in by and go out by.
