@@ -111,10 +111,15 @@ pub mod program {
     /// Place in `PROGRAMS` of what sends packets on with a head of another
     /// length: in a tunnel, or with other VLAN tags.
     pub const HEAD: u32 = 6;
+    /// Place in `PROGRAMS` of what looks up flows in tracked slots.
+    pub const TRACKED: u32 = 7;
+    /// Place in `PROGRAMS` of what notes flows whose replies are recognised one
+    /// by one.
+    pub const EXPECT: u32 = 8;
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 7] = [
+    pub const TAILS: [&str; 9] = [
         "lb_neighbour",
         "lb_icmp",
         "lb_reply",
@@ -122,6 +127,8 @@ pub mod program {
         "lb_binding",
         "lb_reset",
         "lb_head",
+        "lb_tracked",
+        "lb_expect",
     ];
 }
 

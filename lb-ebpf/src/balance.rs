@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, feature, link_flag, program, service_flag},
+    abi::{ServiceEntry, Work, feature, link_flag, program, service_flag},
     counter::DropReason,
     hash,
     net::{Addr, family},
@@ -16,7 +16,7 @@ use crate::{
     maps,
     packet::{Ethernet, Packet},
     parse::{self, Parsed, What},
-    reset, sample, select, stats,
+    reset, select,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -88,7 +88,18 @@ fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return unserved(frame, parsed);
     };
-    match balance(frame, parsed, service) {
+    settle(frame, parsed, service, balance(frame, parsed, service))
+}
+
+/// What becomes of a packet of a service, or why nothing does.
+#[inline(always)]
+fn settle(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &ServiceEntry,
+    outcome: Result<Verdict, DropReason>,
+) -> Verdict {
+    match outcome {
         Ok(verdict) => verdict,
         Err(DropReason::BackendGone) => reset::begin(frame, parsed, service.id),
         Err(reason) => Verdict::drop(service.id, reason as u32),
@@ -116,22 +127,36 @@ fn balance(
         return Ok(frame.hand_over(parsed, program::FULL_NAT));
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
-    let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
-    let link = forward::reachable(frame, parsed, member)?;
-    if forward::changes_head(frame, link, member) {
-        return Ok(frame.change_head(parsed, id, flow_hash));
+    let slot = select::slot(service, flow_hash)?;
+    if slot.word.is_tracked() {
+        return Ok(frame.pass_on(parsed, 0, flow_hash, program::TRACKED));
     }
-    let verdict = match forward::to_member(frame, parsed, service, id, link, member) {
-        // The backend has a flow from this very address and port, to another
-        // service: this one gets another source.
-        Err(DropReason::ReplyConflict) if full_nat::has_pool(frame.config, tuple.family) => {
-            return Ok(frame.hand_over(parsed, program::FULL_NAT));
-        }
-        sent => sent?,
+    let id = slot.word.current();
+    let member = select::member(service, id, parsed.kind())?;
+    forward::to_member(frame, parsed, service, flow_hash, id, member)
+}
+
+/// A packet of a service in a tracked slot: its flow is looked up.
+#[inline(always)]
+pub fn tracked(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
+    let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
+        return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
-    stats::forwarded(id, parsed.frame_bytes().into(), connections);
-    Ok(verdict)
+    let outcome = to_tracked(frame, parsed, service, work.flow_hash);
+    settle(frame, parsed, service, outcome)
+}
+
+#[inline(always)]
+fn to_tracked(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &'static ServiceEntry,
+    flow_hash: u64,
+) -> Result<Verdict, DropReason> {
+    let slot = select::slot(service, flow_hash)?;
+    let id = select::tracked(frame.config, service, &slot, flow_hash, parsed.kind());
+    let member = select::member(service, id, parsed.kind())?;
+    forward::to_member(frame, parsed, service, flow_hash, id, member)
 }
 
 /// A TCP or UDP packet that no service is there for.

@@ -5,7 +5,6 @@ use lb_common::{
         CORE_LIMIT_RESETS, Config, LimitKey, RESETS_PER_SECOND, ServiceEntry, SourceKey, source,
     },
     counter::DropReason,
-    limit::Bucket,
     net::{Addr, family},
     track::Kind,
 };

@@ -1,46 +1,52 @@
 //! How a packet reaches the member that gets it: one file a forwarding method.
 
 use lb_common::{
-    abi::{LinkEntry, MemberEntry, ServiceEntry, link_flag, method, service_flag},
+    abi::{LinkEntry, MemberEntry, ServiceEntry, link_flag, method, program, service_flag},
     counter::DropReason,
     tunnel::is_tunnel,
 };
 
-use crate::{frame::Frame, parse::Parsed, reply, verdict::Verdict};
+use crate::{frame::Frame, lookup, parse::Parsed, sample, stats, verdict::Verdict};
 
 pub mod l2;
 pub mod nat;
 pub mod tunnel;
 
-/// Rewrites a whole TCP or UDP packet for member `id`, which is reached by
-/// `link`, and sends it on its way. All refusals come before the first change
-/// of the packet.
+/// Sends a whole TCP or UDP packet to member `id`, which was selected for it. All
+/// refusals come before the first change of the packet.
 #[inline(always)]
 pub fn to_member(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &ServiceEntry,
+    flow_hash: u64,
     id: u32,
-    link: &LinkEntry,
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
-    expect_reply(frame, parsed, service, id, member)?;
-    send(frame, parsed, link, member)
+    if member.method == method::NAT && lookup::has_flag(service, service_flag::REPLY_FLOWS) {
+        return Ok(frame.pass_on(parsed, id, flow_hash, program::EXPECT));
+    }
+    deliver(frame, parsed, service, flow_hash, id, member)
 }
 
-/// Makes sure that the reply will be recognised, where that needs a flow.
+/// As [`to_member`], when the reply is sure to be recognised.
 #[inline(always)]
-pub fn expect_reply(
+pub fn deliver(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &ServiceEntry,
+    flow_hash: u64,
     id: u32,
     member: &MemberEntry,
-) -> Result<(), DropReason> {
-    if member.method == method::NAT && service.flags & service_flag::REPLY_FLOWS != 0 {
-        reply::expect(frame.config, service, parsed, id)?;
+) -> Result<Verdict, DropReason> {
+    let link = reachable(frame, parsed, member)?;
+    if changes_head(frame, link, member) {
+        return Ok(frame.pass_on(parsed, id, flow_hash, program::HEAD));
     }
-    Ok(())
+    let verdict = send(frame, parsed, link, member)?;
+    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
+    stats::forwarded(id, parsed.frame_bytes().into(), connections);
+    Ok(verdict)
 }
 
 /// Whether a packet that is sent by `link` needs a head of another length:

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{Config, LinkEntry, Tags, Work, link_flag, program},
+    abi::{Config, LinkEntry, Tags, Work, link_flag},
     counter::DropReason,
 };
 
@@ -108,18 +108,19 @@ impl Frame<'_> {
         };
         parsed.leave(work);
         work.link = self.link;
+        work.detail = 0;
         Verdict::hand_over(place)
     }
 
-    /// Leaves a packet of the flow with this hash to the program that sends it
-    /// to `member` with another head.
+    /// Leaves a packet of the flow with this hash, on its way to `member`, to the
+    /// program at `place`.
     #[inline(always)]
-    pub fn change_head(&self, parsed: &Parsed, member: u32, flow_hash: u64) -> Verdict {
+    pub fn pass_on(&self, parsed: &Parsed, member: u32, flow_hash: u64, place: u32) -> Verdict {
         if let Some(work) = maps::work() {
             work.member = member;
             work.flow_hash = flow_hash;
         }
-        self.hand_over(parsed, program::HEAD)
+        self.hand_over(parsed, place)
     }
 
     /// Whether packets that are sent by `link` have the tags that this one has.

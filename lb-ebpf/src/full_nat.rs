@@ -59,13 +59,17 @@ const fn has(config: &Config, family: u8, v4: u32, v6: u32) -> bool {
     config.features & feature != 0
 }
 
+/// What comes along in `Work` with a packet whose client's port is in use towards
+/// the same backend.
+pub const CONFLICT: u32 = 1;
+
 /// A packet of a client, on its way to a service.
 #[inline(always)]
-pub fn client(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
+pub fn client(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    match to_backend(frame, parsed, service) {
+    match to_backend(frame, parsed, service, work.detail == CONFLICT) {
         Ok(verdict) => verdict,
         Err(DropReason::NoBinding) if lookup::has_flag(service, service_flag::RESET) => {
             reset::begin(frame, parsed, service.id)
@@ -79,6 +83,7 @@ fn to_backend(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &'static ServiceEntry,
+    is_conflict: bool,
 ) -> Result<Verdict, DropReason> {
     let config = frame.config;
     let flow_hash = hash_of(config, parsed);
@@ -91,16 +96,15 @@ fn to_backend(
         if is_full && !opens {
             return Err(DropReason::NoBinding);
         }
-        let (id, member) = select::member(config, service, flow_hash, parsed.kind())?;
+        let id = select::id(config, service, flow_hash, parsed.kind());
+        let member = select::member(service, id, parsed.kind())?;
         let is_bound = is_full || (opens && takes_new(config, service, parsed));
         if !is_bound {
-            // Under NAT a connection may be older than the pool.
-            let link = forward::reachable(frame, parsed, member)?;
-            if forward::changes_head(frame, link, member) {
-                return Ok(frame.change_head(parsed, id, flow_hash));
+            if is_conflict {
+                return Err(DropReason::ReplyConflict);
             }
-            let verdict = forward::to_member(frame, parsed, service, id, link, member)?;
-            return Ok(counted(frame, parsed, service, flow_hash, id, verdict));
+            // Under NAT a connection may be older than the pool.
+            return forward::to_member(frame, parsed, service, flow_hash, id, member);
         }
         forward::reachable(frame, parsed, member)?;
         index = new(config, service.id, parsed, flow_hash, id);

@@ -60,7 +60,6 @@ fn forward(
             return Ok(Verdict::too_big(service.id, fitting));
         }
     } else {
-        forward::expect_reply(frame, parsed, service, id, member)?;
         forward::rewrite(frame, parsed, link, member)?;
     }
     let mac = MacWords::of(member.next_hop());

@@ -61,6 +61,18 @@ pub fn lb_reply(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, reply::handle).finish(&ctx)
 }
 
+/// Packets in tracked slots.
+#[xdp(frags)]
+pub fn lb_tracked(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, balance::tracked).finish(&ctx)
+}
+
+/// Packets whose replies have to be recognised by flow.
+#[xdp(frags)]
+pub fn lb_expect(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, reply::expect).finish(&ctx)
+}
+
 /// Connections whose backend is gone.
 #[xdp(frags)]
 pub fn lb_reset(ctx: XdpContext) -> u32 {

@@ -15,6 +15,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Config, LinkEntry, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work, link_flag,
+        program,
     },
     counter::{DropReason, Event},
     flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
@@ -24,9 +25,9 @@ use lb_common::{
 
 use crate::{
     clock,
-    forward::{Way, nat},
+    forward::{self, Way, nat},
     frame::Frame,
-    full_nat, head, maps,
+    full_nat, head, lookup, maps,
     maps::Flows,
     packet::{MacWords, Packet},
     parse::Parsed,
@@ -45,18 +46,38 @@ fn idle(config: &Config, open_units: u32) -> Idle {
     }
 }
 
-/// Makes sure that the reply to a packet on its way to `member` will be
-/// recognised. One client port towards one backend port belongs to one member
-/// at a time, whatever the VIP.
+/// A packet on its way to a member whose replies are recognised by flow: one
+/// client port towards one backend port belongs to one member at a time,
+/// whatever the VIP.
 #[inline(always)]
-pub fn expect(
-    config: &Config,
-    service: &ServiceEntry,
+pub fn expect(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
+    let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
+        return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
+    };
+    match expected(frame, parsed, service, work) {
+        Ok(verdict) => verdict,
+        // This flow gets another source.
+        Err(DropReason::ReplyConflict) if full_nat::has_pool(frame.config, parsed.family()) => {
+            let verdict = frame.hand_over(parsed, program::FULL_NAT);
+            work.detail = full_nat::CONFLICT;
+            verdict
+        }
+        Err(reason) => Verdict::drop(service.id, reason as u32),
+    }
+}
+
+#[inline(always)]
+fn expected(
+    frame: &Frame<'_>,
     parsed: &Parsed,
-    id: u32,
-) -> Result<(), DropReason> {
-    match reserve(config, service.idle_units, parsed, id) {
-        RESERVED => Ok(()),
+    service: &ServiceEntry,
+    work: &Work,
+) -> Result<Verdict, DropReason> {
+    let (id, flow_hash) = (work.member, work.flow_hash);
+    let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
+    forward::reachable(frame, parsed, member)?;
+    match reserve(frame.config, service.idle_units, parsed, id) {
+        RESERVED => forward::deliver(frame, parsed, service, flow_hash, id, member),
         CONFLICT => Err(DropReason::ReplyConflict),
         _ => Err(DropReason::ReplyTableFull),
     }

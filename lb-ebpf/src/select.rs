@@ -51,21 +51,30 @@ impl track::World for World<'_> {
     }
 }
 
-/// The member's id and record.
+/// The slot of a flow.
+#[inline(always)]
+pub fn slot(service: &ServiceEntry, flow_hash: u64) -> Result<Slot, DropReason> {
+    let index = scale(hash::tag(flow_hash), service.slot_size).wrapping_add(service.slot_offset);
+    maps::slot(index).ok_or(DropReason::Inconsistent)
+}
+
+/// The member of a flow in a slot as it stands.
+#[inline(always)]
+pub fn id(config: &Config, service: &ServiceEntry, flow_hash: u64, kind: Kind) -> u32 {
+    match slot(service, flow_hash) {
+        Ok(slot) if slot.word.is_tracked() => tracked(config, service, &slot, flow_hash, kind),
+        Ok(slot) => slot.word.current(),
+        Err(_) => 0,
+    }
+}
+
+/// The record of the member that was selected.
 #[inline(always)]
 pub fn member(
-    config: &Config,
     service: &ServiceEntry,
-    flow_hash: u64,
+    id: u32,
     kind: Kind,
-) -> Result<(u32, &'static MemberEntry), DropReason> {
-    let index = scale(hash::tag(flow_hash), service.slot_size).wrapping_add(service.slot_offset);
-    let slot = maps::slot(index).ok_or(DropReason::Inconsistent)?;
-    let id = if slot.word.is_tracked() {
-        tracked(config, service, &slot, flow_hash, kind)
-    } else {
-        slot.word.current()
-    };
+) -> Result<&'static MemberEntry, DropReason> {
     if id == 0 {
         return Err(DropReason::NoBackend);
     }
@@ -81,11 +90,12 @@ pub fn member(
     if member.service != service.id {
         return Err(DropReason::Inconsistent);
     }
-    Ok((id, member))
+    Ok(member)
 }
 
+/// The member of a flow in a tracked slot; zero if there is none.
 #[inline(never)]
-fn tracked(
+pub fn tracked(
     config: &Config,
     service: &ServiceEntry,
     slot: &Slot,
