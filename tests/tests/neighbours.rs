@@ -447,9 +447,9 @@ fn settings_for_nat_are_made_in_the_namespace_and_put_back() {
         bench.lb.sysctl("net/ipv4/conf/all/send_redirects", "1")?;
         let before = read()?;
         bench.lb.run(|| -> Result<()> {
-            let changes = sysctl::plan_sysctls(&nat, &ProcSys)?;
+            let changes = sysctl::plan_sysctls(&nat, &[], &ProcSys)?;
             sysctl::apply(&changes, &mut ProcSys, &record)?;
-            let left = sysctl::plan_sysctls(&nat, &ProcSys)?;
+            let left = sysctl::plan_sysctls(&nat, &[], &ProcSys)?;
             ensure!(left.is_empty(), "{left:?}");
             Ok(())
         })??;
