@@ -16,7 +16,7 @@ const BUDGETS: [(&str, u32); 8] = [
     (program::TAILS[program::ICMP as usize], 10_000),
     (program::TAILS[program::REPLY as usize], 100_000),
     (program::TAILS[program::RESET as usize], 10_000),
-    (program::TAILS[program::FULL_NAT as usize], 70_000),
+    (program::TAILS[program::FULL_NAT as usize], 90_000),
     (program::TAILS[program::BINDING as usize], 10_000),
 ];
 
