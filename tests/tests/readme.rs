@@ -259,6 +259,9 @@ fn every_map_is_explained() {
         map::CLOCK,
         map::PROGRAMS,
         map::WORK,
+        map::SOURCES,
+        map::CORE_LIMITS,
+        map::SOURCE_LIMITS,
     ]
     .map(str::to_owned)
     .into();

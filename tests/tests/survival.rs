@@ -47,7 +47,6 @@ fn start(kind: Kind, adapt: impl FnOnce(&mut Config)) -> Result<Site> {
     };
     Site::echo(kind, &options, |config| {
         config.set_dataplane("dead_after", "1s");
-        adapt(config);
         for pool in &mut config.pools {
             pool.backends.truncate(3);
         }
@@ -63,6 +62,7 @@ fn start(kind: Kind, adapt: impl FnOnce(&mut Config)) -> Result<Site> {
             })
             .collect();
         config.services.extend(udp);
+        adapt(config);
     })
 }
 
