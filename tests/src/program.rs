@@ -9,7 +9,7 @@ use aya::{
     maps::{
         Array, HashMap, Map, MapData, PerCpuArray, ProgramArray, lpm_trie::Key, lpm_trie::LpmTrie,
     },
-    programs::{ProgramInfo, TestRun as _, Xdp},
+    programs::{ProgramError, ProgramInfo, TestRun as _, Xdp},
 };
 use lb_common::{
     abi::{self, Config, LinkEntry, MemberEntry, MemberStats, SampleEntry, ServiceEntry, map},
@@ -113,9 +113,7 @@ impl Program {
                 .program_mut(name)
                 .context("the object lacks a program")?
                 .try_into()?;
-            program
-                .load()
-                .with_context(|| format!("the kernel refused the program {name}"))?;
+            load(program).with_context(|| format!("the kernel refused the program {name}"))?;
         }
         // Held by its pin and, beyond that, by this.
         let map = ebpf
@@ -397,6 +395,21 @@ impl Program {
     /// The sizes it was loaded with.
     pub fn sizes(&self) -> Sizes {
         self.sizes
+    }
+}
+
+/// The verifier gives up with EAGAIN when a signal arrives meanwhile.
+fn load(program: &mut Xdp) -> Result<(), ProgramError> {
+    let mut attempts = 1;
+    loop {
+        match program.load() {
+            Err(ProgramError::LoadError { io_error, .. })
+                if io_error.raw_os_error() == Some(libc::EAGAIN) && attempts < 20 =>
+            {
+                attempts += 1;
+            }
+            result => return result,
+        }
     }
 }
 

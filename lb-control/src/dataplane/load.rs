@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfLoader,
-    programs::{TestRun as _, TestRunOptions, Xdp},
+    programs::{ProgramError, TestRun as _, TestRunOptions, Xdp},
 };
 use lb_common::abi::{ABI_VERSION, ClockReading, map, program};
 
@@ -92,7 +92,7 @@ fn load(model: &Model, capacity: Capacity, adopted: bool) -> Result<Loaded, Plan
     let mut tails = Vec::new();
     for name in [program::LB, program::CLOCK].iter().chain(&program::TAILS) {
         let program = xdp(&mut ebpf, name)?;
-        program.load().map_err(|e| refused("program", &e))?;
+        verified(program).map_err(|e| refused("program", &e))?;
         let verified = program.info().ok();
         verified_instructions = verified
             .and_then(|info| info.verified_instruction_count())
@@ -120,6 +120,21 @@ fn load(model: &Model, capacity: Capacity, adopted: bool) -> Result<Loaded, Plan
         neighbour_requests,
         ebpf,
     })
+}
+
+/// Has the kernel verify and take a program. It gives up with EAGAIN when a
+/// signal arrives meanwhile.
+fn verified(program: &mut Xdp) -> Result<(), ProgramError> {
+    const ATTEMPTS: u32 = 20;
+    let mut attempt = 1;
+    loop {
+        match program.load() {
+            Err(error) if attempt < ATTEMPTS && os_error(&error) == Some(libc::EAGAIN) => {
+                attempt += 1;
+            }
+            result => return result,
+        }
+    }
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp, PlaneError> {
