@@ -236,7 +236,7 @@ fn find_in<T: FlowTable>(
         if entry.tag() == tag && !entry.is_empty() && accept(entry) {
             return Some(Found {
                 bucket,
-                word,
+                word: table.blur(word),
                 entry,
             });
         }
