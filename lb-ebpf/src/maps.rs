@@ -179,7 +179,7 @@ pub fn member_state(id: u32) -> MemberState {
     })
 }
 
-/// Whether a source is allowed: a value of [`source`].
+/// Whether a source is allowed: a value of [`mod@source`].
 #[inline(always)]
 pub fn source(key: SourceKey) -> u32 {
     let key = Key::new(SOURCE_KEY_FIXED_BITS + 128, key);
@@ -207,7 +207,7 @@ pub fn take_from_source(key: &LimitKey, take: impl FnOnce(limit::Bucket) -> limi
         None => {
             let first = take(limit::Bucket::default());
             // Where there is no room, the limit of the core is what holds.
-            let _ = SOURCE_LIMITS.insert(key, &first.0, 0);
+            let _ = SOURCE_LIMITS.insert(key, first.0, 0);
             true
         }
     }

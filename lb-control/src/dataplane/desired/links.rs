@@ -54,11 +54,7 @@ fn entries(link: &Link) -> impl Iterator<Item = LinkEntry> {
             ..entry
         });
     let key = |entry: &LinkEntry| (entry.match_ifindex, entry.match_tags);
-    std::iter::once(entry)
-        .chain(ways.filter(move |way| key(way) != key(&entry)))
-        // The data path sends frames with the tags they came with: VLANs are
-        // left to the kernel until it can change them.
-        .filter(|entry| entry.tags == [0; 2])
+    std::iter::once(entry).chain(ways.filter(move |way| key(way) != key(&entry)))
 }
 
 fn place(
