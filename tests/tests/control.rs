@@ -88,6 +88,12 @@ fn a_dead_server_is_taken_out_in_time_and_brought_back() {
             took >= interval * (fall - 2),
             "taken out after {took:?} already"
         );
+        // The verdict is logged before the slots are moved, milliseconds later.
+        wait_for("the slots to be moved", SOON, || {
+            let log = site.daemon.log();
+            let since = log.split_once(down);
+            since.is_some_and(|(_, rest)| rest.contains("data path changed"))
+        })?;
         let without = all_succeed(&site, "without backend-1")?;
         ensure!(!without.per_server.contains_key("backend-1"), "{without:?}");
         row_is(
