@@ -3,7 +3,8 @@
 //! `parse` says what a packet is, `lookup` whose it is, `select` which member
 //! gets it, `forward` how. That is the program `lb`; the rest are programs that
 //! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `reply`
-//! translates what comes back. `frame` is what they all start from. Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
+//! translates what comes back. `frame` is what they all start from. Packet
+//! memory is touched in `packet` alone, map memory in `maps` alone. What can be
 //! decided without either stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
