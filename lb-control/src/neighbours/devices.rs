@@ -4,13 +4,10 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use lb_common::abi::Tags;
 use serde::Serialize;
 
 use super::Link;
-
-/// VLAN tags of a frame, the outer one first: TPID in the upper half, VLAN id
-/// in the lower 12 bits; zero where there is none.
-pub type Tags = [u32; 2];
 
 /// A VLAN on a VLAN on a bond that is a bridge's port: nothing sound is deeper.
 const MAX_DEPTH: u32 = 4;
