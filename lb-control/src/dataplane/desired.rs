@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Config, LinkEntry, ServiceEntry, Tunnel, feature, owner},
+    abi::{Config, LinkEntry, ServiceEntry, Tunnel, feature, owner, service_flag},
     binding::{self, Ring},
     clock, limit,
     net::{Addr, Be16},
