@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, Work, feature, link_flag, program, service_flag},
+    abi::{ServiceEntry, feature, link_flag, program, service_flag},
     counter::DropReason,
     hash,
     net::{Addr, family},
@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     defence, forward,
-    frame::{self, Frame},
+    frame::{self, Frame, Handed},
     full_nat,
     lookup::{self, Vip},
     maps,
@@ -138,11 +138,11 @@ fn balance(
 
 /// A packet of a service in a tracked slot: its flow is looked up.
 #[inline(always)]
-pub fn tracked(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
+pub fn tracked(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    let outcome = to_tracked(frame, parsed, service, work.flow_hash);
+    let outcome = to_tracked(frame, parsed, service, handed.flow_hash);
     settle(frame, parsed, service, outcome)
 }
 

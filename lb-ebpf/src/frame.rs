@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{Config, LinkEntry, Tags, Work, link_flag},
+    abi::{Config, LinkEntry, Tags, link_flag},
     counter::DropReason,
 };
 
@@ -26,6 +26,15 @@ pub struct Frame<'a> {
     pub ingress: &'static LinkEntry,
     /// Its index in `LINKS`.
     pub link: u32,
+}
+
+/// What another program said of the packet it handed over: of `Work`'s fields
+/// those that it set.
+pub struct Handed {
+    pub service: u32,
+    pub member: u32,
+    pub detail: u32,
+    pub flow_hash: u64,
 }
 
 /// The headers before the network layer's.
@@ -103,12 +112,18 @@ impl Frame<'_> {
     /// Leaves the packet to the program at `place`.
     #[inline(always)]
     pub fn hand_over(&self, parsed: &Parsed, place: u32) -> Verdict {
+        self.tell(parsed, place, 0)
+    }
+
+    /// Leaves the packet to the program at `place`, which is told `detail`.
+    #[inline(always)]
+    pub fn tell(&self, parsed: &Parsed, place: u32, detail: u32) -> Verdict {
         let Some(work) = maps::work() else {
             return INCONSISTENT;
         };
         parsed.leave(work);
         work.link = self.link;
-        work.detail = 0;
+        work.detail = detail;
         Verdict::hand_over(place)
     }
 
@@ -138,7 +153,7 @@ const INCONSISTENT: Verdict = Verdict::drop(NO_SERVICE, DropReason::Inconsistent
 #[inline(always)]
 pub fn resumed(
     ctx: &XdpContext,
-    go_on: impl FnOnce(&Frame<'_>, &Parsed, &mut Work) -> Verdict,
+    go_on: impl FnOnce(&Frame<'_>, &Parsed, &Handed) -> Verdict,
 ) -> Verdict {
     let packet = Packet::new(ctx);
     let (Some(ethernet), Some(config), Some(work)) =
@@ -159,5 +174,11 @@ pub fn resumed(
         link,
     };
     let parsed = Parsed::resume(work);
-    go_on(&frame, &parsed, work)
+    let handed = Handed {
+        service: work.service,
+        member: work.member,
+        detail: work.detail,
+        flow_hash: work.flow_hash,
+    };
+    go_on(&frame, &parsed, &handed)
 }

@@ -7,7 +7,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
 };
 use lb_common::{
-    abi::{Config, MemberEntry, ServiceEntry, VipKey, Work, feature, service_flag},
+    abi::{Config, MemberEntry, ServiceEntry, VipKey, feature, service_flag},
     binding::{self, End, Flow, Opened, Ring, Side},
     counter::{DropReason, Event},
     flow::FlowTable as _,
@@ -20,7 +20,7 @@ use lb_common::{
 use crate::{
     clock,
     forward::{self, nat},
-    frame::Frame,
+    frame::{Frame, Handed},
     head, lookup,
     maps::{self, Flows, bindings},
     packet::{MacWords, Packet},
@@ -59,17 +59,17 @@ const fn has(config: &Config, family: u8, v4: u32, v6: u32) -> bool {
     config.features & feature != 0
 }
 
-/// What comes along in `Work` with a packet whose client's port is in use towards
+/// What is told with a packet whose client's port is in use towards
 /// the same backend.
 pub const CONFLICT: u32 = 1;
 
 /// A packet of a client, on its way to a service.
 #[inline(always)]
-pub fn client(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
+pub fn client(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    match to_backend(frame, parsed, service, work.detail == CONFLICT) {
+    match to_backend(frame, parsed, service, handed.detail == CONFLICT) {
         Ok(verdict) => verdict,
         Err(DropReason::NoBinding) if lookup::has_flag(service, service_flag::RESET) => {
             reset::begin(frame, parsed, service.id)
@@ -266,7 +266,7 @@ fn new(config: &Config, service: u32, parsed: &Parsed, flow_hash: u64, member: u
 
 /// A packet to an address of the pool: a backend's answer, or nobody's.
 #[inline(always)]
-pub fn backend(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
+pub fn backend(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
     let mut flow = Behind::default();
     if !behind(frame.config, parsed, &mut flow) {
         return Verdict::drop(NO_SERVICE, DropReason::NoBinding as u32);

@@ -2,7 +2,7 @@
 //! outer headers, with other VLAN tags, or both, in one step.
 
 use lb_common::{
-    abi::{LinkEntry, ServiceEntry, Tags, Work, link_flag},
+    abi::{LinkEntry, ServiceEntry, Tags, link_flag},
     counter::DropReason,
     hash::bucket_bits,
     net::{Be16, family},
@@ -11,7 +11,7 @@ use lb_common::{
 
 use crate::{
     forward::{self, tunnel as outer},
-    frame::Frame,
+    frame::{Frame, Handed},
     lookup, maps,
     packet::{ETHERNET, Ethernet, Header, MacWords, Packet, Vlan, grow},
     parse::Parsed,
@@ -25,11 +25,11 @@ const ETHER_IPV6: Be16 = Be16::new(0x86dd);
 
 /// Sends a packet to the member that was chosen for it.
 #[inline(always)]
-pub fn to_member(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
+pub fn to_member(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    match forward(frame, parsed, service, work) {
+    match forward(frame, parsed, service, handed) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
@@ -40,9 +40,9 @@ fn forward(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &'static ServiceEntry,
-    work: &mut Work,
+    handed: &Handed,
 ) -> Result<Verdict, DropReason> {
-    let (id, flow_hash) = (work.member, work.flow_hash);
+    let (id, flow_hash) = (handed.member, handed.flow_hash);
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     let link = forward::reachable(frame, parsed, member)?;
     let hash = bucket_bits(flow_hash);

@@ -2,14 +2,13 @@
 //! exists nowhere else.
 
 use lb_common::{
-    abi::Work,
     checksum::Delta,
     counter::{DropReason, Event},
 };
 
 use crate::{
     balance::can_be_replied_to,
-    frame::Frame,
+    frame::{Frame, Handed},
     lookup::{self, Vip},
     packet::{Header, Icmp, MacWords},
     parse::Parsed,
@@ -21,7 +20,7 @@ const TTL: u8 = 64;
 
 /// A message that is addressed to this interface.
 #[inline(always)]
-pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
+pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::No => Verdict::PASS,
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),

@@ -2,14 +2,14 @@
 //! node owns. The kernel never sees these questions.
 
 use lb_common::{
-    abi::{Work, program},
+    abi::program,
     checksum::fold,
     counter::Event,
     net::{Addr, Be16, family},
 };
 
 use crate::{
-    frame::Frame,
+    frame::{Frame, Handed},
     lookup,
     packet::{Arp, Ethernet, Header, Ipv6, LinkLayerOption, MacWords, Neighbour, resize},
     parse::{Parsed, What},
@@ -25,7 +25,7 @@ const ADVERTISEMENT_BYTES: usize = MESSAGE_BYTES + 8;
 
 /// An ARP packet or a message of neighbour discovery.
 #[inline(always)]
-pub fn answer(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
+pub fn answer(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
     match parsed.what() {
         What::Icmp => ndp(frame, parsed),
         _ => arp(frame, parsed),

@@ -14,7 +14,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work, link_flag,
+        Config, LinkEntry, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, link_flag,
         program,
     },
     counter::{DropReason, Event},
@@ -26,7 +26,7 @@ use lb_common::{
 use crate::{
     clock,
     forward::{self, Way, nat},
-    frame::Frame,
+    frame::{Frame, Handed},
     full_nat, head, lookup, maps,
     maps::Flows,
     packet::{MacWords, Packet},
@@ -50,17 +50,15 @@ fn idle(config: &Config, open_units: u32) -> Idle {
 /// client port towards one backend port belongs to one member at a time,
 /// whatever the VIP.
 #[inline(always)]
-pub fn expect(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
+pub fn expect(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    match expected(frame, parsed, service, work) {
+    match expected(frame, parsed, service, handed) {
         Ok(verdict) => verdict,
         // This flow gets another source.
         Err(DropReason::ReplyConflict) if full_nat::has_pool(frame.config, parsed.family()) => {
-            let verdict = frame.hand_over(parsed, program::FULL_NAT);
-            work.detail = full_nat::CONFLICT;
-            verdict
+            frame.tell(parsed, program::FULL_NAT, full_nat::CONFLICT)
         }
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
@@ -71,9 +69,9 @@ fn expected(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &ServiceEntry,
-    work: &Work,
+    handed: &Handed,
 ) -> Result<Verdict, DropReason> {
-    let (id, flow_hash) = (work.member, work.flow_hash);
+    let (id, flow_hash) = (handed.member, handed.flow_hash);
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     forward::reachable(frame, parsed, member)?;
     match reserve(frame.config, service.idle_units, parsed, id) {
@@ -215,7 +213,7 @@ fn member_of_flow(config: &Config, parsed: &Parsed) -> u32 {
 
 /// A packet that isn't addressed to us: a reply to translate, or none of ours.
 #[inline(always)]
-pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
+pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
     match member_of(frame.config, parsed) {
         0 => Verdict::PASS,
         id => translate(frame, parsed, id),

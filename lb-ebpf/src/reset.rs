@@ -2,7 +2,7 @@
 //! VIP, whatever the forwarding method.
 
 use lb_common::{
-    abi::{Work, program},
+    abi::program,
     checksum::fold,
     counter::{DropReason, Event},
     net::{Be16, protocol},
@@ -12,7 +12,7 @@ use lb_common::{
 
 use crate::{
     defence,
-    frame::Frame,
+    frame::{Frame, Handed},
     maps,
     packet::{self, Ethernet, Ipv4, Ipv6, MacWords, Packet, Tcp},
     parse::Parsed,
@@ -40,8 +40,8 @@ pub fn begin(frame: &Frame<'_>, parsed: &Parsed, service: u32) -> Verdict {
 
 /// A TCP segment of a flow whose member is gone.
 #[inline(always)]
-pub fn handle(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
-    let service = work.service;
+pub fn handle(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
+    let service = handed.service;
     if parsed.kind() == Kind::Rst || !defence::may_reset(frame.config) {
         return Verdict::drop(service, DropReason::BackendGone as u32);
     }

@@ -207,13 +207,14 @@ fn is_delivered(mutator: &Mutator, to: [u8; 6]) -> bool {
     }
     let is_v4 = backend.family == 4;
     let kind = if is_v4 { [8, 0] } else { [0x86, 0xdd] };
-    if half(&mutator.before, 6) != kind || half(&mutator.after, 6) != kind {
+    let tags = priority_tags(&mutator.before);
+    if half(&mutator.before, 6 + tags) != kind || half(&mutator.after, 6 + tags) != kind {
         return false;
     }
     let mut i = 0;
     while i < 4 {
         // Halves of words: IPv4 at byte 30, IPv6 at 38.
-        let at = if is_v4 { 15 } else { 19 } + 2 * i;
+        let at = if is_v4 { 15 } else { 19 } + tags + 2 * i;
         let [vip, address] = [
             backend.vip[i].to_ne_bytes(),
             backend.address[i].to_ne_bytes(),
@@ -230,6 +231,22 @@ fn is_delivered(mutator: &Mutator, to: [u8; 6]) -> bool {
         i += 1;
     }
     backend.is_untouched == 0 || is_same_from(mutator, 12)
+}
+
+/// Halves of words that VLAN tags with a priority only take up, which change
+/// nothing: two for each of at most two tags (IEEE 802.1Q §9.6).
+#[inline(always)]
+fn priority_tags(frame: &[u64; WORDS]) -> usize {
+    let mut tags = 0;
+    while tags < 4 {
+        let [high, low] = half(frame, 7 + tags);
+        let is_tag = matches!(half(frame, 6 + tags), [0x81, 0] | [0x88, 0xa8]);
+        if !is_tag || high & 15 != 0 || low != 0 {
+            break;
+        }
+        tags += 2;
+    }
+    tags
 }
 
 /// Two bytes of a frame.

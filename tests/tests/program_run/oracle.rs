@@ -84,6 +84,20 @@ fn is_owned(services: &[Known], address: IpAddr) -> bool {
     vip(services, address) == Some(true)
 }
 
+/// Bytes of the frame's first VLAN tags, two at most, that have a priority only.
+pub fn priority_tags(frame: &[u8]) -> usize {
+    let is_tag = |at: usize| {
+        frame.len() >= at + 4
+            && matches!(u16_at(frame, at), 0x8100 | 0x88a8)
+            && u16_at(frame, at + 2) & 0xfff == 0
+    };
+    match (is_tag(12), is_tag(16)) {
+        (true, true) => 8,
+        (true, false) => 4,
+        (false, _) => 0,
+    }
+}
+
 /// The fate of a frame that came in by the ingress link.
 pub fn fate(services: &[Known], frame: &[u8]) -> Fate {
     let is_ours = frame[..6] == OWN_MAC.0;

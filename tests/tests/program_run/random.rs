@@ -19,7 +19,7 @@ use lb_tests::{
 
 use crate::{
     lab::{Lab, OWN_MAC, ROUTER_MAC, Spec, at, backend_mac, ip},
-    oracle::{Fate, Known, Place, Segment, fate, u16_at},
+    oracle::{self, Fate, Known, Place, Segment, fate, u16_at},
 };
 
 /// Frames between two comparisons of the counters.
@@ -358,8 +358,20 @@ fn check_echo(frame: &[u8], place: Place, got: &Outcome) {
     assert_eq!(got.frame, with_checksums_of(expected, &got.frame, place, 2));
 }
 
-/// The frame became what it had to; what has to be counted for it.
+/// The frame became what it had to; what has to be counted for it. A VLAN tag
+/// with a priority only changes nothing, and stays (IEEE 802.1Q §9.6).
 pub fn check(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'static str)> {
+    let tags = oracle::priority_tags(frame);
+    assert_eq!(got.frame[12..12 + tags], frame[12..12 + tags], "tags");
+    let without = |frame: &[u8]| [&frame[..12], &frame[12 + tags..]].concat();
+    let got = Outcome {
+        action: got.action,
+        frame: without(&got.frame),
+    };
+    check_untagged(known, &without(frame), &got)
+}
+
+fn check_untagged(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'static str)> {
     match fate(known, frame) {
         Fate::Pass | Fate::Claim if got.action != action::PASS => {
             panic!("action {} instead of passing", got.action)

@@ -91,13 +91,15 @@ fn with_full_nat_a_client_port_serves_two_services_at_one_backend() -> Result<()
     const FIRST: u16 = 2000;
     for case in cases() {
         let (mut lab, _, second) = rivals(case)?;
-        let pools = [(ip("192.0.2.99"), 1), (ip("2001:db8::99"), 100)];
-        for (address, base) in pools {
+        let addresses = [(ip("192.0.2.99"), 1), (ip("2001:db8::99"), 100)];
+        for (address, base) in addresses {
             lab.program.add_pool(address, base, FIRST, 8)?;
         }
+        let pools = feature::POOL_V4 | feature::POOL_V6;
+        let open_pools = feature::OPEN_POOL_V4 | feature::OPEN_POOL_V6;
         lab.program
-            .configure(|c| c.features |= feature::POOL_V4 | feature::POOL_V6)?;
-        let source = (pools[usize::from(!case.v4)].0, FIRST).into();
+            .configure(|c| c.features |= pools | open_pools)?;
+        let source = (addresses[usize::from(!case.v4)].0, FIRST).into();
         let syn = to_second(case);
         let syn = if syn.is_tcp() {
             syn.flags(tcp_flags::SYN)
