@@ -6,9 +6,11 @@
 
 use crate::net::{Addr, Be16, NextHop};
 
+mod fragment;
 mod link;
 mod work;
 
+pub use fragment::{FragmentEntry, FragmentKey, direction};
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use work::Work;
 
@@ -60,6 +62,10 @@ pub mod map {
     pub const PROGRAMS: &str = "PROGRAMS";
     /// Per-CPU `[Work; 1]`: what is handed over with the packet.
     pub const WORK: &str = "WORK";
+    /// LRU hash: [`super::FragmentKey`] to [`super::FragmentEntry`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Per-CPU `[u64; 1]`: [`crate::limit::Bucket`] of generated ICMP errors.
+    pub const ICMP_LIMIT: &str = "ICMP_LIMIT";
 }
 
 /// Names of the programs in the object.
@@ -75,10 +81,20 @@ pub mod program {
     pub const ICMP: u32 = 1;
     /// Place in `PROGRAMS` of what translates replies.
     pub const REPLY: u32 = 2;
+    /// Place in `PROGRAMS` of what answers with ICMP and ICMPv6 errors.
+    pub const ICMP_ERROR: u32 = 3;
+    /// Place in `PROGRAMS` of what takes fragments.
+    pub const FRAGMENT: u32 = 4;
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 3] = ["lb_neighbour", "lb_icmp", "lb_reply"];
+    pub const TAILS: [&str; 5] = [
+        "lb_neighbour",
+        "lb_icmp",
+        "lb_reply",
+        "lb_icmp_error",
+        "lb_fragment",
+    ];
 }
 
 /// Entries of the `OWNERS` map.
@@ -124,6 +140,11 @@ pub struct Config {
     pub reply_buckets: u32,
     /// Flows are sampled where these bits of the hash's lower half are zero.
     pub sample_mask: u32,
+    /// [`crate::limit::second`].
+    pub second_steps: u32,
+    /// [`crate::limit::cost`] of a generated ICMP error on one core; zero: none
+    /// is sent.
+    pub icmp_cost: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -377,7 +398,7 @@ macro_rules! layout {
 }
 
 layout! {
-    Config = 56,
+    Config = 64,
     ServiceKey = 20,
     RangeKey = 20,
     ServiceEntry = 64,
@@ -387,7 +408,9 @@ layout! {
     ReplyEntry = 4,
     MemberEntry = 64,
     LinkEntry = 40,
-    Work = 64,
+    Work = 72,
+    FragmentKey = 40,
+    FragmentEntry = 16,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

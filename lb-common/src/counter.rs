@@ -52,7 +52,7 @@ names! {
         Malformed = "malformed",
         /// The frame ends within a header.
         Truncated = "truncated",
-        /// A fragment; fragments can't be matched to a flow yet.
+        /// A fragment that didn't follow its first one, or one of an ICMP message.
         Fragment = "fragment",
         /// More IPv6 extension headers than are walked, or one that can't be.
         ExtensionHeaders = "extension_headers",
@@ -60,7 +60,8 @@ names! {
         TtlExceeded = "ttl_exceeded",
         /// Addressed to a VIP with a protocol that isn't balanced.
         UnknownProtocol = "unknown_protocol",
-        /// An ICMP message to a VIP other than an echo request.
+        /// An ICMP message to a VIP that is neither an echo request nor an error
+        /// about a TCP or UDP packet.
         Icmp = "icmp",
         /// A source address that can't be replied to.
         BadSource = "bad_source",
@@ -71,6 +72,10 @@ names! {
         ReplyTableFull = "reply_table_full",
         /// The route to the client says unreachable, prohibited or blackhole.
         NoRoute = "no_route",
+        /// Longer than the way to the backend carries.
+        TooBig = "too_big",
+        /// An ICMP error about a packet that no service's backend sent.
+        IcmpUnmatched = "icmp_unmatched",
         /// The maps contradict each other; a bug, or somebody else wrote them.
         Inconsistent = "inconsistent",
     }
@@ -98,6 +103,12 @@ names! {
         ReplyUnmatched = "reply_unmatched",
         /// Replies left to the kernel untouched because forwarding is off.
         ForwardingOff = "forwarding_off",
+        /// ICMP errors of flows that were forwarded.
+        IcmpForwarded = "icmp_forwarded",
+        /// ICMP errors that the data path sent to clients.
+        IcmpErrorSent = "icmp_error_sent",
+        /// ICMP errors that were due, but too many for one second.
+        IcmpLimited = "icmp_limited",
     }
 }
 

@@ -16,6 +16,7 @@ pub mod clock;
 pub mod counter;
 pub mod flow;
 pub mod hash;
+pub mod limit;
 pub mod member;
 pub mod net;
 pub mod slot;

@@ -2,14 +2,14 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, feature, program},
+    abi::{ServiceEntry, direction, feature, program},
     counter::DropReason,
     hash,
     net::{Addr, family},
 };
 
 use crate::{
-    forward,
+    forward, fragment,
     frame::{self, Frame},
     lookup::{self, Vip},
     maps,
@@ -67,21 +67,22 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     };
     let parsed = parsed.forget(config.hash_key[0]);
     match parsed.what() {
-        What::Segment if for_us => segment(&frame, &parsed),
+        What::Segment if for_us => segment(&frame, &parsed, false),
         What::Icmp if parsed.is_discovery() => frame.hand_over(&parsed, program::NEIGHBOUR),
         What::Icmp if for_us => frame.hand_over(&parsed, program::ICMP),
+        What::Fragment if for_us => frame.hand_over(&parsed, program::FRAGMENT),
         What::Bad if for_us => bad(&parsed),
         _ => Verdict::PASS,
     }
 }
 
-/// A whole TCP or UDP packet.
+/// A TCP or UDP packet: whole, or the first fragment.
 #[inline(always)]
-fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+pub fn segment(frame: &Frame<'_>, parsed: &Parsed, is_fragment: bool) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return unserved(frame, parsed);
     };
-    match balance(frame, parsed, service) {
+    match balance(frame, parsed, service, is_fragment) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
@@ -93,6 +94,7 @@ fn balance(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &'static ServiceEntry,
+    is_fragment: bool,
 ) -> Result<Verdict, DropReason> {
     let tuple = &parsed.tuple();
     if !lookup::owns(service.owner) {
@@ -104,6 +106,12 @@ fn balance(
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
     let verdict = forward::to_member(frame, parsed, service, id, member)?;
+    if verdict.is_drop() {
+        return Ok(frame.tell(parsed, verdict));
+    }
+    if is_fragment {
+        fragment::remember(frame, parsed, id, direction::REQUEST);
+    }
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
     Ok(verdict)
@@ -124,7 +132,7 @@ fn unserved(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
 
 /// A packet that can't be balanced.
 #[inline(always)]
-fn bad(parsed: &Parsed) -> Verdict {
+pub fn bad(parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::No => Verdict::PASS,
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),

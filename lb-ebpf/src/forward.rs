@@ -5,13 +5,14 @@ use lb_common::{
     counter::DropReason,
 };
 
-use crate::{frame::Frame, parse::Parsed, reply, verdict::Verdict};
+use crate::{frame::Frame, maps, parse::Parsed, reply, verdict::Verdict};
 
 pub mod l2;
 pub mod nat;
 
-/// Rewrites a whole TCP or UDP packet for member `id` and sends it on its way.
-/// All refusals come before the first change of the packet.
+/// Rewrites a TCP or UDP packet (whole, or the first fragment) for member `id`
+/// and sends it on its way. All refusals come before the first change of the
+/// packet; those that its sender is to be told of are verdicts.
 #[inline(always)]
 pub fn to_member(
     frame: &Frame<'_>,
@@ -23,15 +24,22 @@ pub fn to_member(
     if !member.next_hop().is_resolved() {
         return Err(DropReason::NoNeighbour);
     }
+    let link = maps::link(member.next_hop().link().into()).ok_or(DropReason::NoNeighbour)?;
+    // Nobody but its sender can make it smaller, also where it may be
+    // fragmented: this program can't, and under direct server return the kernel
+    // has no route for it.
+    if frame.is_too_big(parsed, link) {
+        return Ok(Verdict::too_big(service.id, link.mtu as u16));
+    }
     if member.method == method::NAT {
         if !nat::has_hop(&frame.packet, parsed) {
-            return Err(DropReason::TtlExceeded);
+            return Ok(Verdict::drop(service.id, DropReason::TtlExceeded as u32));
         }
         if service.flags & service_flag::REPLY_FLOWS != 0 {
             reply::expect(frame.config, service, parsed, id)?;
         }
     }
-    let link = l2::address(frame.ethernet, member)?;
+    l2::address(frame.ethernet, member.next_hop(), link);
     if member.method == method::NAT {
         nat::hop(&frame.packet, parsed);
         nat::rewrite(

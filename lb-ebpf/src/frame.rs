@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{Config, LinkEntry, Tags, Work},
+    abi::{Config, LinkEntry, Tags, Work, program},
     counter::DropReason,
 };
 
@@ -81,7 +81,28 @@ impl Frame<'_> {
         };
         parsed.leave(work);
         work.link = self.link;
+        work.detail = 0;
         Verdict::hand_over(place)
+    }
+
+    /// Leaves a packet that is dropped with `verdict` to the program that tells
+    /// its sender.
+    #[inline(always)]
+    pub fn tell(&self, parsed: &Parsed, verdict: Verdict) -> Verdict {
+        let handed_over = self.hand_over(parsed, program::ICMP_ERROR);
+        if let Some(work) = maps::work() {
+            verdict.leave(work);
+        }
+        handed_over
+    }
+
+    /// Whether a packet is longer than `link` carries. One that is longer than
+    /// its own link carries was put together by the kernel from several (GRO),
+    /// which takes it apart again.
+    #[inline(always)]
+    pub fn is_too_big(&self, parsed: &Parsed, link: &LinkEntry) -> bool {
+        let bytes = parsed.frame_bytes().wrapping_sub(parsed.network_offset() as u32);
+        bytes > link.mtu && bytes <= self.ingress.mtu
     }
 }
 

@@ -10,18 +10,19 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
     programs::XdpContext,
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
+        ClockReading, Config, FragmentEntry, FragmentKey, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
         MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
         RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, Tags,
         VipEntry, VipKey, Work, program::TAILS,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},
+    limit::Bucket as Limit,
     member::MemberState,
     slot::SlotWord,
 };
@@ -74,6 +75,10 @@ static CLOCK: Array<ClockReading> = Array::pinned(1, BPF_F_MMAPABLE);
 static PROGRAMS: ProgramArray = ProgramArray::pinned(TAILS.len() as u32, 0);
 #[map]
 static WORK: PerCpuArray<Work> = PerCpuArray::pinned(1, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::pinned(64, 0);
+#[map]
+static ICMP_LIMIT: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);
 
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
@@ -145,6 +150,36 @@ pub fn link(index: u32) -> Option<&'static LinkEntry> {
 pub fn work() -> Option<&'static mut Work> {
     // SAFETY: the element is this core's, and XDP programs don't nest on one.
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Where the first fragment of a packet went.
+#[inline(always)]
+pub fn fragment(key: &FragmentKey) -> Option<FragmentEntry> {
+    // SAFETY: a copy is made at once. The element may be given to another packet
+    // meanwhile, so its reader compares what it says with the member's record.
+    unsafe { FRAGMENTS.get(key) }.copied()
+}
+
+/// Notes where the first fragment of a packet went. Where there is no room the
+/// later ones are dropped.
+#[inline(always)]
+pub fn note_fragment(key: &FragmentKey, entry: &FragmentEntry) {
+    let _ = FRAGMENTS.insert(key, entry, 0);
+}
+
+/// Takes a token from this core's bucket of ICMP errors, if `take` finds one.
+#[inline(always)]
+pub fn take_icmp(take: impl FnOnce(Limit) -> Limit) -> bool {
+    let Some(at) = ICMP_LIMIT.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: a valid element, this core's.
+    unsafe {
+        let before = Limit(*at);
+        let after = take(before);
+        *at = after.0;
+        after != before
+    }
 }
 
 /// Goes on as the program at `place`; comes back where there is none.

@@ -3,7 +3,7 @@
 use core::mem::size_of;
 
 use aya_ebpf::{
-    helpers::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use lb_common::net::{Addr, Be16, Mac, NextHop};
@@ -71,6 +71,9 @@ pub unsafe trait Wire: Copy {}
 // SAFETY: bytes.
 unsafe impl<const N: usize> Wire for [u8; N] {}
 
+// SAFETY: an integer.
+unsafe impl Wire for u32 {}
+
 impl Packet {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
@@ -110,6 +113,17 @@ pub fn resize(ctx: &XdpContext, by: i32) -> Option<Packet> {
     // SAFETY: the context is the program's own. All headers taken before are
     // invalid from here on; the caller takes them anew from the result.
     if unsafe { bpf_xdp_adjust_tail(ctx.ctx, by) } != 0 {
+        return None;
+    }
+    Some(Packet::new(ctx))
+}
+
+/// Grows the frame at its start by `by` bytes, or shrinks it where that is
+/// negative, and gives its new bounds; nothing if there is no room.
+#[inline(always)]
+pub fn grow(ctx: &XdpContext, by: i32) -> Option<Packet> {
+    // SAFETY: as in `resize`.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -by) } != 0 {
         return None;
     }
     Some(Packet::new(ctx))
@@ -279,7 +293,9 @@ fields! {
     }
     Ipv4 {
         version_ihl: set_version_ihl, u8;
+        tos: set_tos, u8;
         total_length: set_total_length, Be16;
+        id: set_id, u16;
         fragment: set_fragment, Be16;
         ttl_protocol: set_ttl_protocol, [u8; 2];
         checksum: set_checksum, u16;

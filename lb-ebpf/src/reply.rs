@@ -6,14 +6,15 @@ use core::mem::size_of;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
+        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
+        BPF_FIB_LKUP_RET_NO_NEIGH,
         BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
         BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as bpf_fib_lookup_abi,
     },
     helpers::bpf_fib_lookup,
 };
 use lb_common::{
-    abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work},
+    abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work, direction},
     counter::{DropReason, Event},
     flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
     hash::{self, Tuple},
@@ -23,6 +24,7 @@ use lb_common::{
 use crate::{
     clock,
     forward::nat,
+    fragment,
     frame::Frame,
     maps,
     maps::Flows,
@@ -125,13 +127,23 @@ fn reserve(config: &Config, idle_units: u32, parsed: &Parsed, id: u32) -> u32 {
 
 #[inline(always)]
 fn same_backend(id: u32, member: &MemberEntry) -> bool {
-    maps::member(id).is_some_and(|m| m.address == member.address && m.protocol == member.protocol)
+    is_backend(id, member.address, member.protocol)
 }
 
 /// Id of the member that a packet from a backend is a reply of; zero if none.
 #[inline(never)]
 fn member_of(config: &Config, parsed: &Parsed) -> u32 {
-    let tuple = parsed.tuple();
+    match named(&parsed.tuple()) {
+        None => 0,
+        Some(0) => member_of_flow(config, parsed),
+        Some(member) => member,
+    }
+}
+
+/// The member that gets what `tuple` sends as a reply; zero: the one that the
+/// flow names.
+#[inline(always)]
+fn named(tuple: &Tuple) -> Option<u32> {
     let mut key = ReplyKey {
         address: tuple.source,
         port: tuple.source_port,
@@ -143,11 +155,38 @@ fn member_of(config: &Config, parsed: &Parsed) -> u32 {
         key.port = Be16::default();
         entry = maps::reply(&key);
     }
-    match entry {
+    entry.map(|entry| entry.member)
+}
+
+/// Id of the member that `tuple` is a reply of; zero if none. Nothing is changed
+/// or counted.
+#[inline(never)]
+pub fn peek(config: &Config, tuple: &Tuple) -> u32 {
+    match named(tuple) {
         None => 0,
-        Some(entry) if entry.member != 0 => entry.member,
-        Some(_) => member_of_flow(config, parsed),
+        Some(0) => {
+            let hash = hash::flow_hash(config.hash_key, tuple);
+            peek_flow(config, hash, tuple)
+        }
+        Some(member) => member,
     }
+}
+
+#[inline(never)]
+fn peek_flow(config: &Config, hash: u64, tuple: &Tuple) -> u32 {
+    let key = FlowKey::new(hash, config.reply_buckets);
+    let found = flow::find(&Flows::replies(config), key, |entry| {
+        is_backend(entry.member(), tuple.source, tuple.protocol)
+    });
+    let idle = idle(config, config.longest_idle_units);
+    found
+        .filter(|found| found.entry.is_live(clock::ticks(config), idle))
+        .map_or(0, |found| found.entry.member())
+}
+
+#[inline(always)]
+fn is_backend(id: u32, address: Addr, protocol: u8) -> bool {
+    maps::member(id).is_some_and(|m| m.address == address && m.protocol == protocol)
 }
 
 #[inline(never)]
@@ -163,7 +202,7 @@ fn member_of_flow(config: &Config, parsed: &Parsed) -> u32 {
     let source = parsed.source();
     let protocol = parsed.protocol();
     let found = flow::find(&flows, key, |entry| {
-        maps::member(entry.member()).is_some_and(|m| m.address == source && m.protocol == protocol)
+        is_backend(entry.member(), source, protocol)
     });
     if let Some(found) = found
         && found
@@ -184,57 +223,100 @@ fn member_of_flow(config: &Config, parsed: &Parsed) -> u32 {
 
 /// A packet that isn't addressed to us: a reply to translate, or none of ours.
 #[inline(always)]
-pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
-    match member_of(frame.config, parsed) {
+pub fn handle(frame: &Frame<'_>, parsed: &Parsed, work: &mut Work) -> Verdict {
+    let detail = work.detail;
+    let id = if detail == fragment::reply::LATER {
+        work.member
+    } else {
+        member_of(frame.config, parsed)
+    };
+    match id {
         0 => Verdict::PASS,
-        id => translate(frame, parsed, id),
+        id => translate(frame, parsed, id, detail),
     }
 }
 
-/// A reply of member `id`.
+/// A reply of member `id`, or a fragment of one: see [`fragment::reply`].
 #[inline(never)]
-fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
+fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32, detail: u32) -> Verdict {
     let Some(member) = maps::member(id) else {
         return Verdict::PASS;
     };
-    // The route is asked before anything is changed: what is for this host (the
-    // answer to a health check) or stays on its link is never translated.
+    let (verdict, done) = route_and(frame, parsed, member, || {
+        rewrite_source(&frame.packet, parsed, member, detail)
+    });
+    if done {
+        stats::replied(id, parsed.frame_bytes().into());
+        if detail == fragment::reply::FIRST {
+            fragment::remember(frame, parsed, id, direction::REPLY);
+        }
+    }
+    verdict
+}
+
+/// Sends a packet to a client with the VIP of `member` as its source, which
+/// `rewrite` writes, and says whether it did. The route is asked before
+/// anything is changed: what is for this host (the answer to a health check) or
+/// stays on its link is never translated.
+#[inline(always)]
+pub fn route_and(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    member: &MemberEntry,
+    rewrite: impl FnOnce() -> bool,
+) -> (Verdict, bool) {
     let mut fib = FibParameters::default();
     let egress = match route(frame, parsed, member, &mut fib) {
         BPF_FIB_LKUP_RET_SUCCESS => maps::link(maps::find_link(fib.ifindex, [0; 2])),
-        BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
+        BPF_FIB_LKUP_RET_NOT_FWDED => return (Verdict::PASS, false),
+        // The kernel tells the backend; otherwise it makes fragments.
+        BPF_FIB_LKUP_RET_FRAG_NEEDED if !may_be_fragmented(frame, parsed) => {
+            return (Verdict::PASS, false);
+        }
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
             stats::event(member.service, Event::ForwardingOff);
-            return Verdict::PASS;
+            return (Verdict::PASS, false);
         }
         BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
-            return Verdict::drop(member.service, DropReason::NoRoute as u32);
+            let reason = DropReason::NoRoute as u32;
+            return (Verdict::drop(member.service, reason), false);
         }
         _ => None,
     };
+    // The kernel tells the backend that no hop is left.
     if !nat::has_hop(&frame.packet, parsed) {
-        return Verdict::drop(member.service, DropReason::TtlExceeded as u32);
+        return (Verdict::PASS, false);
     }
-    if !rewrite_source(&frame.packet, parsed, member) {
-        return Verdict::drop(member.service, DropReason::Malformed as u32);
+    if !rewrite() {
+        let reason = DropReason::Malformed as u32;
+        return (Verdict::drop(member.service, reason), false);
     }
-    stats::replied(id, parsed.frame_bytes().into());
     let Some(link) = egress else {
         // The kernel resolves the neighbour, or knows a way that we don't; it
         // uses up the hop itself.
         stats::event(member.service, Event::ReplyUnresolved);
-        return Verdict::PASS;
+        return (Verdict::PASS, true);
     };
     nat::hop(&frame.packet, parsed);
     frame
         .ethernet
         .set_destination(MacWords::new(fib.destination_mac));
     frame.ethernet.set_source(MacWords::new(link.mac));
-    Verdict::send(link.ifindex, frame.ingress.ifindex)
+    (Verdict::send(link.ifindex, frame.ingress.ifindex), true)
+}
+
+/// Whether routers may fragment the packet (RFC 791 §3.1; RFC 8200 §4.5).
+#[inline(always)]
+fn may_be_fragmented(frame: &Frame<'_>, parsed: &Parsed) -> bool {
+    let ip = parsed.ipv4(&frame.packet).filter(|_| parsed.is_v4());
+    ip.is_some_and(|ip| ip.fragment().get() & 0x4000 == 0)
 }
 
 #[inline(never)]
-fn rewrite_source(packet: &Packet, parsed: &Parsed, member: &MemberEntry) -> bool {
+fn rewrite_source(packet: &Packet, parsed: &Parsed, member: &MemberEntry, detail: u32) -> bool {
+    if detail == fragment::reply::LATER {
+        return nat::rewrite_address(packet, parsed, nat::End::Source, member.vip).is_ok();
+    }
     nat::rewrite(
         packet,
         parsed,
@@ -274,6 +356,11 @@ fn route(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry, fib: &mut Fib
     fib.address_family = if parsed.is_v4() { AF_INET } else { AF_INET6 };
     fib.l4_protocol = parsed.protocol();
     fib.ifindex = frame.ingress.device;
+    let bytes = parsed.end(&frame.packet).wrapping_sub(parsed.network_offset()) as u32;
+    // A longer one was put together by the kernel, which takes it apart again.
+    if bytes <= frame.ingress.mtu {
+        fib.total_length = bytes as u16;
+    }
     fib.source = member.vip;
     fib.destination = parsed.destination();
     // SAFETY: the context is the program's own, the parameters are on the stack

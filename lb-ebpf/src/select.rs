@@ -74,16 +74,45 @@ pub fn member(
     Ok((id, member))
 }
 
-#[inline(never)]
-fn tracked(
+/// Id of the member that a flow is with, for what is no sign of life of it. Nothing is
+/// changed or counted.
+#[inline(always)]
+pub fn peek(
     config: &Config,
     service: &ServiceEntry,
-    slot: &Slot,
     flow_hash: u64,
-    kind: Kind,
-) -> u32 {
+) -> Result<u32, DropReason> {
+    let index = scale(hash::tag(flow_hash), service.slot_size).wrapping_add(service.slot_offset);
+    let slot = maps::slot(index).ok_or(DropReason::Inconsistent)?;
+    let id = if slot.word.is_tracked() {
+        peek_tracked(config, service, &slot, flow_hash)
+    } else {
+        slot.word.current()
+    };
+    let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
+    if id == 0 || !MemberState(member.state).serves() {
+        return Err(DropReason::NoBackend);
+    }
+    if member.service != service.id {
+        return Err(DropReason::Inconsistent);
+    }
+    Ok(id)
+}
+
+#[inline(never)]
+fn peek_tracked(config: &Config, service: &ServiceEntry, slot: &Slot, flow_hash: u64) -> u32 {
     let key = FlowKey::new(flow_hash, config.flow_buckets);
-    let times = Times {
+    let world = World {
+        flows: Flows::forward(config),
+        service,
+        slot: *slot,
+    };
+    track::peek(&world, slot.word, key, times(config, service))
+}
+
+#[inline(always)]
+fn times(config: &Config, service: &ServiceEntry) -> Times {
+    Times {
         now_ticks: clock::ticks(config),
         syn_window_ticks: config.syn_window_ticks,
         idle: Idle {
@@ -94,13 +123,24 @@ fn tracked(
             open_units: config.longest_idle_units,
             half_units: config.half_units,
         },
-    };
+    }
+}
+
+#[inline(never)]
+fn tracked(
+    config: &Config,
+    service: &ServiceEntry,
+    slot: &Slot,
+    flow_hash: u64,
+    kind: Kind,
+) -> u32 {
+    let key = FlowKey::new(flow_hash, config.flow_buckets);
     let world = World {
         flows: Flows::forward(config),
         service,
         slot: *slot,
     };
-    let decision = track::decide(&world, slot.word, key, kind, times);
+    let decision = track::decide(&world, slot.word, key, kind, times(config, service));
     match decision.entry {
         Entry::Inserted => stats::event(service.id, Event::FlowInserted),
         Entry::Refused => stats::event(service.id, Event::Untracked),

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect, programs::XdpContext};
 use aya_log_ebpf::debug;
-use lb_common::counter::DropReason;
+use lb_common::{abi::Work, counter::DropReason};
 
 use crate::{maps, stats};
 
@@ -17,8 +17,9 @@ const HAND_OVER: u32 = 0x80;
 ///
 /// One word instead of an enum: the unused payload of a variant would be an
 /// undefined register to the verifier wherever the variants meet. The action
-/// in the lowest byte, the drop's reason in the next, the drop's service, the
-/// interface or the program's place in the upper half.
+/// in the lowest byte, the drop's reason in the next, in the two after those the
+/// length that would have fitted where the reason is `too_big`, and the drop's
+/// service, the interface or the program's place in the upper half.
 #[derive(Clone, Copy)]
 pub struct Verdict(u64);
 
@@ -42,6 +43,50 @@ impl Verdict {
     #[inline(always)]
     pub const fn drop(service: u32, reason: u32) -> Self {
         Self(xdp_action::XDP_DROP as u64 | (reason as u64 & 0xff) << 8 | (service as u64) << 32)
+    }
+
+    /// Nobody gets it: it is longer than the way carries, and `fitting` is the
+    /// length that isn't.
+    #[inline(always)]
+    pub const fn too_big(service: u32, fitting: u16) -> Self {
+        Self(Self::drop(service, DropReason::TooBig as u32).0 | (fitting as u64) << 16)
+    }
+
+    /// Whether nobody gets it.
+    #[inline(always)]
+    pub const fn is_drop(self) -> bool {
+        self.0 as u32 & 0xff == xdp_action::XDP_DROP
+    }
+
+    /// Why nobody gets it: a `DropReason`'s number.
+    #[inline(always)]
+    pub const fn reason(self) -> u32 {
+        self.0 as u32 >> 8 & 0xff
+    }
+
+    /// The length that would have fitted.
+    #[inline(always)]
+    pub const fn fitting(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// The service of a drop.
+    #[inline(always)]
+    pub const fn service(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// Leaves a drop to another program of the data path.
+    #[inline(always)]
+    pub const fn leave(self, work: &mut Work) {
+        work.detail = self.0 as u32;
+        work.service = self.service();
+    }
+
+    /// What another program left.
+    #[inline(always)]
+    pub const fn resume(work: &Work) -> Self {
+        Self(work.detail as u64 | (work.service as u64) << 32)
     }
 
     /// The program at `place` in `PROGRAMS` goes on with what was left in

@@ -14,6 +14,7 @@ use aya::{
 use lb_common::{
     abi::{self, Config, LinkEntry, MemberEntry, MemberStats, SampleEntry, ServiceEntry, map},
     counter::{DropReason, Event},
+    limit,
     net::{Addr, Be16, Mac, NextHop},
     slot::SlotWord,
 };
@@ -51,6 +52,8 @@ pub struct Sizes {
     pub slots: u32,
     /// Buckets of each flow table.
     pub buckets: u32,
+    /// Packets whose fragments are under way.
+    pub fragments: u32,
 }
 
 impl Default for Sizes {
@@ -60,6 +63,7 @@ impl Default for Sizes {
             members: 1024,
             slots: 1 << 17,
             buckets: 1024,
+            fragments: 1024,
         }
     }
 }
@@ -103,6 +107,7 @@ impl Program {
             .map_max_entries(map::STATS, sizes.members)
             .map_max_entries(map::FLOWS, sizes.buckets)
             .map_max_entries(map::REPLY_FLOWS, sizes.buckets)
+            .map_max_entries(map::FRAGMENTS, sizes.fragments)
             .override_global(aya_log_level(), &0u8, true);
         let mut ebpf = loader
             .load(DATA_PATH)
@@ -143,6 +148,8 @@ impl Program {
                 syn_window_ticks: 4,
                 half_units: 9,
                 longest_idle_units: 990,
+                second_steps: limit::second(250),
+                icmp_cost: limit::cost(1_000_000, 250),
                 flow_buckets: sizes.buckets,
                 reply_buckets: sizes.buckets,
                 ..Config::default()

@@ -25,4 +25,8 @@ pub struct Work {
     pub member: u32,
     /// What else the next program has to know.
     pub detail: u32,
+    /// Identification of a fragment's packet, see [`super::FragmentKey`].
+    pub fragment: u32,
+    /// Zero.
+    pub reserved: u32,
 }

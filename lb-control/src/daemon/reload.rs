@@ -11,6 +11,7 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
         ("max_services", was.max_services, is.max_services),
         ("max_members", was.max_members, is.max_members),
         ("max_slots", was.max_slots, is.max_slots),
+        ("max_fragments", was.max_fragments, is.max_fragments),
     ];
     for (name, was, is) in sizes {
         if was != is {

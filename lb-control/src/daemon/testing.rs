@@ -60,6 +60,8 @@ pub fn model(backends: &[&str]) -> Model {
             max_services: 16,
             max_members: 64,
             max_slots: 100_000,
+            max_fragments: 1024,
+            icmp_rate: 1000,
             tcp_idle: Duration::from_secs(300),
             udp_idle: Duration::from_secs(30),
             dead_after: Duration::from_secs(60),

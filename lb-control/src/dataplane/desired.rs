@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::{
     abi::{Config, LinkEntry, ServiceEntry, feature, owner, service_flag},
-    clock,
+    clock, limit,
 };
 
 use super::{
@@ -138,6 +138,8 @@ impl<'a> Builder<'a> {
                     longest_idle_units: 0,
                     features: 0,
                     flow_buckets: given.capacity.flow_buckets,
+                    second_steps: limit::second(given.hz),
+                    icmp_cost: limit::cost(model.dataplane.icmp_rate, given.hz),
                     reply_buckets: given.capacity.flow_buckets,
                     ..snapshot.config
                 },

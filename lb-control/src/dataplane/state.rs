@@ -23,6 +23,8 @@ pub struct Capacity {
     pub slots: u32,
     /// Buckets of each flow table.
     pub flow_buckets: u32,
+    /// Packets whose fragments are under way.
+    pub fragments: u32,
 }
 
 impl Capacity {
@@ -32,6 +34,7 @@ impl Capacity {
             services: dataplane.max_services,
             members: dataplane.max_members,
             slots: dataplane.max_slots,
+            fragments: dataplane.max_fragments,
             flow_buckets: lb_common::flow::buckets_for(dataplane.max_flows),
         }
     }

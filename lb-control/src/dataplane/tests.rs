@@ -36,6 +36,7 @@ const CAPACITY: Capacity = Capacity {
     members: 100,
     slots: 1000,
     flow_buckets: 64,
+    fragments: 1024,
 };
 const NOW: u32 = 5000;
 
@@ -74,6 +75,8 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             max_services: CAPACITY.services,
             max_members: CAPACITY.members,
             max_slots: CAPACITY.slots,
+            max_fragments: 1024,
+            icmp_rate: 1000,
             tcp_idle: Duration::from_secs(8100),
             udp_idle: Duration::from_secs(120),
             dead_after: Duration::from_secs(30),

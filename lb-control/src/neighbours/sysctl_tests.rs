@@ -56,6 +56,8 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_fragments: 1024,
+            icmp_rate: 1000,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,

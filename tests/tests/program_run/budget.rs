@@ -6,12 +6,14 @@ use lb_common::abi::program;
 use lb_tests::program::{Program, Sizes};
 
 /// A quarter above what it was when this was written.
-const BUDGETS: [(&str, u32); 5] = [
-    (program::LB, 170_000),
+const BUDGETS: [(&str, u32); 7] = [
+    (program::LB, 215_000),
     (program::CLOCK, 100),
     (program::TAILS[program::NEIGHBOUR as usize], 10_000),
-    (program::TAILS[program::ICMP as usize], 10_000),
+    (program::TAILS[program::ICMP as usize], 35_000),
     (program::TAILS[program::REPLY as usize], 100_000),
+    (program::TAILS[program::ICMP_ERROR as usize], 10_000),
+    (program::TAILS[program::FRAGMENT as usize], 300_000),
 ];
 
 #[test]
