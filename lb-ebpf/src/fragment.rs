@@ -185,11 +185,7 @@ fn later(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
 /// Sends a later fragment after the first. Nobody is told of those that can't
 /// be sent (RFC 1122 §3.2.2).
 #[inline(always)]
-fn follow(
-    frame: &Frame<'_>,
-    parsed: &Parsed,
-    member: &MemberEntry,
-) -> Result<Verdict, DropReason> {
+fn follow(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry) -> Result<Verdict, DropReason> {
     let next_hop = member.next_hop();
     if !next_hop.is_resolved() {
         return Err(DropReason::NoNeighbour);
@@ -203,12 +199,7 @@ fn follow(
             return Err(DropReason::TtlExceeded);
         }
         nat::hop(&frame.packet, parsed);
-        nat::rewrite_address(
-            &frame.packet,
-            parsed,
-            nat::End::Destination,
-            member.address,
-        )?;
+        nat::rewrite_address(&frame.packet, parsed, nat::End::Destination, member.address)?;
     }
     l2::address(frame.ethernet, next_hop, link);
     Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))

@@ -101,7 +101,9 @@ impl Frame<'_> {
     /// which takes it apart again.
     #[inline(always)]
     pub fn is_too_big(&self, parsed: &Parsed, link: &LinkEntry) -> bool {
-        let bytes = parsed.frame_bytes().wrapping_sub(parsed.network_offset() as u32);
+        let bytes = parsed
+            .frame_bytes()
+            .wrapping_sub(parsed.network_offset() as u32);
         bytes > link.mtu && bytes <= self.ingress.mtu
     }
 }

@@ -15,7 +15,9 @@ use crate::{
     clock,
     frame::Frame,
     maps,
-    packet::{ETHERNET, Ethernet, Header, Icmp, Ipv4, Ipv6, MacWords, Packet, frame_bytes, grow, resize},
+    packet::{
+        ETHERNET, Ethernet, Header, Icmp, Ipv4, Ipv6, MacWords, Packet, frame_bytes, grow, resize,
+    },
     parse::Parsed,
     stats,
     verdict::Verdict,
@@ -109,7 +111,15 @@ fn build(frame: &Frame<'_>, parsed: &Parsed, quoted: usize, type_code: [u8; 2], 
     let Some(packet) = grow(frame.ctx, room as i32) else {
         return false;
     };
-    write(&packet, parsed, room, quoted, (type_code, rest), (own, client)).is_some()
+    write(
+        &packet,
+        parsed,
+        room,
+        quoted,
+        (type_code, rest),
+        (own, client),
+    )
+    .is_some()
 }
 
 /// Writes all headers; the quote stands where it has to already.
@@ -142,9 +152,8 @@ fn write(
     let (source, destination) = (parsed.destination(), parsed.source());
     let length = Be16::new((ICMP + quoted) as u16);
     let icmp = opaque(network + room - ICMP);
-    let mut sum = words(packet, icmp + ICMP)
-        + u32::from(u16::from_ne_bytes(type_code))
-        + halves(rest);
+    let mut sum =
+        words(packet, icmp + ICMP) + u32::from(u16::from_ne_bytes(type_code)) + halves(rest);
     if parsed.is_v4() {
         ipv4(packet.at(network)?, length, source.0[0], destination.0[0]);
     } else {

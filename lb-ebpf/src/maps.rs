@@ -10,15 +10,17 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
+    maps::{
+        Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key,
+    },
     programs::XdpContext,
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, FragmentEntry, FragmentKey, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
-        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, Tags,
-        VipEntry, VipKey, Work, program::TAILS,
+        ClockReading, Config, FragmentEntry, FragmentKey, LINK_PROBES, LINKS as LINK_COUNT,
+        LinkEntry, MemberEntry, MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT,
+        RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry,
+        ServiceEntry, ServiceKey, Tags, VipEntry, VipKey, Work, program::TAILS,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},

@@ -79,10 +79,15 @@ impl Quote {
 pub fn read(packet: &Packet, parsed: &Parsed, noise: u64) -> Result<Quote, DropReason> {
     let network = parsed.offset() + ICMP;
     let end = parsed.end(packet);
+    let header_bytes = if parsed.is_v4() { 20 } else { 40 };
+    // Behind the message there may be padding.
+    if network + header_bytes > end {
+        return Err(DropReason::Malformed);
+    }
     let (source, destination, transport, next) = if parsed.is_v4() {
         let ip = packet.at::<Ipv4>(network).ok_or(DropReason::Malformed)?;
         let header_bytes = usize::from(ip.version_ihl() & 0x0f) * 4;
-        if ip.version_ihl() >> 4 != 4 || header_bytes < 20 {
+        if ip.version_ihl() >> 4 != 4 || header_bytes < 20 || network + header_bytes > end {
             return Err(DropReason::Malformed);
         }
         if ip.fragment().get() & 0x1fff != 0 {
@@ -96,7 +101,7 @@ pub fn read(packet: &Packet, parsed: &Parsed, noise: u64) -> Result<Quote, DropR
         if ip.version() >> 4 != 6 {
             return Err(DropReason::Malformed);
         }
-        let (transport, next) = extensions(packet, network + 40, ip.next_header())?;
+        let (transport, next) = extensions(packet, network + 40, end, ip.next_header())?;
         (ip.source(), ip.destination(), transport, next)
     };
     if !matches!(next, protocol::TCP | protocol::UDP) {
@@ -133,12 +138,16 @@ pub fn read(packet: &Packet, parsed: &Parsed, noise: u64) -> Result<Quote, DropR
 fn extensions(
     packet: &Packet,
     mut offset: usize,
+    end: usize,
     mut next: u8,
 ) -> Result<(usize, u8), DropReason> {
     let mut walked = 0;
     while matches!(next, 0 | 43 | 44 | 60) {
         if walked == MAX_EXTENSIONS {
             return Err(DropReason::ExtensionHeaders);
+        }
+        if offset + 8 > end {
+            return Err(DropReason::Malformed);
         }
         let extension = packet.at::<[u8; 4]>(offset).ok_or(DropReason::Malformed)?;
         let [following, length, third, fourth] = extension.read();

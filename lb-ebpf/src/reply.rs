@@ -7,9 +7,9 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::{
         BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED,
-        BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as bpf_fib_lookup_abi,
+        BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
+        bpf_fib_lookup as bpf_fib_lookup_abi,
     },
     helpers::bpf_fib_lookup,
 };
@@ -356,7 +356,9 @@ fn route(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry, fib: &mut Fib
     fib.address_family = if parsed.is_v4() { AF_INET } else { AF_INET6 };
     fib.l4_protocol = parsed.protocol();
     fib.ifindex = frame.ingress.device;
-    let bytes = parsed.end(&frame.packet).wrapping_sub(parsed.network_offset()) as u32;
+    let bytes = parsed
+        .end(&frame.packet)
+        .wrapping_sub(parsed.network_offset()) as u32;
     // A longer one was put together by the kernel, which takes it apart again.
     if bytes <= frame.ingress.mtu {
         fib.total_length = bytes as u16;

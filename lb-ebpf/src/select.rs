@@ -77,11 +77,7 @@ pub fn member(
 /// Id of the member that a flow is with, for what is no sign of life of it. Nothing is
 /// changed or counted.
 #[inline(always)]
-pub fn peek(
-    config: &Config,
-    service: &ServiceEntry,
-    flow_hash: u64,
-) -> Result<u32, DropReason> {
+pub fn peek(config: &Config, service: &ServiceEntry, flow_hash: u64) -> Result<u32, DropReason> {
     let index = scale(hash::tag(flow_hash), service.slot_size).wrapping_add(service.slot_offset);
     let slot = maps::slot(index).ok_or(DropReason::Inconsistent)?;
     let id = if slot.word.is_tracked() {

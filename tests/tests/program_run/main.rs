@@ -6,6 +6,10 @@ mod lab;
 
 mod budget;
 mod forward;
+mod fragment;
+mod icmp;
+mod icmp_error;
+mod icmp_route;
 mod lookup;
 mod malformed;
 mod neighbour;
