@@ -244,6 +244,8 @@ fn every_map_is_explained() {
         map::CLOCK,
         map::PROGRAMS,
         map::WORK,
+        map::FRAGMENTS,
+        map::ICMP_LIMIT,
     ]
     .map(str::to_owned)
     .into();

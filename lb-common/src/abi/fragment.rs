@@ -36,9 +36,8 @@ pub struct FragmentEntry {
 }
 
 impl FragmentEntry {
-    /// Ticks that an entry counts for: at least the 30 s (RFC 1122 §3.3.2 has
-    /// receivers wait for 60 s to 120 s, but a packet's identification may come
-    /// round again earlier).
+    /// Ticks that an entry counts for, 30 s at least. Receivers wait longer (RFC
+    /// 1122 §3.3.2), but a fast sender's identifications come round earlier.
     pub const LIFE_TICKS: u32 = 30;
 
     /// Whether it still counts.

@@ -102,6 +102,8 @@ fn setup() -> Result<(Lab, Vec<Known>)> {
 struct Source {
     rng: Rng,
     known: Vec<Known>,
+    /// The last one that is a first fragment.
+    fragmented: Option<Packet>,
 }
 
 impl Source {
@@ -144,6 +146,12 @@ impl Source {
         let service = self.known[service].clone();
         let v4 = service.vip.is_ipv4();
         let client = self.client(v4);
+        if let Some(packet) = self.fragmented.clone()
+            && self.one_in(20)
+        {
+            let offset = 16 + 8 * u16::from(self.byte());
+            return packet.fragment(offset, self.one_in(2)).build();
+        }
         match (self.below(16), service.vip, client) {
             (0, IpAddr::V4(vip), IpAddr::V4(client)) => {
                 let (sender, target) = match self.below(3) {
@@ -237,6 +245,9 @@ impl Source {
         }
         if self.one_in(20) {
             packet = packet.fragment(8 * u16::from(self.byte()), self.one_in(2));
+        } else if self.one_in(20) {
+            packet = packet.id(u32::from(self.byte())).fragment(0, true);
+            self.fragmented = Some(packet.clone());
         }
         if self.one_in(30) {
             packet = packet.vlan(7);
@@ -611,6 +622,7 @@ fn random_frames_fare_as_a_simple_oracle_says() -> Result<()> {
     let mut source = Source {
         rng: Rng::new(seed),
         known: known.clone(),
+        fragmented: None,
     };
     let mut actions = [0u64; 5];
     let mut reasons = BTreeMap::new();
