@@ -10,10 +10,10 @@ const BUDGETS: [(&str, u32); 7] = [
     (program::LB, 215_000),
     (program::CLOCK, 100),
     (program::TAILS[program::NEIGHBOUR as usize], 10_000),
-    (program::TAILS[program::ICMP as usize], 35_000),
+    (program::TAILS[program::ICMP as usize], 30_000),
     (program::TAILS[program::REPLY as usize], 100_000),
     (program::TAILS[program::ICMP_ERROR as usize], 10_000),
-    (program::TAILS[program::FRAGMENT as usize], 300_000),
+    (program::TAILS[program::FRAGMENT as usize], 70_000),
 ];
 
 #[test]
