@@ -7,6 +7,7 @@
 use crate::net::{Addr, Be16, NextHop};
 
 mod defence;
+mod fragment;
 mod link;
 mod nat;
 mod tunnel;
@@ -16,6 +17,7 @@ pub use defence::{
     CORE_LIMIT_RESETS, LimitKey, RESETS_PER_SECOND, SOURCE_KEY_FIXED_BITS, SourceKey, source,
     source_set,
 };
+pub use fragment::{FragmentEntry, FragmentKey, direction};
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
 pub use tunnel::Tunnel;
@@ -87,6 +89,10 @@ pub mod map {
     pub const CORE_LIMITS: &str = "CORE_LIMITS";
     /// LRU hash: [`super::LimitKey`] to [`crate::limit::Bucket`].
     pub const SOURCE_LIMITS: &str = "SOURCE_LIMITS";
+    /// LRU hash: [`super::FragmentKey`] to [`super::FragmentEntry`].
+    pub const FRAGMENTS: &str = "FRAGMENTS";
+    /// Per-CPU `[u64; 1]`: [`crate::limit::Bucket`] of generated ICMP errors.
+    pub const ICMP_LIMIT: &str = "ICMP_LIMIT";
 }
 
 /// Names of the programs in the object.
@@ -116,10 +122,14 @@ pub mod program {
     /// Place in `PROGRAMS` of what notes flows whose replies are recognised one
     /// by one.
     pub const EXPECT: u32 = 8;
+    /// Place in `PROGRAMS` of what answers with ICMP and ICMPv6 errors.
+    pub const ICMP_ERROR: u32 = 9;
+    /// Place in `PROGRAMS` of what takes fragments.
+    pub const FRAGMENT: u32 = 10;
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 9] = [
+    pub const TAILS: [&str; 11] = [
         "lb_neighbour",
         "lb_icmp",
         "lb_reply",
@@ -129,6 +139,8 @@ pub mod program {
         "lb_head",
         "lb_tracked",
         "lb_expect",
+        "lb_icmp_error",
+        "lb_fragment",
     ];
 }
 
@@ -181,6 +193,11 @@ pub struct Config {
     pub free_ports: u32,
     /// [`crate::limit::second`].
     pub second_steps: u32,
+    /// [`crate::limit::cost`] of a generated ICMP error on one core; zero: none
+    /// is sent.
+    pub icmp_cost: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Where tunnels' outer packets come from.
     pub tunnel: Tunnel,
 }
@@ -472,7 +489,7 @@ macro_rules! layout {
 }
 
 layout! {
-    Config = 104,
+    Config = 112,
     Tunnel = 40,
     ServiceKey = 20,
     RangeKey = 20,
@@ -486,9 +503,11 @@ layout! {
     ReplyEntry = 4,
     MemberEntry = 64,
     LinkEntry = 40,
-    Work = 72,
+    Work = 80,
     SourceKey = 20,
     LimitKey = 20,
+    FragmentKey = 40,
+    FragmentEntry = 24,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

@@ -34,7 +34,7 @@ macro_rules! names {
 pub const DROP_ROW: u32 = 32;
 
 /// Counters a service has room for in the `EVENTS` map.
-pub const EVENT_ROW: u32 = 16;
+pub const EVENT_ROW: u32 = 32;
 
 names! {
     /// Why a packet was dropped. Exactly one for each packet that is neither
@@ -52,7 +52,7 @@ names! {
         Malformed = "malformed",
         /// The frame ends within a header.
         Truncated = "truncated",
-        /// A fragment; fragments can't be matched to a flow yet.
+        /// A fragment that didn't follow its first one, or one of an ICMP message.
         Fragment = "fragment",
         /// More IPv6 extension headers than are walked, or one that can't be.
         ExtensionHeaders = "extension_headers",
@@ -60,7 +60,8 @@ names! {
         TtlExceeded = "ttl_exceeded",
         /// Addressed to a VIP with a protocol that isn't balanced.
         UnknownProtocol = "unknown_protocol",
-        /// An ICMP message to a VIP other than an echo request.
+        /// An ICMP message to a VIP that is neither an echo request nor an error
+        /// about a TCP or UDP packet.
         Icmp = "icmp",
         /// A source address that can't be replied to.
         BadSource = "bad_source",
@@ -71,7 +72,7 @@ names! {
         ReplyTableFull = "reply_table_full",
         /// The route to the client says unreachable, prohibited or blackhole.
         NoRoute = "no_route",
-        /// Longer than the way to the backend carries, the tunnel's headers included.
+        /// Longer than the way to the backend carries, a tunnel's headers included.
         TooBig = "too_big",
         /// The driver left no room before the frame for a longer head.
         NoHeadroom = "no_headroom",
@@ -80,6 +81,8 @@ names! {
         /// Under full NAT: a reply, or a packet that opens nothing, of no flow
         /// that has a binding.
         NoBinding = "no_binding",
+        /// An ICMP error about a packet that no service's backend sent.
+        IcmpUnmatched = "icmp_unmatched",
         /// The maps contradict each other; a bug, or somebody else wrote them.
         Inconsistent = "inconsistent",
         /// The service's `allow` and `deny` don't let the source in.
@@ -123,6 +126,12 @@ names! {
         /// NAT: packets of clients on a backend's own link, where there is no
         /// pool for full NAT; the backend's answers go past the balancer.
         LocalClient = "local_client",
+        /// ICMP errors of flows that were forwarded.
+        IcmpForwarded = "icmp_forwarded",
+        /// ICMP errors that the data path sent to clients.
+        IcmpErrorSent = "icmp_error_sent",
+        /// ICMP errors that were due, but too many for one second.
+        IcmpLimited = "icmp_limited",
     }
 }
 

@@ -232,3 +232,114 @@ pub fn decide<W: World>(
         entry: Entry::Refused,
     }
 }
+
+/// Where a packet in a tracked slot belongs that is no sign of life of its flow,
+/// such as an ICMP error about it. Changes nothing.
+#[inline(always)]
+pub fn peek<W: World>(world: &W, slot: SlotWord, key: FlowKey, times: Times) -> u32 {
+    let found = flow::find(world.flows(), key, |entry| world.is_ours(entry.member()));
+    // One that doesn't serve: the packet of the flow would be told so.
+    if let Some(found) = found
+        && found.entry.is_live(times.now_ticks, times.idle)
+        && (world.state(found.entry.member()).serves() || world.resets())
+    {
+        return found.entry.member();
+    }
+    if world.state(slot.base()).serves() || world.resets() {
+        slot.base()
+    } else {
+        slot.current()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, vec::Vec};
+
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::flow::{BUCKET_WORDS, memory::MemoryTable};
+
+    const IDLE: Idle = Idle {
+        open_units: 20,
+        half_units: 9,
+    };
+
+    struct Small {
+        flows: MemoryTable,
+        states: Vec<MemberState>,
+        slot_changes: Cell<u32>,
+        resets: bool,
+    }
+
+    impl World for Small {
+        type Flows = MemoryTable;
+
+        fn flows(&self) -> &MemoryTable {
+            &self.flows
+        }
+
+        fn state(&self, member: u32) -> MemberState {
+            self.states[member as usize]
+        }
+
+        fn is_ours(&self, member: u32) -> bool {
+            member != 5
+        }
+
+        fn resets(&self) -> bool {
+            self.resets
+        }
+
+        fn replace_slot(&self, _: SlotWord, _: SlotWord) -> bool {
+            self.slot_changes.set(self.slot_changes.get() + 1);
+            true
+        }
+    }
+
+    fn words(flows: &MemoryTable) -> Vec<u64> {
+        let of = |bucket| (0..BUCKET_WORDS).map(move |word| (bucket, word));
+        (0..flows.buckets())
+            .flat_map(of)
+            .map(|(bucket, word)| flows.load(bucket, word))
+            .collect()
+    }
+
+    proptest! {
+        #[test]
+        fn a_peek_names_the_member_that_a_packet_of_the_flow_would_go_to_and_changes_nothing(
+            states in proptest::collection::vec(0u64..8, 6), entries in 0usize..20,
+            // Tag, member, tick, whether a SYN was all.
+            seeds in proptest::collection::vec((0u32..3, 1u32..6, 0u32..200, any::<bool>()), 20),
+            (current, base, changed) in (1u32..6, 1u32..6, 0u32..200),
+            (tag, now, pressed, resets) in (0u32..3, 200u32..400, any::<bool>(), any::<bool>()),
+        ) {
+            let world = Small {
+                flows: MemoryTable::new(2),
+                states: states.into_iter().map(MemberState).collect(),
+                slot_changes: Cell::new(0),
+                resets,
+            };
+            for (tag, member, ticks, half) in seeds.into_iter().take(entries) {
+                let key = FlowKey { tag, home: tag % 2 };
+                let mark = if half { Mark::Half } else { Mark::Open };
+                let entry = FlowWord::new(tag, member, ticks, mark);
+                flow::insert(&world.flows, key, entry, ticks, IDLE);
+            }
+            let mut slot = SlotWord::tracked(current, base, changed);
+            if pressed {
+                slot = slot.pressed(changed);
+            }
+            let times = Times { now_ticks: now, syn_window_ticks: 4, idle: IDLE, longest_idle: IDLE };
+            let key = FlowKey { tag, home: tag % 2 };
+            let before = words(&world.flows);
+            let peeked = peek(&world, slot, key, times);
+            prop_assert_eq!(before, words(&world.flows));
+            prop_assert_eq!(world.slot_changes.get(), 0);
+            // An RST never makes an entry: where it goes is where the flow is.
+            let decided = decide(&world, slot, key, Kind::Rst, times);
+            prop_assert_eq!(peeked, decided.member);
+        }
+    }
+}

@@ -94,6 +94,10 @@ pub struct Dataplane {
     /// Ports of full NAT's addresses the maps have room for (96 bytes each); at
     /// most 2^20 - 1.
     pub max_bindings: u32,
+    /// Packets whose fragments are under way at once (about 100 bytes each).
+    pub max_fragments: u32,
+    /// ICMP errors that each core may send in a second; zero: none.
+    pub icmp_rate: u32,
     /// A TCP flow idle for less than this never changes its backend.
     pub tcp_idle: Duration,
     /// A UDP flow's idle time, where UDP is tracked or its replies are.

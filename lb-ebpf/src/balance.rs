@@ -76,15 +76,16 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
         What::Segment if for_us => segment(&frame, &parsed),
         What::Segment if passes_by => frame.hand_over(&parsed, program::REPLY),
         What::Icmp if parsed.is_discovery() => frame.hand_over(&parsed, program::NEIGHBOUR),
-        What::Icmp if for_us => frame.hand_over(&parsed, program::ICMP),
+        What::Icmp if for_us || passes_by => frame.hand_over(&parsed, program::ICMP),
+        What::Fragment if for_us || passes_by => frame.hand_over(&parsed, program::FRAGMENT),
         What::Bad if for_us => bad(&parsed),
         _ => Verdict::PASS,
     }
 }
 
-/// A whole TCP or UDP packet.
+/// A TCP or UDP packet: whole, or the first fragment.
 #[inline(always)]
-fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+pub fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return unserved(frame, parsed);
     };
@@ -102,7 +103,7 @@ fn settle(
     match outcome {
         Ok(verdict) => verdict,
         Err(DropReason::BackendGone) => reset::begin(frame, parsed, service.id),
-        Err(reason) => Verdict::drop(service.id, reason as u32),
+        Err(reason) => frame.refuse(parsed, service.id, reason),
     }
 }
 

@@ -15,14 +15,8 @@ use crate::{clock, maps, parse::Parsed};
 #[inline(never)]
 pub fn admit(config: &Config, service: &ServiceEntry, parsed: &Parsed) -> Result<(), DropReason> {
     let address = parsed.source();
-    if service.sources != 0 {
-        let key = SourceKey {
-            set: service.sources,
-            address,
-        };
-        if maps::source(key) == source::DENIED {
-            return Err(DropReason::Denied);
-        }
+    if is_denied(service, address) {
+        return Err(DropReason::Denied);
     }
     if !parsed.is_tcp() || parsed.kind() != Kind::Syn {
         return Ok(());
@@ -44,6 +38,16 @@ pub fn admit(config: &Config, service: &ServiceEntry, parsed: &Parsed) -> Result
         return Err(DropReason::CoreLimit);
     }
     Ok(())
+}
+
+/// Whether a service takes nothing from this client.
+#[inline(always)]
+pub fn is_denied(service: &ServiceEntry, address: Addr) -> bool {
+    service.sources != 0
+        && maps::source(SourceKey {
+            set: service.sources,
+            address,
+        }) == source::DENIED
 }
 
 /// Whether this core may make another reset now.

@@ -2,18 +2,26 @@
 
 use lb_common::{
     abi::{LinkEntry, MemberEntry, ServiceEntry, link_flag, method, program, service_flag},
-    counter::DropReason,
+    counter::{DropReason, Event},
+    hash::bucket_bits,
     tunnel::is_tunnel,
 };
 
-use crate::{frame::Frame, lookup, parse::Parsed, sample, stats, verdict::Verdict};
+use crate::{
+    fragment::{self, Followed},
+    frame::Frame,
+    lookup,
+    parse::{Parsed, What},
+    sample, stats,
+    verdict::Verdict,
+};
 
 pub mod l2;
 pub mod nat;
 pub mod tunnel;
 
-/// Sends a whole TCP or UDP packet to member `id`, which was selected for it. All
-/// refusals come before the first change of the packet.
+/// Sends a TCP or UDP packet (whole, or the first fragment) to member `id`, which
+/// was selected for it. All refusals come before the first change of the packet.
 #[inline(always)]
 pub fn to_member(
     frame: &Frame<'_>,
@@ -44,9 +52,55 @@ pub fn deliver(
         return Ok(frame.pass_on(parsed, id, flow_hash, program::HEAD));
     }
     let verdict = send(frame, parsed, link, member)?;
+    note(frame, parsed, service, flow_hash, id, 0);
+    Ok(verdict)
+}
+
+/// Counts a packet that goes to member `id`, with full NAT's `binding` or none,
+/// and has its later fragments follow.
+#[inline(always)]
+pub fn note(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &ServiceEntry,
+    flow_hash: u64,
+    id: u32,
+    binding: u32,
+) {
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
-    Ok(verdict)
+    if parsed.is_first_fragment() {
+        let hash = bucket_bits(flow_hash);
+        fragment::remember(frame, parsed, &Followed::request(id, hash, binding));
+    }
+}
+
+/// Sends what has no ports of its own, a later fragment or an ICMP error, to
+/// member `id` by `link`, which [`reachable`] gave: addresses alone change.
+#[inline(always)]
+pub fn carry_on(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    link: &LinkEntry,
+    (id, member): (u32, &MemberEntry),
+    flow_hash: u64,
+) -> Result<Verdict, DropReason> {
+    if changes_head(frame, link, member) {
+        return Ok(frame.pass_on(parsed, id, flow_hash, program::HEAD));
+    }
+    readdress(frame, parsed, link, member)?;
+    count(parsed, id, member);
+    Ok(out(frame, link, member))
+}
+
+/// Counts what has no ports of its own and goes to member `id`.
+#[inline(always)]
+pub fn count(parsed: &Parsed, id: u32, member: &MemberEntry) {
+    if parsed.what() == What::Icmp {
+        stats::event(member.service, Event::IcmpForwarded);
+    } else {
+        stats::forwarded(id, parsed.frame_bytes().into(), 0);
+    }
 }
 
 /// Whether a packet that is sent by `link` needs a head of another length:
@@ -59,7 +113,7 @@ pub fn changes_head(frame: &Frame<'_>, link: &LinkEntry, member: &MemberEntry) -
 
 /// Whether packets are routed to the member, with addresses of its own.
 #[inline(always)]
-const fn is_nat(member: &MemberEntry) -> bool {
+pub const fn is_nat(member: &MemberEntry) -> bool {
     matches!(member.method, method::NAT | method::FULL_NAT)
 }
 
@@ -78,6 +132,12 @@ pub fn reachable(
         }
     } else if way == Way::Kernel {
         return Err(DropReason::NoNeighbour);
+    }
+    // Nobody but its sender can make it smaller, also where it may be
+    // fragmented: this program can't, and under direct server return the kernel
+    // has no route for it. What a tunnel carries is looked at there.
+    if !is_tunnel(member.method) {
+        frame.fits(parsed, link)?;
     }
     Ok(link)
 }
@@ -105,6 +165,24 @@ pub fn rewrite(
     Ok(())
 }
 
+/// As [`rewrite`], for what has no ports of its own.
+#[inline(always)]
+pub fn readdress(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    link: &LinkEntry,
+    member: &MemberEntry,
+) -> Result<(), DropReason> {
+    if is_nat(member) {
+        if Way::of(frame, link) == Way::Routed {
+            nat::hop(&frame.packet, parsed);
+        }
+        let end = nat::End::Destination;
+        nat::rewrite_address(&frame.packet, parsed, end, member.address)?;
+    }
+    Ok(())
+}
+
 /// Rewrites and sends a packet that can be sent.
 #[inline(always)]
 pub fn send(
@@ -114,14 +192,20 @@ pub fn send(
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
     rewrite(frame, parsed, link, member)?;
+    Ok(out(frame, link, member))
+}
+
+/// Sends a rewritten packet.
+#[inline(always)]
+fn out(frame: &Frame<'_>, link: &LinkEntry, member: &MemberEntry) -> Verdict {
     let way = Way::of(frame, link);
     if way != Way::Kernel {
         l2::address(frame, link, member);
     }
-    Ok(match way {
+    match way {
         Way::Bridged | Way::Kernel => Verdict::PASS,
         Way::Routed => Verdict::send(link.ifindex, frame.ingress.ifindex),
-    })
+    }
 }
 
 /// Who carries a rewritten packet on.

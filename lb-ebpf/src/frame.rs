@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{Config, LinkEntry, Tags, link_flag},
+    abi::{Config, LinkEntry, Tags, link_flag, program},
     counter::DropReason,
 };
 
@@ -35,6 +35,7 @@ pub struct Handed {
     pub member: u32,
     pub detail: u32,
     pub flow_hash: u64,
+    pub fitting: u32,
 }
 
 /// The headers before the network layer's.
@@ -145,6 +146,44 @@ impl Frame<'_> {
         let [outer, inner] = self.ingress.tags;
         (outer ^ link.tags[0]) | (inner ^ link.tags[1]) == 0 || link.flags & link_flag::BRIDGE != 0
     }
+
+    /// Drops a packet of a service for `reason`. Where that is something that only
+    /// its sender can change, and it has the ports, the sender is told. Of one that
+    /// is too long [`too_big`] was told by how much.
+    #[inline(always)]
+    pub fn refuse(&self, parsed: &Parsed, service: u32, reason: DropReason) -> Verdict {
+        let is_told = matches!(reason, DropReason::TooBig | DropReason::TtlExceeded);
+        if !is_told || !parsed.is_segment() {
+            return Verdict::drop(service, reason as u32);
+        }
+        if let Some(work) = maps::work() {
+            work.service = service;
+        }
+        self.tell(parsed, program::ICMP_ERROR, reason as u32)
+    }
+
+    /// Whether a packet is no longer than `link` carries. One that is longer than
+    /// its own link carries was put together by the kernel from several (GRO),
+    /// which takes it apart again.
+    #[inline(always)]
+    pub fn fits(&self, parsed: &Parsed, link: &LinkEntry) -> Result<(), DropReason> {
+        let bytes = parsed
+            .frame_bytes()
+            .wrapping_sub(parsed.network_offset() as u32);
+        if bytes > link.mtu && bytes <= self.ingress.mtu {
+            return Err(too_big(link.mtu));
+        }
+        Ok(())
+    }
+}
+
+/// Why a packet isn't sent by a way that carries `fitting` bytes.
+#[inline(always)]
+pub fn too_big(fitting: u32) -> DropReason {
+    if let Some(work) = maps::work() {
+        work.fitting = fitting;
+    }
+    DropReason::TooBig
 }
 
 const INCONSISTENT: Verdict = Verdict::drop(NO_SERVICE, DropReason::Inconsistent as u32);
@@ -179,6 +218,7 @@ pub fn resumed(
         member: work.member,
         detail: work.detail,
         flow_hash: work.flow_hash,
+        fitting: work.fitting,
     };
     go_on(&frame, &parsed, &handed)
 }

@@ -2,10 +2,6 @@
 //! that the backend's answers come back whatever its routes are; and the way
 //! back. Which port stands for which flow is in lb-common's `binding`.
 
-use aya_ebpf::bindings::{
-    BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NOT_FWDED,
-    BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNREACHABLE,
-};
 use lb_common::{
     abi::{Config, MemberEntry, ServiceEntry, VipKey, feature, service_flag},
     binding::{self, End, Flow, Opened, Ring, Side},
@@ -13,20 +9,20 @@ use lb_common::{
     flow::FlowTable as _,
     hash::{self, Tuple},
     member::MemberState,
-    net::{Be16, family},
+    net::{Addr, family},
     track::Kind,
 };
 
 use crate::{
+    back::{self, Back},
     clock,
     forward::{self, nat},
     frame::{Frame, Handed},
     head, lookup,
     maps::{self, Flows, bindings},
     packet::{MacWords, Packet},
-    parse::Parsed,
-    reply::{self, FibParameters},
-    reset, sample, select, stats,
+    parse::{Parsed, What},
+    quote, reset, select, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -74,7 +70,7 @@ pub fn client(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
         Err(DropReason::NoBinding) if lookup::has_flag(service, service_flag::RESET) => {
             reset::begin(frame, parsed, service.id)
         }
-        Err(reason) => Verdict::drop(service.id, reason as u32),
+        Err(reason) => frame.refuse(parsed, service.id, reason),
     }
 }
 
@@ -133,21 +129,8 @@ fn to_backend(
         }
         Verdict::send(link.ifindex, frame.ingress.ifindex)
     };
-    Ok(counted(frame, parsed, service, flow_hash, id, verdict))
-}
-
-#[inline(always)]
-fn counted(
-    frame: &Frame<'_>,
-    parsed: &Parsed,
-    service: &ServiceEntry,
-    flow_hash: u64,
-    id: u32,
-    verdict: Verdict,
-) -> Verdict {
-    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
-    stats::forwarded(id, parsed.frame_bytes().into(), connections);
-    verdict
+    forward::note(frame, parsed, service, flow_hash, id, index);
+    Ok(verdict)
 }
 
 /// Whether the pool has an address for new flows; counts a client who needs one.
@@ -264,66 +247,178 @@ fn new(config: &Config, service: u32, parsed: &Parsed, flow_hash: u64, member: u
     }
 }
 
-/// A packet to an address of the pool: a backend's answer, or nobody's.
+/// A packet to an address of the pool: a backend's answer, an error about a
+/// packet to it, or nobody's. Or an error to a VIP, with a binding's index.
 #[inline(always)]
-pub fn backend(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
-    let mut flow = Behind::default();
-    if !behind(frame.config, parsed, &mut flow) {
-        return Verdict::drop(NO_SERVICE, DropReason::NoBinding as u32);
+pub fn backend(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
+    let mut bound = Bound::default();
+    if parsed.what() == What::Icmp && handed.detail != 0 {
+        return error(frame, parsed, handed.detail, &mut bound);
     }
-    match to_client(frame, parsed, &flow) {
+    let (is_known, otherwise) = match parsed.what() {
+        What::Segment => (
+            behind(frame.config, parsed, &mut bound),
+            DropReason::NoBinding,
+        ),
+        What::Icmp => (
+            is_about(frame, parsed, &mut bound),
+            DropReason::IcmpUnmatched,
+        ),
+        // A later fragment: its first one told.
+        _ => (
+            bound.read(frame.config, handed.detail) && bound.member == handed.member,
+            DropReason::NoBinding,
+        ),
+    };
+    if !is_known {
+        return Verdict::drop(NO_SERVICE, otherwise as u32);
+    }
+    let to = Back {
+        member: bound.member,
+        service: bound.service,
+        binding: bound.index,
+    };
+    let ends = (bound.vip.address, bound.client.address);
+    back::send(frame, parsed, &to, ends, || {
+        translate(frame, parsed, &bound)
+    })
+}
+
+/// An error about a packet that a backend sent to a client by binding `index`:
+/// to the backend, from the pool, whatever routes the backend has, and about what
+/// the backend sent.
+#[inline(always)]
+fn error(frame: &Frame<'_>, parsed: &Parsed, index: u32, bound: &mut Bound) -> Verdict {
+    let is_known = bound.read(frame.config, index);
+    let Some(member) = maps::member(bound.member).filter(|_| is_known) else {
+        return Verdict::drop(NO_SERVICE, DropReason::IcmpUnmatched as u32);
+    };
+    match to_member(frame, parsed, bound, member) {
         Ok(verdict) => verdict,
-        Err(reason) => Verdict::drop(flow.service, reason as u32),
+        Err(reason) => Verdict::drop(bound.service, reason as u32),
     }
 }
 
-/// Who stands behind a port of the pool.
+#[inline(always)]
+fn to_member(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    bound: &Bound,
+    member: &MemberEntry,
+) -> Result<Verdict, DropReason> {
+    let link = forward::reachable(frame, parsed, member)?;
+    if !quote::replace(frame, parsed, &bound.backend, &bound.pool) {
+        return Err(DropReason::Malformed);
+    }
+    nat::rewrite_address(&frame.packet, parsed, nat::End::Source, bound.pool.address)?;
+    forward::carry_on(frame, parsed, link, (bound.member, member), 0)
+}
+
+/// A binding in use: the two ends as the client sees them, and the two as the
+/// backend does.
 #[derive(Default)]
-struct Behind {
-    client: End,
-    vip: End,
-    member: u32,
+pub struct Bound {
+    pub client: End,
+    pub vip: End,
+    pub pool: End,
+    pub backend: End,
+    protocol: u8,
+    pub member: u32,
     service: u32,
+    index: u32,
+}
+
+impl Bound {
+    /// Reads binding `index`, if it is in use and its member serves.
+    #[inline(never)]
+    pub fn read(&mut self, config: &Config, index: u32) -> bool {
+        let records = Flows::bindings(config);
+        let Some(at) = records.bucket(index) else {
+            return false;
+        };
+        let state = binding::state(&records, at);
+        self.index = index;
+        self.member = binding::member(&records, at);
+        let Some(member) = maps::member(self.member) else {
+            return false;
+        };
+        self.client = binding::client(&records, at);
+        self.pool = binding::pool(&records, at);
+        let vip_port = binding::vip_port(&records, at);
+        self.vip = End {
+            address: member.vip,
+            port: vip_port,
+        };
+        self.backend = End {
+            address: member.address,
+            port: member.port.or(vip_port),
+        };
+        self.protocol = member.protocol;
+        self.service = member.service;
+        // What was read belongs together if the use is the same afterwards.
+        index != 0
+            && state.is_used()
+            && MemberState(member.state).serves()
+            && binding::state(&records, at).is_same_use(state)
+    }
+
+    /// Whether a packet with this tuple is from the backend.
+    #[inline(always)]
+    fn is_from(&self, tuple: &Tuple) -> bool {
+        self.backend.address == tuple.source
+            && self.backend.port == tuple.source_port
+            && self.protocol == tuple.protocol
+    }
 }
 
 /// Finds the flow that a packet from a backend belongs to, and notes the packet.
 #[inline(never)]
-fn behind(config: &Config, parsed: &Parsed, flow: &mut Behind) -> bool {
+fn behind(config: &Config, parsed: &Parsed, bound: &mut Bound) -> bool {
     let tuple = parsed.tuple();
     let index = index_of(&tuple);
+    if !bound.read(config, index) || !bound.is_from(&tuple) {
+        return false;
+    }
     let records = Flows::bindings(config);
-    let Some(at) = records.bucket(index) else {
-        return false;
-    };
-    let state = binding::state(&records, at);
-    flow.member = binding::member(&records, at);
-    let Some(member) = maps::member(flow.member) else {
-        return false;
-    };
-    flow.client = binding::client(&records, at);
-    flow.vip = End {
-        address: member.vip,
-        port: binding::vip_port(&records, at),
-    };
-    flow.service = member.service;
-    // What was read belongs together if the use is the same afterwards.
-    let is_the_flows = index != 0
-        && state.is_used()
-        && is_from(member, &tuple, flow.vip.port)
-        && MemberState(member.state).serves()
-        && binding::state(&records, at).is_same_use(state);
-    if is_the_flows {
+    if let Some(at) = records.bucket(index) {
         let now = clock::ticks(config);
         binding::touch(&records, at, now, Side::Backend, parsed.kind());
     }
-    is_the_flows
+    true
 }
 
+/// Finds the flow that an error about a packet to a backend belongs to. It is no
+/// sign of life.
+#[inline(never)]
+fn is_about(frame: &Frame<'_>, parsed: &Parsed, bound: &mut Bound) -> bool {
+    match quote::read(&frame.packet, parsed, frame.config.hash_key[0]) {
+        Ok(quote) if quote.source() == parsed.destination() => {
+            let tuple = quote.reversed(parsed.family());
+            bound.read(frame.config, index_of(&tuple)) && bound.is_from(&tuple)
+        }
+        _ => false,
+    }
+}
+
+/// Index of the binding of a client's flow to a service; zero if there is none.
+/// Nothing is noted.
+#[inline(never)]
+pub fn peek(config: &Config, tuple: &Tuple, hash: u64, service: u32) -> u32 {
+    let flow = Flow {
+        tuple,
+        hash,
+        service,
+    };
+    binding::find(&Flows::bindings(config), &Flows::nat(config), &flow)
+        .map_or(0, |found| found.entry.member())
+}
+
+/// The pool address that binding `index` gives to packets to `member`.
 #[inline(always)]
-fn is_from(member: &MemberEntry, tuple: &Tuple, vip_port: Be16) -> bool {
-    member.address == tuple.source
-        && member.protocol == tuple.protocol
-        && member.port.or(vip_port) == tuple.source_port
+pub fn source(config: &Config, index: u32, member: u32) -> Option<Addr> {
+    let mut bound = Bound::default();
+    let is_right = bound.read(config, index) && bound.member == member;
+    is_right.then_some(bound.pool.address)
 }
 
 #[inline(always)]
@@ -336,35 +431,19 @@ fn index_of(tuple: &Tuple) -> u32 {
     bindings::pool(&key).map_or(0, |pool| pool.index(tuple.destination_port))
 }
 
-#[inline(always)]
-fn to_client(frame: &Frame<'_>, parsed: &Parsed, flow: &Behind) -> Result<Verdict, DropReason> {
-    let mut fib = FibParameters::default();
-    let (vip, client) = (flow.vip.address, flow.client.address);
-    let egress = match reply::route(frame, parsed, vip, client, &mut fib) {
-        BPF_FIB_LKUP_RET_SUCCESS => fib.link(),
-        BPF_FIB_LKUP_RET_NOT_FWDED
-        | BPF_FIB_LKUP_RET_BLACKHOLE
-        | BPF_FIB_LKUP_RET_UNREACHABLE
-        | BPF_FIB_LKUP_RET_PROHIBIT => return Err(DropReason::NoRoute),
-        BPF_FIB_LKUP_RET_FWD_DISABLED => {
-            stats::event(flow.service, Event::ForwardingOff);
-            return Err(DropReason::NoRoute);
-        }
-        _ => None,
-    };
-    if !nat::has_hop(&frame.packet, parsed) {
-        return Err(DropReason::TtlExceeded);
-    }
+/// Gives a packet from the backend the ends that the client knows, an error
+/// also the packet that it is about.
+#[inline(never)]
+fn translate(frame: &Frame<'_>, parsed: &Parsed, bound: &Bound) -> bool {
     let packet = &frame.packet;
-    if !rewrite(packet, parsed, nat::End::Source, &flow.vip)
-        || !rewrite(packet, parsed, nat::End::Destination, &flow.client)
-    {
-        return Err(DropReason::Malformed);
+    if parsed.is_segment() {
+        return rewrite(packet, parsed, nat::End::Source, &bound.vip)
+            && rewrite(packet, parsed, nat::End::Destination, &bound.client);
     }
-    let link = reply::by_us(frame, egress);
-    let of = reply::Of {
-        member: flow.member,
-        service: flow.service,
-    };
-    Ok(reply::send(frame, parsed, of, link, &fib))
+    if parsed.what() == What::Icmp && !quote::replace(frame, parsed, &bound.client, &bound.vip) {
+        return false;
+    }
+    let (vip, client) = (bound.vip.address, bound.client.address);
+    nat::rewrite_address(packet, parsed, nat::End::Source, vip).is_ok()
+        && nat::rewrite_address(packet, parsed, nat::End::Destination, client).is_ok()
 }

@@ -2,7 +2,7 @@
 //! outer headers, with other VLAN tags, or both, in one step.
 
 use lb_common::{
-    abi::{LinkEntry, ServiceEntry, Tags, link_flag},
+    abi::{LinkEntry, MemberEntry, Tags, link_flag},
     counter::DropReason,
     hash::bucket_bits,
     net::{Be16, family},
@@ -11,11 +11,10 @@ use lb_common::{
 
 use crate::{
     forward::{self, tunnel as outer},
-    frame::{Frame, Handed},
+    frame::{self, Frame, Handed},
     lookup, maps,
     packet::{ETHERNET, Ethernet, Header, MacWords, Packet, Vlan, grow},
     parse::Parsed,
-    sample, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -26,12 +25,12 @@ const ETHER_IPV6: Be16 = Be16::new(0x86dd);
 /// Sends a packet to the member that was chosen for it.
 #[inline(always)]
 pub fn to_member(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
-    let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
-        return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
+    let Some(member) = maps::member(handed.member) else {
+        return Verdict::drop(NO_SERVICE, DropReason::Inconsistent as u32);
     };
-    match forward(frame, parsed, service, handed) {
+    match forward(frame, parsed, member, handed) {
         Ok(verdict) => verdict,
-        Err(reason) => Verdict::drop(service.id, reason as u32),
+        Err(reason) => frame.refuse(parsed, member.service, reason),
     }
 }
 
@@ -39,11 +38,10 @@ pub fn to_member(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict
 fn forward(
     frame: &Frame<'_>,
     parsed: &Parsed,
-    service: &'static ServiceEntry,
+    member: &MemberEntry,
     handed: &Handed,
 ) -> Result<Verdict, DropReason> {
     let (id, flow_hash) = (handed.member, handed.flow_hash);
-    let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     let link = forward::reachable(frame, parsed, member)?;
     let hash = bucket_bits(flow_hash);
     let is_tunnel = tunnel::is_tunnel(member.method);
@@ -57,10 +55,12 @@ fn forward(
         carrier = member.outer_family;
         let fitting = tunnel::fitting(inner >> 8, room, member.mtu);
         if fitting != 0 {
-            return Ok(Verdict::too_big(service.id, fitting));
+            return Err(frame::too_big(fitting.into()));
         }
-    } else {
+    } else if parsed.is_segment() {
         forward::rewrite(frame, parsed, link, member)?;
+    } else {
+        forward::readdress(frame, parsed, link, member)?;
     }
     let mac = MacWords::of(member.next_hop());
     let network = replace(frame, parsed, room, mac, link, carrier);
@@ -72,8 +72,12 @@ fn forward(
         outer::write(&packet, network, frame.config, member, inner, hash)
             .ok_or(DropReason::Inconsistent)?;
     }
-    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
-    stats::forwarded(id, parsed.frame_bytes().into(), connections);
+    match lookup::service(frame.config, &parsed.tuple()) {
+        Some(service) if parsed.is_segment() => {
+            forward::note(frame, parsed, service, flow_hash, id, 0);
+        }
+        _ => forward::count(parsed, id, member),
+    }
     Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
 }
 

@@ -2,12 +2,14 @@
 //!
 //! `parse` says what a packet is, `lookup` whose it is, `select` which member
 //! gets it, `forward` how. That is the program `lb`; the rest are programs that
-//! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `reply`
-//! translates what comes back, `full_nat` both ways, `reset` ends connections,
-//! `head` puts packets into tunnels and changes VLAN tags. `defence` says what a
-//! service takes in. `frame` is what they all start from. Packet
-//! memory is touched in `packet` alone, map memory in `maps` alone. What can be
-//! decided without either stands in lb-common, where the host tests it.
+//! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `icmp`
+//! forwards the errors of flows, `icmp_error` makes new ones, `fragment` has
+//! later fragments follow the first, `reply` translates what comes back,
+//! `full_nat` both ways, `back` knows the way to clients, `reset` ends connections, `head` puts packets into
+//! tunnels and changes VLAN tags. `defence` says what a service takes in. `frame`
+//! is what they all start from. Packet memory is touched in `packet` alone, map
+//! memory in `maps` alone. What can be decided without either stands in
+//! lb-common, where the host tests it.
 #![no_std]
 #![no_main]
 #![feature(asm_experimental_arch, core_intrinsics)]
@@ -15,19 +17,23 @@
 // The attribute macros make public items that have nobody to read about them.
 #![allow(missing_docs)]
 
+mod back;
 mod balance;
 mod clock;
 mod defence;
 mod forward;
+mod fragment;
 mod frame;
 mod full_nat;
 mod head;
 mod icmp;
+mod icmp_error;
 mod lookup;
 mod maps;
 mod neighbour;
 mod packet;
 mod parse;
+mod quote;
 mod reply;
 mod reset;
 mod sample;
@@ -95,6 +101,18 @@ pub fn lb_binding(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_head(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, head::to_member).finish(&ctx)
+}
+
+/// Errors for clients whose packets can't be forwarded.
+#[xdp(frags)]
+pub fn lb_icmp_error(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, icmp_error::answer).finish(&ctx)
+}
+
+/// Fragments.
+#[xdp(frags)]
+pub fn lb_fragment(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, fragment::handle).finish(&ctx)
 }
 
 /// Reads the clocks for the controller, which can't read jiffies. Started by

@@ -17,10 +17,11 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry,
-        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry,
-        ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
+        ClockReading, Config, FragmentEntry, FragmentKey, LINK_PROBES, LINKS as LINK_COUNT,
+        LimitKey, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, NeighbourRequest,
+        OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE,
+        SOURCE_KEY_FIXED_BITS, SampleEntry, ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry,
+        VipKey, Work, program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},
@@ -85,6 +86,10 @@ static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(64, 0);
 static CORE_LIMITS: PerCpuArray<u64> = PerCpuArray::pinned(64, 0);
 #[map]
 static SOURCE_LIMITS: LruHashMap<LimitKey, u64> = LruHashMap::pinned(1024, 0);
+#[map]
+static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::pinned(64, 0);
+#[map]
+static ICMP_LIMIT: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);
 
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
@@ -156,6 +161,31 @@ pub fn link(index: u32) -> Option<&'static LinkEntry> {
 pub fn work() -> Option<&'static mut Work> {
     // SAFETY: the element is this core's, and XDP programs don't nest on one.
     WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Where the first fragment of a packet went.
+#[inline(always)]
+pub fn fragment(key: &FragmentKey) -> Option<FragmentEntry> {
+    // SAFETY: a copy is made at once. The element may be given to another packet
+    // meanwhile, so its reader compares what it says with the member's record.
+    unsafe { FRAGMENTS.get(key) }.copied()
+}
+
+/// Notes where the first fragment of a packet went. Where there is no room the
+/// later ones are dropped.
+#[inline(always)]
+pub fn note_fragment(key: &FragmentKey, entry: &FragmentEntry) {
+    let _ = FRAGMENTS.insert(key, entry, 0);
+}
+
+/// Takes a token from this core's bucket of ICMP errors, if `take` finds one.
+#[inline(always)]
+pub fn take_icmp(take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
+    let Some(at) = ICMP_LIMIT.get_ptr_mut(0) else {
+        return false;
+    };
+    // SAFETY: a valid element, this core's.
+    unsafe { take_from(at, take) }
 }
 
 /// Goes on as the program at `place`; comes back where there is none.

@@ -71,6 +71,9 @@ pub unsafe trait Wire: Copy {}
 // SAFETY: bytes.
 unsafe impl<const N: usize> Wire for [u8; N] {}
 
+// SAFETY: an integer.
+unsafe impl Wire for u32 {}
+
 impl Packet {
     #[inline(always)]
     pub fn new(ctx: &XdpContext) -> Self {
@@ -303,6 +306,7 @@ fields! {
         version_ihl: set_version_ihl, u8;
         tos: set_tos, u8;
         total_length: set_total_length, Be16;
+        id: set_id, u16;
         fragment: set_fragment, Be16;
         ttl_protocol: set_ttl_protocol, [u8; 2];
         checksum: set_checksum, u16;

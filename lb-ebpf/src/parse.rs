@@ -18,6 +18,9 @@ use lb_common::{
 
 use crate::packet::{Header, Icmp, Ipv4, Ipv6, Packet, Tcp, Udp, frame_bytes};
 
+/// Number of IPv6's fragment header.
+const FRAGMENT: u8 = 44;
+
 /// IPv6 extension headers that are walked before the packet is given up.
 const MAX_EXTENSIONS: usize = 6;
 
@@ -26,20 +29,48 @@ const MAX_EXTENSIONS: usize = 6;
 pub enum What {
     /// Too short to tell whose it is.
     Nothing,
-    /// A whole TCP or UDP packet.
+    /// A TCP or UDP packet: whole, or the first fragment.
     Segment,
     /// An ICMP or ICMPv6 message.
     Icmp,
     /// Something to drop, if it is addressed to a VIP.
     Bad,
+    /// A fragment.
+    Fragment,
 }
+
+/// A fragment's place in its packet.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// Has the headers.
+    First,
+    /// At byte 8: would overlap TCP's flags (RFC 3128).
+    Second,
+    /// Any other.
+    Later,
+}
+
+impl Place {
+    /// From the field that holds the offset in units of eight bytes.
+    #[inline(always)]
+    const fn of(offset: u16) -> Self {
+        match offset {
+            0 => Self::First,
+            1 => Self::Second,
+            _ => Self::Later,
+        }
+    }
+}
+
+/// Set in a segment that is not the whole of its packet.
+const FIRST_FRAGMENT: u64 = 1 << 63;
 
 /// What a packet is.
 #[derive(Clone, Copy)]
 pub struct Parsed {
-    /// `what` 8 bits, `detail` (a [`Kind`], a [`DropReason`] or a message's
-    /// type) 8, family 8, protocol 8, offset of the transport header 16, of the
-    /// IP header 8.
+    /// `what` 8 bits, `detail` (a [`Kind`], a [`DropReason`], a message's type or
+    /// a fragment's [`Place`]) 8, family 8, protocol 8, offset of the transport
+    /// header 16, of the IP header 8, [`FIRST_FRAGMENT`] 1.
     meta: u64,
     /// Ports of a segment, zero otherwise.
     ports: [Be16; 2],
@@ -67,6 +98,7 @@ impl Parsed {
             1 => What::Segment,
             2 => What::Icmp,
             3 => What::Bad,
+            4 => What::Fragment,
             _ => What::Nothing,
         }
     }
@@ -91,6 +123,28 @@ impl Parsed {
     #[inline(always)]
     pub fn reason(&self) -> u32 {
         self.detail()
+    }
+
+    /// Of a fragment.
+    #[inline(always)]
+    pub fn place(&self) -> Place {
+        match self.detail() {
+            0 => Place::First,
+            1 => Place::Second,
+            _ => Place::Later,
+        }
+    }
+
+    /// Whether it has the ports of a TCP or UDP packet.
+    #[inline(always)]
+    pub fn is_segment(&self) -> bool {
+        self.what() == What::Segment
+    }
+
+    /// Of a segment: whether others follow that belong to the same packet.
+    #[inline(always)]
+    pub fn is_first_fragment(&self) -> bool {
+        self.meta & FIRST_FRAGMENT != 0
     }
 
     /// Whether it is a message of neighbour or router discovery (RFC 4861 §4).
@@ -125,7 +179,8 @@ impl Parsed {
         self.protocol() == protocol::TCP
     }
 
-    /// Offset of the TCP, UDP or ICMP header.
+    /// Offset of the TCP, UDP or ICMP header; in a fragment of what follows the
+    /// IPv4 or the fragment header.
     #[inline(always)]
     pub fn offset(&self) -> usize {
         (self.meta >> 32) as usize & 0x3fff
@@ -212,6 +267,19 @@ impl Parsed {
         work.frame_bytes = self.frame_bytes;
     }
 
+    /// Offset of the IP packet's end, as its header tells it.
+    #[inline(always)]
+    pub fn end(&self, packet: &Packet) -> usize {
+        let bytes = if self.is_v4() {
+            let ip = self.ipv4(packet);
+            ip.map_or(0, |ip| usize::from(ip.total_length().get()))
+        } else {
+            let ip = self.ipv6(packet);
+            ip.map_or(0, |ip| 40 + usize::from(ip.payload_length().get()))
+        };
+        self.network_offset() + bytes
+    }
+
     #[inline(always)]
     fn set(&mut self, what: What, detail: u32, protocol: u8, offset: usize) {
         let kept = self.meta & 0x00ff_0000_00ff_0000;
@@ -260,17 +328,21 @@ pub fn ipv4(ctx: &XdpContext, packet: &Packet, mut parsed: Parsed) -> Parsed {
     if !parsed.holds(ctx, network + total) {
         return parsed.bad(DropReason::Truncated);
     }
-    // More-fragments or an offset; "don't fragment" is bit 14.
-    if ip.fragment().get() & 0x3fff != 0 {
-        return parsed.bad(DropReason::Fragment);
-    }
     let [_, protocol] = ip.ttl_protocol();
-    upper(
+    let offset = network + header_bytes;
+    // More-fragments or an offset; "don't fragment" is bit 14.
+    let fragment = ip.fragment().get();
+    if fragment & 0x3fff != 0 {
+        let place = Place::of(fragment & 0x1fff);
+        parsed.set(What::Fragment, place as u32, protocol, offset);
+        return parsed;
+    }
+    upper::<true>(
         packet,
         parsed,
         protocol,
         protocol::ICMP,
-        network + header_bytes,
+        offset,
         total - header_bytes,
     )
 }
@@ -286,7 +358,7 @@ pub fn ipv6(ctx: &XdpContext, packet: &Packet, mut parsed: Parsed) -> Parsed {
     parsed.source = ip.source();
     parsed.destination = ip.destination();
 
-    let mut left = usize::from(ip.payload_length().get());
+    let left = usize::from(ip.payload_length().get());
     if ip.version() >> 4 != 6 {
         return parsed.bad(DropReason::Malformed);
     }
@@ -294,21 +366,66 @@ pub fn ipv6(ctx: &XdpContext, packet: &Packet, mut parsed: Parsed) -> Parsed {
     if !parsed.holds(ctx, network + 40 + left) {
         return parsed.bad(DropReason::Truncated);
     }
-    let mut next = ip.next_header();
-    let mut offset = network + 40;
+    extensions::<true>(packet, parsed, ip.next_header(), network + 40, left)
+}
+
+/// Parses the first fragment of a packet, of which IP's length is known to be
+/// within the frame. What follows its headers may be in later fragments.
+#[inline(always)]
+pub fn first_fragment(packet: &Packet, parsed: Parsed) -> Parsed {
+    let offset = parsed.offset();
+    let end = parsed.end(packet);
+    if end < offset {
+        return parsed.bad(DropReason::Malformed);
+    }
+    let left = end - offset;
+    let mut first = if parsed.is_v4() {
+        let icmp = protocol::ICMP;
+        upper::<false>(packet, parsed, parsed.protocol(), icmp, offset, left)
+    } else {
+        extensions::<false>(packet, parsed, parsed.protocol(), offset, left)
+    };
+    first.meta |= FIRST_FRAGMENT;
+    first
+}
+
+/// Walks the extension headers from `offset` on, of which IP says that `left`
+/// bytes are there. `WHOLE`: the packet isn't known to be a fragment.
+#[inline(always)]
+fn extensions<const WHOLE: bool>(
+    packet: &Packet,
+    mut parsed: Parsed,
+    mut next: u8,
+    mut offset: usize,
+    mut left: usize,
+) -> Parsed {
     let mut walked = 0;
-    // Hop-by-hop (§4.3), routing (§4.4), destination options (§4.6).
-    while matches!(next, 0 | 43 | 60) {
+    // Hop-by-hop (§4.3), routing (§4.4), fragment (§4.5), destination options
+    // (§4.6).
+    while matches!(next, 0 | 43 | 60) || WHOLE && next == FRAGMENT {
         let Some(extension) = packet.at::<[u8; 4]>(offset) else {
             return parsed.bad(DropReason::Malformed);
         };
-        let [following, length, _, segments_left] = extension.read();
-        let bytes = (usize::from(length) + 1) * 8;
+        let [following, length, third, fourth] = extension.read();
+        let is_fragment = WHOLE && next == FRAGMENT;
+        let bytes = if is_fragment {
+            8
+        } else {
+            (usize::from(length) + 1) * 8
+        };
         if bytes > left {
             return parsed.bad(DropReason::Malformed);
         }
+        // Offset and more-fragments. Without either it is the whole packet (an
+        // atomic fragment, RFC 6946).
+        let fragment = u16::from_be_bytes([third, fourth]);
+        if is_fragment && fragment & 0xfff9 != 0 {
+            let place = Place::of(fragment >> 3);
+            parsed.set(What::Fragment, place as u32, following, offset + 8);
+            return parsed;
+        }
         // Segments left: this address is not the last one.
-        if walked == MAX_EXTENSIONS || (next == 43 && segments_left != 0) {
+        if walked == MAX_EXTENSIONS || (next == 43 && fourth != 0) {
             return parsed.bad(DropReason::ExtensionHeaders);
         }
         next = following;
@@ -316,16 +433,13 @@ pub fn ipv6(ctx: &XdpContext, packet: &Packet, mut parsed: Parsed) -> Parsed {
         left -= bytes;
         walked += 1;
     }
-    // Fragment header (§4.5).
-    if next == 44 {
-        return parsed.bad(DropReason::Fragment);
-    }
-    upper(packet, parsed, next, protocol::ICMPV6, offset, left)
+    upper::<WHOLE>(packet, parsed, next, protocol::ICMPV6, offset, left)
 }
 
 /// The header at `offset`, of which IP says that it has `length` bytes.
+/// `WHOLE`: all of what it announces is there.
 #[inline(always)]
-fn upper(
+fn upper<const WHOLE: bool>(
     packet: &Packet,
     mut parsed: Parsed,
     protocol: u8,
@@ -353,7 +467,7 @@ fn upper(
             return parsed.bad(DropReason::Malformed);
         };
         let udp_length = usize::from(udp.length().get());
-        if udp_length < 8 || udp_length > length {
+        if udp_length < 8 || length < 8 || WHOLE && udp_length > length {
             return parsed.bad(DropReason::Malformed);
         }
         parsed.ports = [udp.source_port(), udp.destination_port()];

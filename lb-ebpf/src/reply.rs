@@ -1,42 +1,30 @@
 //! Replies under NAT: recognised by the backend's address and port, or flow by
 //! flow, given the VIP as their source and routed to the client.
 
-use core::mem::size_of;
-
-use aya_ebpf::{
-    EbpfContext as _,
-    bindings::{
-        BPF_FIB_LKUP_RET_BLACKHOLE, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_PROHIBIT, BPF_FIB_LKUP_RET_SUCCESS,
-        BPF_FIB_LKUP_RET_UNREACHABLE, bpf_fib_lookup as bpf_fib_lookup_abi,
-    },
-    helpers::bpf_fib_lookup,
-};
 use lb_common::{
-    abi::{
-        Config, LinkEntry, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, link_flag,
-        program,
-    },
+    abi::{Config, MemberEntry, ReplyKey, ServiceEntry, program},
+    binding,
     counter::{DropReason, Event},
     flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
     hash::{self, Tuple},
-    net::{Addr, Be16, Mac},
+    net::{Addr, Be16},
 };
 
 use crate::{
+    back::{self, Back},
     clock,
-    forward::{self, Way, nat},
+    forward::{
+        self,
+        nat::{self, End},
+    },
     frame::{Frame, Handed},
-    full_nat, head, lookup, maps,
+    full_nat, lookup, maps,
     maps::Flows,
-    packet::{MacWords, Packet},
-    parse::Parsed,
-    stats,
+    packet::Packet,
+    parse::{Parsed, What},
+    quote, stats,
     verdict::{NO_SERVICE, Verdict},
 };
-
-const AF_INET: u8 = 2;
-const AF_INET6: u8 = 10;
 
 #[inline(always)]
 fn idle(config: &Config, open_units: u32) -> Idle {
@@ -60,7 +48,7 @@ pub fn expect(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
         Err(DropReason::ReplyConflict) if full_nat::has_pool(frame.config, parsed.family()) => {
             frame.tell(parsed, program::FULL_NAT, full_nat::CONFLICT)
         }
-        Err(reason) => Verdict::drop(service.id, reason as u32),
+        Err(reason) => frame.refuse(parsed, service.id, reason),
     }
 }
 
@@ -154,13 +142,23 @@ fn reserve(config: &Config, idle_units: u32, parsed: &Parsed, id: u32) -> u32 {
 
 #[inline(always)]
 fn same_backend(id: u32, member: &MemberEntry) -> bool {
-    maps::member(id).is_some_and(|m| m.address == member.address && m.protocol == member.protocol)
+    is_backend(id, member.address, member.protocol)
 }
 
 /// Id of the member that a packet from a backend is a reply of; zero if none.
 #[inline(never)]
 fn member_of(config: &Config, parsed: &Parsed) -> u32 {
-    let tuple = parsed.tuple();
+    match named(&parsed.tuple()) {
+        None => 0,
+        Some(0) => member_of_flow(config, parsed),
+        Some(member) => member,
+    }
+}
+
+/// The member that gets what `tuple` sends as a reply; zero: the one that the
+/// flow names.
+#[inline(always)]
+fn named(tuple: &Tuple) -> Option<u32> {
     let mut key = ReplyKey {
         address: tuple.source,
         port: tuple.source_port,
@@ -172,11 +170,38 @@ fn member_of(config: &Config, parsed: &Parsed) -> u32 {
         key.port = Be16::default();
         entry = maps::reply(&key);
     }
-    match entry {
+    entry.map(|entry| entry.member)
+}
+
+/// Id of the member that `tuple` is a reply of; zero if none. Nothing is changed
+/// or counted.
+#[inline(never)]
+fn peek(config: &Config, tuple: &Tuple) -> u32 {
+    match named(tuple) {
         None => 0,
-        Some(entry) if entry.member != 0 => entry.member,
-        Some(_) => member_of_flow(config, parsed),
+        Some(0) => {
+            let hash = hash::flow_hash(config.hash_key, tuple);
+            peek_flow(config, hash, tuple)
+        }
+        Some(member) => member,
     }
+}
+
+#[inline(never)]
+fn peek_flow(config: &Config, hash: u64, tuple: &Tuple) -> u32 {
+    let key = FlowKey::new(hash, config.reply_buckets);
+    let found = flow::find(&Flows::replies(config), key, |entry| {
+        is_backend(entry.member(), tuple.source, tuple.protocol)
+    });
+    let idle = idle(config, config.longest_idle_units);
+    found
+        .filter(|found| found.entry.is_live(clock::ticks(config), idle))
+        .map_or(0, |found| found.entry.member())
+}
+
+#[inline(always)]
+fn is_backend(id: u32, address: Addr, protocol: u8) -> bool {
+    maps::member(id).is_some_and(|m| m.address == address && m.protocol == protocol)
 }
 
 #[inline(never)]
@@ -192,7 +217,7 @@ fn member_of_flow(config: &Config, parsed: &Parsed) -> u32 {
     let source = parsed.source();
     let protocol = parsed.protocol();
     let found = flow::find(&flows, key, |entry| {
-        maps::member(entry.member()).is_some_and(|m| m.address == source && m.protocol == protocol)
+        is_backend(entry.member(), source, protocol)
     });
     if let Some(found) = found
         && found
@@ -211,10 +236,17 @@ fn member_of_flow(config: &Config, parsed: &Parsed) -> u32 {
     0
 }
 
-/// A packet that isn't addressed to us: a reply to translate, or none of ours.
+/// A packet that isn't addressed to us: a reply to translate, an error about a
+/// packet that NAT sent to a backend, or none of ours.
 #[inline(always)]
-pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
-    match member_of(frame.config, parsed) {
+pub fn handle(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
+    let id = match parsed.what() {
+        What::Segment => member_of(frame.config, parsed),
+        What::Icmp => backend_of(frame, parsed),
+        // A later fragment: its first one told.
+        _ => handed.member,
+    };
+    match id {
         0 => Verdict::PASS,
         id => translate(frame, parsed, id),
     }
@@ -226,168 +258,47 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     let Some(member) = maps::member(id) else {
         return Verdict::PASS;
     };
-    if frame.is_bridged() && !frame.is_for_us() {
-        return pass_by(frame, parsed, id, member);
-    }
-    // The route is asked before anything is changed: what is for this host (the
-    // answer to a health check) or stays on its link is never translated.
-    let mut fib = FibParameters::default();
-    let egress = match route(frame, parsed, member.vip, parsed.destination(), &mut fib) {
-        BPF_FIB_LKUP_RET_SUCCESS => fib.link(),
-        BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
-        BPF_FIB_LKUP_RET_FWD_DISABLED => {
-            stats::event(member.service, Event::ForwardingOff);
-            return Verdict::PASS;
-        }
-        BPF_FIB_LKUP_RET_BLACKHOLE | BPF_FIB_LKUP_RET_UNREACHABLE | BPF_FIB_LKUP_RET_PROHIBIT => {
-            return Verdict::drop(member.service, DropReason::NoRoute as u32);
-        }
-        _ => None,
-    };
-    let link = by_us(frame, egress);
-    if !nat::has_hop(&frame.packet, parsed) {
-        return Verdict::drop(member.service, DropReason::TtlExceeded as u32);
-    }
-    if !rewrite_source(&frame.packet, parsed, member) {
-        return Verdict::drop(member.service, DropReason::Malformed as u32);
-    }
-    let of = Of {
+    let to = Back {
         member: id,
         service: member.service,
+        binding: 0,
     };
-    send(frame, parsed, of, link, &fib)
+    let ends = (member.vip, parsed.destination());
+    back::send(frame, parsed, &to, ends, || {
+        (parsed.what() != What::Icmp || rewrite_quote(frame, parsed, member))
+            && rewrite_source(&frame.packet, parsed, member)
+    })
 }
 
-/// Whose reply it is.
-#[derive(Clone, Copy)]
-pub struct Of {
-    pub member: u32,
-    pub service: u32,
-}
-
-/// Sends and counts a reply that was rewritten by the link and to the neighbour
-/// that the kernel named, or leaves it to the kernel.
-#[inline(always)]
-pub fn send(
-    frame: &Frame<'_>,
-    parsed: &Parsed,
-    of: Of,
-    link: Option<&LinkEntry>,
-    fib: &FibParameters,
-) -> Verdict {
-    let Some(link) = link else {
-        stats::replied(of.member, parsed.frame_bytes().into());
-        stats::event(of.service, Event::ReplyUnresolved);
-        return Verdict::PASS;
-    };
-    nat::hop(&frame.packet, parsed);
-    let destination = MacWords::new(fib.destination_mac);
-    if link.flags & link_flag::BRIDGE != 0 {
-        stats::replied(of.member, parsed.frame_bytes().into());
-        frame.ethernet.set_destination(destination);
-        return Verdict::PASS;
+/// Id of the member to which the packet was sent that an error to a client is
+/// about; zero if none.
+#[inline(never)]
+fn backend_of(frame: &Frame<'_>, parsed: &Parsed) -> u32 {
+    match quote::read(&frame.packet, parsed, frame.config.hash_key[0]) {
+        Ok(quote) if quote.source() == parsed.destination() => {
+            peek(frame.config, &quote.reversed(parsed.family()))
+        }
+        _ => 0,
     }
-    if frame.has_tags_of(link) {
-        frame.ethernet.set_destination(destination);
-        frame.ethernet.set_source(MacWords::new(link.mac));
-    } else if head::retag(frame, parsed, &destination, link) == 0 {
-        return Verdict::drop(of.service, DropReason::NoHeadroom as u32);
-    }
-    stats::replied(of.member, parsed.frame_bytes().into());
-    Verdict::send(link.ifindex, frame.ingress.ifindex)
-}
-
-/// The link, if this program sends by it. Otherwise the kernel resolves the
-/// neighbour, or knows a way that we don't; it uses up the hop itself.
-#[inline(always)]
-pub fn by_us(frame: &Frame<'_>, link: Option<&'static LinkEntry>) -> Option<&'static LinkEntry> {
-    link.filter(|link| Way::of(frame, link) != Way::Kernel)
-}
-
-/// A reply on a bridge that is addressed to somebody behind the other port: the
-/// bridge carries it on, and is no hop.
-#[inline(always)]
-fn pass_by(frame: &Frame<'_>, parsed: &Parsed, id: u32, member: &MemberEntry) -> Verdict {
-    if !rewrite_source(&frame.packet, parsed, member) {
-        return Verdict::drop(member.service, DropReason::Malformed as u32);
-    }
-    stats::replied(id, parsed.frame_bytes().into());
-    Verdict::PASS
 }
 
 #[inline(never)]
 fn rewrite_source(packet: &Packet, parsed: &Parsed, member: &MemberEntry) -> bool {
-    nat::rewrite(
-        packet,
-        parsed,
-        nat::End::Source,
-        member.vip,
-        member.vip_port,
-    )
-    .is_ok()
-}
-
-/// `struct bpf_fib_lookup` of linux/bpf.h: the question and the answer.
-#[repr(C)]
-#[derive(Default)]
-pub struct FibParameters {
-    address_family: u8,
-    l4_protocol: u8,
-    source_port: u16,
-    destination_port: u16,
-    total_length: u16,
-    /// Ingress; in the answer egress.
-    ifindex: u32,
-    traffic_class: u32,
-    source: Addr,
-    /// In the answer the next hop.
-    destination: Addr,
-    vlan: u32,
-    source_mac: Mac,
-    destination_mac: Mac,
-}
-
-impl FibParameters {
-    /// The device that the answer names, if it is one of ours.
-    #[inline(always)]
-    pub fn link(&self) -> Option<&'static LinkEntry> {
-        maps::link(maps::find_link(self.ifindex, [0; 2]))
+    let vip = member.vip;
+    if parsed.is_segment() {
+        nat::rewrite(packet, parsed, End::Source, vip, member.vip_port).is_ok()
+    } else {
+        nat::rewrite_address(packet, parsed, End::Source, vip).is_ok()
     }
 }
 
-const _: () = assert!(size_of::<FibParameters>() == size_of::<bpf_fib_lookup_abi>());
-
-/// The kernel's route to a reply's destination, as if it came from the VIP. An
-/// errno of the helper is none of the codes.
+/// What an error to a client is about, as the client sent it.
 #[inline(always)]
-pub fn route(
-    frame: &Frame<'_>,
-    parsed: &Parsed,
-    vip: Addr,
-    client: Addr,
-    fib: &mut FibParameters,
-) -> u32 {
-    fib.address_family = if parsed.is_v4() { AF_INET } else { AF_INET6 };
-    fib.l4_protocol = parsed.protocol();
-    fib.ifindex = frame.ingress.device;
-    fib.source = vip;
-    fib.destination = client;
-    // SAFETY: the context is the program's own, the parameters are on the stack
-    // and laid out as the kernel's, see the assertion above.
-    let result = unsafe {
-        bpf_fib_lookup(
-            frame.ctx.as_ptr(),
-            (&raw mut *fib).cast(),
-            size_of::<FibParameters>() as i32,
-            0,
-        )
-    } as u32;
-    if result == BPF_FIB_LKUP_RET_NO_NEIGH {
-        maps::request_neighbour(NeighbourRequest {
-            address: fib.destination,
-            ifindex: fib.ifindex,
-            family: u32::from(parsed.family()),
-        });
-    }
-    result
+fn rewrite_quote(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry) -> bool {
+    let sent = binding::End {
+        address: member.vip,
+        port: member.vip_port,
+    };
+    let places = quote::places(frame, parsed);
+    quote::rewrite(&frame.packet, parsed, places, End::Destination, &sent)
 }

@@ -93,17 +93,35 @@ pub fn member(
     Ok(member)
 }
 
-/// The member of a flow in a tracked slot; zero if there is none.
+/// Id of the member that a flow is with, for what is no sign of life of it.
+/// Nothing is changed or counted.
+#[inline(always)]
+pub fn peek(config: &Config, service: &ServiceEntry, flow_hash: u64) -> Result<u32, DropReason> {
+    let slot = slot(service, flow_hash)?;
+    let id = if slot.word.is_tracked() {
+        peek_tracked(config, service, &slot, flow_hash)
+    } else {
+        slot.word.current()
+    };
+    // Nobody is reset for what is no packet of the flow.
+    member(service, id, Kind::Syn)?;
+    Ok(id)
+}
+
 #[inline(never)]
-pub fn tracked(
-    config: &Config,
-    service: &ServiceEntry,
-    slot: &Slot,
-    flow_hash: u64,
-    kind: Kind,
-) -> u32 {
+fn peek_tracked(config: &Config, service: &ServiceEntry, slot: &Slot, flow_hash: u64) -> u32 {
     let key = FlowKey::new(flow_hash, config.flow_buckets);
-    let times = Times {
+    let world = World {
+        flows: Flows::forward(config),
+        service,
+        slot: *slot,
+    };
+    track::peek(&world, slot.word, key, times(config, service))
+}
+
+#[inline(always)]
+fn times(config: &Config, service: &ServiceEntry) -> Times {
+    Times {
         now_ticks: clock::ticks(config),
         syn_window_ticks: config.syn_window_ticks,
         idle: Idle {
@@ -114,13 +132,25 @@ pub fn tracked(
             open_units: config.longest_idle_units,
             half_units: config.half_units,
         },
-    };
+    }
+}
+
+/// The member of a flow in a tracked slot; zero if there is none.
+#[inline(never)]
+pub fn tracked(
+    config: &Config,
+    service: &ServiceEntry,
+    slot: &Slot,
+    flow_hash: u64,
+    kind: Kind,
+) -> u32 {
+    let key = FlowKey::new(flow_hash, config.flow_buckets);
     let world = World {
         flows: Flows::forward(config),
         service,
         slot: *slot,
     };
-    let decision = track::decide(&world, slot.word, key, kind, times);
+    let decision = track::decide(&world, slot.word, key, kind, times(config, service));
     match decision.entry {
         Entry::Inserted => stats::event(service.id, Event::FlowInserted),
         Entry::Refused => stats::event(service.id, Event::Untracked),

@@ -17,9 +17,8 @@ const HAND_OVER: u32 = 0x80;
 ///
 /// One word instead of an enum: the unused payload of a variant would be an
 /// undefined register to the verifier wherever the variants meet. The action
-/// in the lowest byte, the drop's reason in the next, in the two after those the
-/// length that would have fitted where the reason is `too_big`, and the drop's
-/// service, the interface or the program's place in the upper half.
+/// in the lowest byte, the drop's reason in the next, the drop's service, the
+/// interface or the program's place in the upper half.
 #[derive(Clone, Copy)]
 pub struct Verdict(u64);
 
@@ -43,13 +42,6 @@ impl Verdict {
     #[inline(always)]
     pub const fn drop(service: u32, reason: u32) -> Self {
         Self(xdp_action::XDP_DROP as u64 | (reason as u64 & 0xff) << 8 | (service as u64) << 32)
-    }
-
-    /// Nobody gets it: it is longer than the way carries, and `fitting` is the
-    /// length that isn't.
-    #[inline(always)]
-    pub const fn too_big(service: u32, fitting: u16) -> Self {
-        Self(Self::drop(service, DropReason::TooBig as u32).0 | (fitting as u64) << 16)
     }
 
     /// The program at `place` in `PROGRAMS` goes on with what was left in

@@ -62,6 +62,8 @@ pub struct Sizes {
     pub buckets: u32,
     /// Full NAT's bindings.
     pub bindings: u32,
+    /// Packets whose fragments are under way.
+    pub fragments: u32,
 }
 
 impl Default for Sizes {
@@ -72,6 +74,7 @@ impl Default for Sizes {
             slots: 1 << 17,
             buckets: 1024,
             bindings: 4096,
+            fragments: 1024,
         }
     }
 }
@@ -122,6 +125,7 @@ impl Program {
             .map_max_entries(map::STATS, sizes.members)
             .map_max_entries(map::FLOWS, sizes.buckets)
             .map_max_entries(map::REPLY_FLOWS, sizes.buckets)
+            .map_max_entries(map::FRAGMENTS, sizes.fragments)
             .map_max_entries(map::NAT_FLOWS, sizes.buckets)
             .map_max_entries(map::BINDINGS, sizes.bindings + 1)
             .map_max_entries(
@@ -167,6 +171,7 @@ impl Program {
                 half_units: 9,
                 second_steps: SECOND_STEPS,
                 longest_idle_units: 990,
+                icmp_cost: 1,
                 flow_buckets: sizes.buckets,
                 reply_buckets: sizes.buckets,
                 nat_buckets: sizes.buckets,

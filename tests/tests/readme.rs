@@ -262,6 +262,8 @@ fn every_map_is_explained() {
         map::SOURCES,
         map::CORE_LIMITS,
         map::SOURCE_LIMITS,
+        map::FRAGMENTS,
+        map::ICMP_LIMIT,
     ]
     .map(str::to_owned)
     .into();

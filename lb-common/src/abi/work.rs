@@ -27,4 +27,8 @@ pub struct Work {
     pub detail: u32,
     /// The flow's hash.
     pub flow_hash: u64,
+    /// Identification of a fragment's packet, see [`super::FragmentKey`].
+    pub fragment: u32,
+    /// Of a packet that is too long for its way: the length that isn't.
+    pub fitting: u32,
 }

@@ -22,6 +22,7 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
             is.max_limited_sources,
         ),
         ("max_bindings", was.max_bindings, is.max_bindings),
+        ("max_fragments", was.max_fragments, is.max_fragments),
     ];
     for (name, was, is) in sizes {
         if was != is {

@@ -63,6 +63,8 @@ pub fn model(backends: &[&str]) -> Model {
             max_source_prefixes: 1024,
             max_limited_sources: 1024,
             max_bindings: 1_000,
+            max_fragments: 1024,
+            icmp_rate: 1000,
             tcp_idle: Duration::from_secs(300),
             udp_idle: Duration::from_secs(30),
             dead_after: Duration::from_secs(60),

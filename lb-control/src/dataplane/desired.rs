@@ -145,6 +145,7 @@ impl<'a> Builder<'a> {
                     longest_idle_units: 0,
                     features: 0,
                     flow_buckets: given.capacity.flow_buckets,
+                    icmp_cost: limit::cost(model.dataplane.icmp_rate, given.hz),
                     reply_buckets: given.capacity.flow_buckets,
                     second_steps: limit::second(given.hz),
                     tunnel: tunnel(&model.dataplane.tunnel),

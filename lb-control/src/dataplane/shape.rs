@@ -92,6 +92,12 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
             Some(abi::SAMPLE_SIZE),
         ),
         shape(map::WORK, size_of::<abi::Work>(), None),
+        shape(
+            map::FRAGMENTS,
+            size_of::<abi::FragmentEntry>(),
+            Some(capacity.fragments),
+        ),
+        shape(map::ICMP_LIMIT, 8, None),
         shape(map::PROGRAMS, 4, Some(program::TAILS.len() as u32)),
     ]
 }

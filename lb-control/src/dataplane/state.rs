@@ -29,6 +29,8 @@ pub struct Capacity {
     pub limited_sources: u32,
     /// Highest index of full NAT's bindings.
     pub bindings: u32,
+    /// Packets whose fragments are under way.
+    pub fragments: u32,
 }
 
 impl Capacity {
@@ -38,6 +40,7 @@ impl Capacity {
             services: dataplane.max_services,
             members: dataplane.max_members,
             slots: dataplane.max_slots,
+            fragments: dataplane.max_fragments,
             flow_buckets: lb_common::flow::buckets_for(dataplane.max_flows),
             source_prefixes: dataplane.max_source_prefixes,
             limited_sources: dataplane.max_limited_sources,

@@ -43,6 +43,7 @@ const CAPACITY: Capacity = Capacity {
     source_prefixes: 1024,
     limited_sources: 1024,
     bindings: 1_000,
+    fragments: 1024,
 };
 const NOW: u32 = 5000;
 
@@ -87,6 +88,8 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             max_source_prefixes: 1024,
             max_limited_sources: 1024,
             max_bindings: 1_000,
+            max_fragments: 1024,
+            icmp_rate: 1000,
             tcp_idle: Duration::from_secs(8100),
             udp_idle: Duration::from_secs(120),
             dead_after: Duration::from_secs(30),

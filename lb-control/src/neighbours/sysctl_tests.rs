@@ -61,6 +61,8 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             max_source_prefixes: 1024,
             max_limited_sources: 1024,
             max_bindings: 1_000,
+            max_fragments: 1024,
+            icmp_rate: 1000,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,

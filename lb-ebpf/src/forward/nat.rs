@@ -31,29 +31,12 @@ pub fn rewrite(
     port: Be16,
 ) -> Result<(), DropReason> {
     let tuple = parsed.tuple();
-    let (old_address, old_port) = match end {
-        End::Destination => (tuple.destination, tuple.destination_port),
-        End::Source => (tuple.source, tuple.source_port),
+    let old_port = match end {
+        End::Destination => tuple.destination_port,
+        End::Source => tuple.source_port,
     };
     let port = port.or(old_port);
-
-    // IPv6 has all of an address in the sum; the words that IPv4 leaves zero
-    // change nothing.
-    let addresses = Delta::NONE.replace128(old_address.0, address.0);
-    if parsed.is_v4() {
-        let ip = parsed.ipv4(packet).ok_or(DropReason::Malformed)?;
-        match end {
-            End::Destination => ip.set_destination(address.0[0]),
-            End::Source => ip.set_source(address.0[0]),
-        }
-        ip.set_checksum(addresses.apply(ip.checksum()));
-    } else {
-        let ip = parsed.ipv6(packet).ok_or(DropReason::Malformed)?;
-        match end {
-            End::Destination => ip.set_destination(address),
-            End::Source => ip.set_source(address),
-        }
-    }
+    let addresses = rewrite_address(packet, parsed, end, address)?;
     let delta = addresses.replace16(old_port.wire(), port.wire());
     if parsed.is_tcp() {
         let tcp: Header<Tcp> = packet.at(parsed.offset()).ok_or(DropReason::Malformed)?;
@@ -71,6 +54,39 @@ pub fn rewrite(
         udp.set_checksum(apply_udp(delta, udp.checksum()));
     }
     Ok(())
+}
+
+/// Puts `address` in the place of one end's in the IP header, which is all that
+/// a later fragment has. What that changes in sums over the addresses.
+#[inline(always)]
+pub fn rewrite_address(
+    packet: &Packet,
+    parsed: &Parsed,
+    end: End,
+    address: Addr,
+) -> Result<Delta, DropReason> {
+    let old_address = match end {
+        End::Destination => parsed.destination(),
+        End::Source => parsed.source(),
+    };
+    // IPv6 has all of an address in the sum; the words that IPv4 leaves zero
+    // change nothing.
+    let addresses = Delta::NONE.replace128(old_address.0, address.0);
+    if parsed.is_v4() {
+        let ip = parsed.ipv4(packet).ok_or(DropReason::Malformed)?;
+        match end {
+            End::Destination => ip.set_destination(address.0[0]),
+            End::Source => ip.set_source(address.0[0]),
+        }
+        ip.set_checksum(addresses.apply(ip.checksum()));
+    } else {
+        let ip = parsed.ipv6(packet).ok_or(DropReason::Malformed)?;
+        match end {
+            End::Destination => ip.set_destination(address),
+            End::Source => ip.set_source(address),
+        }
+    }
+    Ok(addresses)
 }
 
 /// Uses up one routed hop of a packet that [`has_hop`].

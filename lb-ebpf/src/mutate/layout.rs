@@ -38,6 +38,10 @@ pub struct Mutator {
     pub after: [u64; WORDS],
     /// Its length then.
     pub length_after: u64,
+    /// Where the first frame of a run of many starts in memory.
+    pub start: u64,
+    /// Where the data path has let the last one start.
+    pub start_after: u64,
     /// Frames that the data path left as they were: passed or dropped.
     pub unchanged: u64,
     /// Frames sent back to where they came from, changed.

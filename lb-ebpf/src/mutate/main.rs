@@ -13,7 +13,10 @@ mod layout;
 
 use aya_ebpf::{
     bindings::xdp_action,
-    helpers::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes, bpf_xdp_store_bytes},
+    helpers::{
+        bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len, bpf_xdp_load_bytes,
+        bpf_xdp_store_bytes,
+    },
     macros::{map, xdp},
     maps::{Array, ProgramArray},
     programs::XdpContext,
@@ -47,7 +50,10 @@ pub fn mutate(ctx: XdpContext) -> u32 {
     };
     // SAFETY: a valid element that only this program uses while it runs.
     let mutator = unsafe { &mut *at };
-    if judge(&ctx, mutator).is_none() || mutator.ends != 0 {
+    if judge(&ctx, mutator).is_none()
+        || rewind(&ctx, mutator).is_none()
+        || mutator.ends != 0
+    {
         return xdp_action::XDP_ABORTED;
     }
     if make(&ctx, mutator).is_some() {
@@ -172,6 +178,29 @@ fn judge(ctx: &XdpContext, mutator: &mut Mutator) -> Option<()> {
     } else {
         wrong(mutator);
     }
+    Some(())
+}
+
+/// Takes back what an answer put before the frame: runs follow one another in
+/// the same memory, whose room before the frame would be used up.
+#[inline(always)]
+fn rewind(ctx: &XdpContext, mutator: &mut Mutator) -> Option<()> {
+    let now = &raw mut mutator.start_after;
+    // SAFETY: a field of the element. What is read back is a number, of which
+    // the verifier has forgotten that it is an address.
+    let now = unsafe {
+        now.write_volatile(ctx.data() as u64);
+        now.read_volatile()
+    };
+    if mutator.length != 0 {
+        let by = mutator.start.wrapping_sub(now) as i32;
+        // SAFETY: the context is the program's own.
+        if by != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, by) } != 0 {
+            return None;
+        }
+        return Some(());
+    }
+    mutator.start = now;
     Some(())
 }
 

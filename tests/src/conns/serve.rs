@@ -137,7 +137,7 @@ async fn echo(stream: TcpStream, name: &str, counts: &Shared) -> io::Result<()> 
 }
 
 async fn datagrams(socket: UdpSocket, is_dns: bool, name: Rc<str>, counts: Shared) {
-    let mut buffer = [0; 2048];
+    let mut buffer = vec![0; 65_536];
     loop {
         // Errors are ICMP's about earlier answers.
         let Ok((length, peer)) = socket.recv_from(&mut buffer).await else {

@@ -20,6 +20,8 @@ const LINK_CREATE: libc::c_int = 28;
 const PROG_TYPE_XDP: u32 = 6;
 const ATTACH_TYPE_XDP: u32 = 37;
 const DRIVER_MODE: u32 = 1 << 2;
+/// The program takes frames in several buffers, so the MTU may be large.
+const HAS_FRAGS: u64 = 1 << 5;
 
 /// `mov w0, XDP_PASS; exit`
 const PASS: [u64; 2] = [0x0000_0002_0000_00b4, 0x0000_0000_0000_0095];
@@ -75,7 +77,12 @@ fn pass_program() -> io::Result<OwnedFd> {
         instructions: 2,
         code: PASS.as_ptr() as u64,
         licence: c"GPL".as_ptr() as u64,
-        rest: [0; 16],
+        // The flags are the upper half of the third word.
+        rest: {
+            let mut rest = [0; 16];
+            rest[2] = HAS_FRAGS << 32;
+            rest
+        },
     };
     bpf(PROG_LOAD, &load)
 }

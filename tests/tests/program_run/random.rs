@@ -5,21 +5,26 @@
 //!
 //! [`oracle`]: crate::oracle
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    panic::AssertUnwindSafe,
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::abi::method;
 use lb_tests::{
     packet::{
-        Mac, Packet, Rng, arp_reply, arp_request, internet_checksum, neighbor_advertisement,
-        neighbor_solicitation, protocol, verify,
+        Mac, Packet, Rng, arp_reply, arp_request, icmp_error, internet_checksum,
+        neighbor_advertisement, neighbor_solicitation, protocol, verify,
     },
     program::{Outcome, Sizes, action},
 };
 
 use crate::{
     lab::{Lab, OWN_MAC, ROUTER_MAC, Spec, at, backend_mac, ip},
-    oracle::{self, Fate, Known, Place, Segment, fate, u16_at},
+    oracle::{self, Fate, Fragments, Known, Place, Quote, Segment, fate, u16_at},
 };
 
 /// Frames between two comparisons of the counters.
@@ -42,6 +47,8 @@ const SERVICES: [(&str, u32, u8, u8, u16); 10] = [
 pub fn setup() -> Result<(Lab, Vec<Known>)> {
     let mut lab = Lab::sized(Sizes {
         buckets: 1 << 14,
+        // Room for all of a batch, whatever the core.
+        fragments: 1 << 16,
         ..Sizes::default()
     })?;
     let mut known = vec![];
@@ -93,11 +100,21 @@ pub fn setup() -> Result<(Lab, Vec<Known>)> {
 }
 
 pub struct Source {
-    pub rng: Rng,
-    pub known: Vec<Known>,
+    rng: Rng,
+    known: Vec<Known>,
+    /// The last one that is a first fragment.
+    fragmented: Option<Packet>,
 }
 
 impl Source {
+    pub fn new(seed: u64, known: &[Known]) -> Self {
+        Self {
+            rng: Rng::new(seed),
+            known: known.to_vec(),
+            fragmented: None,
+        }
+    }
+
     fn below(&mut self, n: usize) -> usize {
         usize::try_from(self.rng.next_u64() % n as u64).expect("less than n")
     }
@@ -137,6 +154,12 @@ impl Source {
         let service = self.known[service].clone();
         let v4 = service.vip.is_ipv4();
         let client = self.client(v4);
+        if let Some(packet) = self.fragmented.clone()
+            && self.one_in(20)
+        {
+            let offset = 16 + 8 * u16::from(self.byte());
+            return packet.fragment(offset, self.one_in(2)).build();
+        }
         match (self.below(16), service.vip, client) {
             (0, IpAddr::V4(vip), IpAddr::V4(client)) => {
                 let (sender, target) = match self.below(3) {
@@ -163,6 +186,31 @@ impl Source {
                 Packet::echo_request(client, vip, 7, 9)
                     .macs(ROUTER_MAC, OWN_MAC)
                     .payload(self.bytes(payload))
+                    .build()
+            }
+            (2, vip, client) => {
+                // About what a backend may have sent, mostly.
+                let about = self.segment(&service, vip, client);
+                let port = |frame: &[u8]| u16_at(frame, 2);
+                let from = port(&self.bytes(4));
+                let turned = about.clone().source((vip, service.port).into());
+                let about = match self.below(8) {
+                    0 => about,
+                    1 => turned.source((vip, from).into()),
+                    _ => turned,
+                };
+                let about = about.destination((client, 40_000).into());
+                let kind = if v4 { [3, 11, 12, 5] } else { [1, 2, 3, 4] };
+                let (kind, code) = (kind[self.below(4)], self.byte() & 7);
+                let inner = about.ip_packet();
+                let length = if self.one_in(2) {
+                    inner.len()
+                } else {
+                    self.below(inner.len() + 1)
+                };
+                icmp_error(client, vip, kind, code, [0, 0, 5, 0], &inner[..length])
+                    .ttl(self.byte())
+                    .macs(ROUTER_MAC, OWN_MAC)
                     .build()
             }
             (_, vip, client) => self.segment(&service, vip, client).build(),
@@ -205,6 +253,9 @@ impl Source {
         }
         if self.one_in(20) {
             packet = packet.fragment(8 * u16::from(self.byte()), self.one_in(2));
+        } else if self.one_in(20) {
+            packet = packet.id(u32::from(self.byte())).fragment(0, true);
+            self.fragmented = Some(packet.clone());
         }
         if self.one_in(30) {
             packet = packet.vlan(7);
@@ -290,26 +341,136 @@ fn with_checksums_of(mut frame: Vec<u8>, from: &[u8], place: Place, layer4: usiz
     frame
 }
 
-/// The outcome of a packet that goes to a backend is what the method says.
-fn check_forwarded(service: &Known, frame: &[u8], segment: Segment, got: &Outcome) {
-    let place = segment.place;
+/// The number of the backend that got a packet of the service.
+fn receiver(service: &Known, got: &Outcome) -> usize {
     assert_eq!(got.action, action::TX);
-    let member = service
+    service
         .backends
         .iter()
-        .find(|b| got.frame[..6] == backend_mac(b.0).0)
-        .expect("delivered to a backend of the service");
+        .position(|b| got.frame[..6] == backend_mac(b.0).0)
+        .expect("delivered to a backend of the service")
+}
+
+/// The frame to a backend, but for ports and checksums.
+fn addressed(service: &Known, frame: &[u8], place: Place, backend: usize) -> Vec<u8> {
+    let member = &service.backends[backend];
     let mut expected = frame.to_vec();
     expected[..6].copy_from_slice(&backend_mac(member.0).0);
     expected[6..12].copy_from_slice(&OWN_MAC.0);
     if !service.is_nat {
-        assert_eq!(got.frame, expected);
-        return;
+        return expected;
     }
     expected[if place.is_v4 { 22 } else { 21 }] -= 1;
     match member.1 {
         IpAddr::V4(ip) => expected[30..34].copy_from_slice(&ip.octets()),
         IpAddr::V6(ip) => expected[38..54].copy_from_slice(&ip.octets()),
+    }
+    expected
+}
+
+/// A later fragment has no ports and no layer-4 checksum.
+fn check_followed(service: &Known, frame: &[u8], place: Place, backend: usize, got: &Outcome) {
+    assert_eq!(receiver(service, got), backend, "another backend");
+    let mut expected = addressed(service, frame, place, backend);
+    if service.is_nat && place.is_v4 {
+        assert_eq!(ip_sum(frame, place), ip_sum(&got.frame, place));
+        expected[24..26].copy_from_slice(&got.frame[24..26]);
+    }
+    assert_eq!(got.frame, expected);
+}
+
+/// The error that a client whose packet has no hop left gets from the VIP.
+fn check_told(frame: &[u8], place: Place, got: &Outcome) {
+    let quoted = (place.end - 14).min(128) & !3;
+    let (client, vip, kind) = if place.is_v4 {
+        let address =
+            |at: usize| IpAddr::from([frame[at], frame[at + 1], frame[at + 2], frame[at + 3]]);
+        (address(26), address(30), 11)
+    } else {
+        let address = |at: usize| {
+            let octets: [u8; 16] = frame[at..at + 16].try_into().expect("sixteen");
+            IpAddr::from(octets)
+        };
+        (address(22), address(38), 3)
+    };
+    let expected = Packet::icmp(vip, client, kind, 0, [0; 4])
+        .payload(&frame[14..14 + quoted])
+        .macs(OWN_MAC, Mac(frame[6..12].try_into().expect("six")))
+        .tos(0xc0)
+        .id(0)
+        .build();
+    assert_eq!((got.action, &got.frame), (action::TX, &expected));
+}
+
+/// An ICMP error under NAT: what is quoted is what the backend sent.
+fn check_relayed(service: &Known, frame: &[u8], quote: Quote, got: &Outcome) {
+    let place = quote.place;
+    let backend = receiver(service, got);
+    let mut expected = addressed(service, frame, place, backend);
+    if !service.is_nat {
+        assert_eq!(got.frame, expected);
+        return;
+    }
+    let member = &service.backends[backend];
+    let (network, layer4) = (quote.network, quote.layer4);
+    match member.1 {
+        IpAddr::V4(ip) => expected[network + 12..network + 16].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => expected[network + 8..network + 24].copy_from_slice(&ip.octets()),
+    }
+    if member.2 != 0 {
+        expected[layer4..layer4 + 2].copy_from_slice(&member.2.to_be_bytes());
+    }
+    // What a checksum lacks stays the same; the checksums themselves are taken
+    // from what came out.
+    let addresses = if place.is_v4 {
+        network + 12..network + 20
+    } else {
+        network + 8..network + 40
+    };
+    let ports = layer4..layer4 + 4;
+    let mut compared = vec![(place.layer4 + 2, None)];
+    let at = if quote.protocol == protocol::TCP {
+        16
+    } else {
+        6
+    };
+    let is_there = layer4 + at + 2 <= place.end;
+    if is_there && (quote.protocol == protocol::TCP || u16_at(frame, layer4 + at) != 0) {
+        compared.push((layer4 + at, Some([addresses, ports])));
+    }
+    if place.is_v4 {
+        assert_eq!(ip_sum(frame, place), ip_sum(&got.frame, place));
+        let header = |frame: &[u8]| sum(&[&frame[network..network + 20]]);
+        assert_eq!(header(frame), header(&got.frame), "the quoted header");
+        expected[24..26].copy_from_slice(&got.frame[24..26]);
+        expected[network + 10..network + 12]
+            .copy_from_slice(&got.frame[network + 10..network + 12]);
+    }
+    for (at, covered) in compared {
+        let lacks = |frame: &[u8]| match &covered {
+            Some([addresses, ports]) => sum(&[
+                &frame[addresses.clone()],
+                &frame[ports.clone()],
+                &frame[at..at + 2],
+            ]),
+            None if place.is_v4 => sum(&[&frame[place.layer4..place.end]]),
+            None => layer4_sum(frame, place),
+        };
+        assert_eq!(lacks(frame), lacks(&got.frame), "the checksum at {at}");
+        expected[at..at + 2].copy_from_slice(&got.frame[at..at + 2]);
+    }
+    assert_eq!(got.frame, expected);
+}
+
+/// The outcome of a packet that goes to a backend is what the method says.
+fn check_forwarded(service: &Known, frame: &[u8], segment: Segment, got: &Outcome) {
+    let place = segment.place;
+    let backend = receiver(service, got);
+    let member = &service.backends[backend];
+    let mut expected = addressed(service, frame, place, backend);
+    if !service.is_nat {
+        assert_eq!(got.frame, expected);
+        return;
     }
     if member.2 != 0 {
         let at = place.layer4 + 2;
@@ -360,7 +521,12 @@ fn check_echo(frame: &[u8], place: Place, got: &Outcome) {
 
 /// The frame became what it had to; what has to be counted for it. A VLAN tag
 /// with a priority only changes nothing, and stays (IEEE 802.1Q §9.6).
-pub fn check(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'static str)> {
+pub fn check(
+    known: &[Known],
+    seen: &Seen,
+    frame: &[u8],
+    got: &Outcome,
+) -> Vec<(u32, &'static str)> {
     let tags = oracle::priority_tags(frame);
     assert_eq!(got.frame[12..12 + tags], frame[12..12 + tags], "tags");
     let without = |frame: &[u8]| [&frame[..12], &frame[12 + tags..]].concat();
@@ -368,10 +534,16 @@ pub fn check(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'static
         action: got.action,
         frame: without(&got.frame),
     };
-    check_untagged(known, &without(frame), &got)
+    check_untagged(known, seen, &without(frame), &got)
 }
 
-fn check_untagged(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'static str)> {
+fn check_untagged(
+    known: &[Known],
+    seen: &Seen,
+    frame: &[u8],
+    got: &Outcome,
+) -> Vec<(u32, &'static str)> {
+    let by_id = |id| known.iter().find(|s| s.id == id).expect("known");
     match fate(known, frame) {
         Fate::Pass | Fate::Claim if got.action != action::PASS => {
             panic!("action {} instead of passing", got.action)
@@ -390,9 +562,36 @@ fn check_untagged(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'s
             vec![(service, reason)]
         }
         Fate::Forward(id, segment) => {
-            let service = known.iter().find(|s| s.id == id).expect("known");
-            check_forwarded(service, frame, segment, got);
+            check_forwarded(by_id(id), frame, segment, got);
             vec![]
+        }
+        Fate::ForwardFirst(id, segment, of) => {
+            check_forwarded(by_id(id), frame, segment, got);
+            let to = (id, receiver(by_id(id), got));
+            seen.borrow_mut().insert(of, to);
+            vec![]
+        }
+        Fate::Follow(of, place) => {
+            let to = seen.borrow().get(&of).copied();
+            let Some((id, backend)) = to else {
+                assert_eq!((got.action, &got.frame[..]), (action::DROP, frame));
+                return vec![(0, "fragment")];
+            };
+            let service = by_id(id);
+            if service.is_nat && frame[if place.is_v4 { 22 } else { 21 }] <= 1 {
+                assert_eq!((got.action, &got.frame[..]), (action::DROP, frame));
+                return vec![(id, "ttl_exceeded")];
+            }
+            check_followed(service, frame, place, backend, got);
+            vec![(id, FOLLOWED)]
+        }
+        Fate::Relay(id, quote) => {
+            check_relayed(by_id(id), frame, quote, got);
+            vec![(id, "icmp_forwarded")]
+        }
+        Fate::Tell(id, place) => {
+            check_told(frame, place, got);
+            vec![(id, "ttl_exceeded"), (id, "icmp_error_sent")]
         }
         Fate::Echo(place) => {
             check_echo(frame, place, got);
@@ -433,6 +632,12 @@ fn check_untagged(known: &[Known], frame: &[u8], got: &Outcome) -> Vec<(u32, &'s
     }
 }
 
+/// Not counted by the data path, but by this test.
+pub const FOLLOWED: &str = "a later fragment followed";
+
+/// By packet, where its first fragment went: service and number of the backend.
+pub type Seen = RefCell<HashMap<Fragments, (u32, usize)>>;
+
 #[test]
 fn random_frames_fare_as_a_simple_oracle_says() -> Result<()> {
     let frames: u64 = match std::env::var("LB_TEST_FULL") {
@@ -444,35 +649,47 @@ fn random_frames_fare_as_a_simple_oracle_says() -> Result<()> {
         Err(_) => 20_261_122,
     };
     let (mut lab, known) = setup()?;
-    let mut source = Source {
-        rng: Rng::new(seed),
-        known: known.clone(),
-    };
+    let mut source = Source::new(seed, &known);
     let mut actions = [0u64; 5];
     let mut reasons = BTreeMap::new();
     let mut expected = vec![];
+    let seen: AssertUnwindSafe<Seen> = AssertUnwindSafe(Seen::default());
     for number in 1..=frames {
         let frame = source.frame();
         let got = lab.program.run(&frame)?;
         actions[got.action as usize] += 1;
-        let counted = std::panic::catch_unwind(|| check(&known, &frame, &got));
+        let counted = std::panic::catch_unwind(|| check(&known, &seen, &frame, &got));
         let Ok(counted) = counted else {
             panic!("frame {number} of seed {seed}: {frame:02x?} became {got:02x?}");
         };
         for (service, name) in counted {
             *reasons.entry(name).or_insert(0u64) += 1;
-            expected.push((service, name));
+            if name != FOLLOWED {
+                expected.push((service, name));
+            }
         }
         if number.is_multiple_of(BATCH) {
-            let seen = lab.observe(got);
-            let mut seen = [seen.drops, seen.events].concat();
-            seen.sort_unstable();
+            let counted = lab.observe(got);
+            let mut counted = [counted.drops, counted.events].concat();
+            counted.sort_unstable();
             expected.sort_unstable();
+            let lacks = |all: &[_], of: &[_]| {
+                let mut rest = of.to_vec();
+                for one in all {
+                    if let Some(at) = rest.iter().position(|other| other == one) {
+                        rest.swap_remove(at);
+                    }
+                }
+                rest
+            };
             assert_eq!(
-                expected, seen,
+                lacks(&counted, &expected),
+                lacks(&expected, &counted),
                 "counted up to frame {number} of seed {seed}"
             );
             expected.clear();
+            // The time that follows is longer than fragments are remembered.
+            seen.borrow_mut().clear();
             let ticks = u32::try_from(number / BATCH)? * 8 * 25;
             lab.program.set_ticks(ticks)?;
         }
@@ -493,6 +710,11 @@ fn random_frames_fare_as_a_simple_oracle_says() -> Result<()> {
         "neighbour_advertisement",
         "echo_reply",
         "duplicate_vip",
+        "ttl_exceeded",
+        "icmp_unmatched",
+        "icmp_error_sent",
+        "icmp_forwarded",
+        FOLLOWED,
     ] {
         assert!(reasons.get(name).is_some_and(|n| *n > 5), "too few {name}");
     }

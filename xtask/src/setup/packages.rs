@@ -41,6 +41,7 @@ pub const TOOLS: &[Package] = &[
     package("iperf3", "iperf3", "client and backend of the tests"),
     package("dnsutils", "dig", "client of the tests"),
     package("curl", "curl", "client of the tests"),
+    package("traceroute", "traceroute", "client of the tests"),
     package("socat", "socat", "client and backend of the tests"),
 ];
 
