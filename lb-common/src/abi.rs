@@ -21,7 +21,7 @@ pub use fragment::{FragmentEntry, FragmentKey, direction};
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
 pub use tunnel::Tunnel;
-pub use work::Work;
+pub use work::{Bound, Work};
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
 /// of another version are refused.
@@ -503,7 +503,7 @@ layout! {
     ReplyEntry = 4,
     MemberEntry = 64,
     LinkEntry = 40,
-    Work = 80,
+    Work = 176,
     SourceKey = 20,
     LimitKey = 20,
     FragmentKey = 40,

@@ -92,10 +92,7 @@ fn a_binding_tells_the_whole_tuple_and_its_record_says_the_same() {
     let at = maps.bindings.bucket(index).unwrap();
     assert_eq!(member(&maps.bindings, at), 0x9_8765);
     assert_eq!(service(&maps.bindings, at), 7);
-    let source = End {
-        address: tuple.source,
-        port: tuple.source_port,
-    };
+    let source = End::new(tuple.source, tuple.source_port);
     assert_eq!(client(&maps.bindings, at), source);
     assert_eq!(vip_port(&maps.bindings, at).get(), 80);
     assert_eq!(pool(&maps.bindings, at).port.get(), 999 + index as u16);

@@ -3,7 +3,7 @@
 //! back. Which port stands for which flow is in lb-common's `binding`.
 
 use lb_common::{
-    abi::{Config, MemberEntry, ServiceEntry, VipKey, feature, service_flag},
+    abi::{Bound, Config, MemberEntry, ServiceEntry, VipKey, feature, service_flag},
     binding::{self, End, Flow, Opened, Ring, Side},
     counter::{DropReason, Event},
     flow::FlowTable as _,
@@ -251,28 +251,35 @@ fn new(config: &Config, service: u32, parsed: &Parsed, flow_hash: u64, member: u
 /// packet to it, or nobody's. Or an error to a VIP, with a binding's index.
 #[inline(always)]
 pub fn backend(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
-    let mut bound = Bound::default();
+    let Some(bound) = maps::bound() else {
+        return Verdict::drop(NO_SERVICE, DropReason::Inconsistent as u32);
+    };
     if parsed.what() == What::Icmp && handed.detail != 0 {
-        return error(frame, parsed, handed.detail, &mut bound);
+        return error(frame, parsed, handed.detail, bound);
     }
     let (is_known, otherwise) = match parsed.what() {
         What::Segment => (
-            behind(frame.config, parsed, &mut bound),
+            behind(frame.config, parsed, bound),
             DropReason::NoBinding,
         ),
         What::Icmp => (
-            is_about(frame, parsed, &mut bound),
+            is_about(frame, parsed, bound),
             DropReason::IcmpUnmatched,
         ),
         // A later fragment: its first one told.
         _ => (
-            bound.read(frame.config, handed.detail) && bound.member == handed.member,
+            read(frame.config, handed.detail, bound) && bound.member == handed.member,
             DropReason::NoBinding,
         ),
     };
     if !is_known {
         return Verdict::drop(NO_SERVICE, otherwise as u32);
     }
+    to_client(frame, parsed, bound)
+}
+
+#[inline(never)]
+fn to_client(frame: &Frame<'_>, parsed: &Parsed, bound: &Bound) -> Verdict {
     let to = Back {
         member: bound.member,
         service: bound.service,
@@ -280,16 +287,16 @@ pub fn backend(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     };
     let ends = (bound.vip.address, bound.client.address);
     back::send(frame, parsed, &to, ends, || {
-        translate(frame, parsed, &bound)
+        translate(frame, parsed, bound)
     })
 }
 
 /// An error about a packet that a backend sent to a client by binding `index`:
 /// to the backend, from the pool, whatever routes the backend has, and about what
 /// the backend sent.
-#[inline(always)]
+#[inline(never)]
 fn error(frame: &Frame<'_>, parsed: &Parsed, index: u32, bound: &mut Bound) -> Verdict {
-    let is_known = bound.read(frame.config, index);
+    let is_known = read(frame.config, index, bound);
     let Some(member) = maps::member(bound.member).filter(|_| is_known) else {
         return Verdict::drop(NO_SERVICE, DropReason::IcmpUnmatched as u32);
     };
@@ -314,47 +321,26 @@ fn to_member(
     forward::carry_on(frame, parsed, link, (bound.member, member), 0)
 }
 
-/// A binding in use: the two ends as the client sees them, and the two as the
-/// backend does.
-#[derive(Default)]
-pub struct Bound {
-    pub client: End,
-    pub vip: End,
-    pub pool: End,
-    pub backend: End,
-    protocol: u8,
-    pub member: u32,
-    service: u32,
-    index: u32,
-}
-
-impl Bound {
-    /// Reads binding `index`, if it is in use and its member serves.
-    #[inline(never)]
-    pub fn read(&mut self, config: &Config, index: u32) -> bool {
+/// Reads binding `index`, if it is in use and its member serves.
+#[inline(never)]
+fn read(config: &Config, index: u32, bound: &mut Bound) -> bool {
         let records = Flows::bindings(config);
         let Some(at) = records.bucket(index) else {
             return false;
         };
         let state = binding::state(&records, at);
-        self.index = index;
-        self.member = binding::member(&records, at);
-        let Some(member) = maps::member(self.member) else {
+        bound.index = index;
+        bound.member = binding::member(&records, at);
+        let Some(member) = maps::member(bound.member) else {
             return false;
         };
-        self.client = binding::client(&records, at);
-        self.pool = binding::pool(&records, at);
+        bound.client = binding::client(&records, at);
+        bound.pool = binding::pool(&records, at);
         let vip_port = binding::vip_port(&records, at);
-        self.vip = End {
-            address: member.vip,
-            port: vip_port,
-        };
-        self.backend = End {
-            address: member.address,
-            port: member.port.or(vip_port),
-        };
-        self.protocol = member.protocol;
-        self.service = member.service;
+        bound.vip = End::new(member.vip, vip_port);
+        bound.backend = End::new(member.address, member.port.or(vip_port));
+        bound.protocol = member.protocol.into();
+        bound.service = member.service;
         // What was read belongs together if the use is the same afterwards.
         index != 0
             && state.is_used()
@@ -362,21 +348,19 @@ impl Bound {
             && binding::state(&records, at).is_same_use(state)
     }
 
-    /// Whether a packet with this tuple is from the backend.
-    #[inline(always)]
-    fn is_from(&self, tuple: &Tuple) -> bool {
-        self.backend.address == tuple.source
-            && self.backend.port == tuple.source_port
-            && self.protocol == tuple.protocol
+/// Whether a packet with this tuple is from the backend.
+#[inline(always)]
+fn is_from(bound: &Bound, tuple: &Tuple) -> bool {
+        bound.backend.address == tuple.source
+            && bound.backend.port == tuple.source_port
+            && bound.protocol == u32::from(tuple.protocol)
     }
-}
-
 /// Finds the flow that a packet from a backend belongs to, and notes the packet.
 #[inline(never)]
 fn behind(config: &Config, parsed: &Parsed, bound: &mut Bound) -> bool {
     let tuple = parsed.tuple();
     let index = index_of(&tuple);
-    if !bound.read(config, index) || !bound.is_from(&tuple) {
+    if !read(config, index, bound) || !is_from(bound, &tuple) {
         return false;
     }
     let records = Flows::bindings(config);
@@ -394,7 +378,7 @@ fn is_about(frame: &Frame<'_>, parsed: &Parsed, bound: &mut Bound) -> bool {
     match quote::read(&frame.packet, parsed, frame.config.hash_key[0]) {
         Ok(quote) if quote.source() == parsed.destination() => {
             let tuple = quote.reversed(parsed.family());
-            bound.read(frame.config, index_of(&tuple)) && bound.is_from(&tuple)
+            read(frame.config, index_of(&tuple), bound) && is_from(bound, &tuple)
         }
         _ => false,
     }
@@ -416,8 +400,8 @@ pub fn peek(config: &Config, tuple: &Tuple, hash: u64, service: u32) -> u32 {
 /// The pool address that binding `index` gives to packets to `member`.
 #[inline(always)]
 pub fn source(config: &Config, index: u32, member: u32) -> Option<Addr> {
-    let mut bound = Bound::default();
-    let is_right = bound.read(config, index) && bound.member == member;
+    let bound = maps::bound()?;
+    let is_right = read(config, index, bound) && bound.member == member;
     is_right.then_some(bound.pool.address)
 }
 
@@ -433,7 +417,7 @@ fn index_of(tuple: &Tuple) -> u32 {
 
 /// Gives a packet from the backend the ends that the client knows, an error
 /// also the packet that it is about.
-#[inline(never)]
+#[inline(always)]
 fn translate(frame: &Frame<'_>, parsed: &Parsed, bound: &Bound) -> bool {
     let packet = &frame.packet;
     if parsed.is_segment() {

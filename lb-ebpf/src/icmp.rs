@@ -218,10 +218,7 @@ fn send(
 /// The quote as the backend sent it, under NAT.
 #[inline(always)]
 fn rewrite_for_member(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry) -> bool {
-    let sent = binding::End {
-        address: member.address,
-        port: member.port,
-    };
+    let sent = binding::End::new(member.address, member.port);
     let places = quote::places(frame, parsed);
     quote::rewrite(&frame.packet, parsed, places, End::Source, &sent)
 }

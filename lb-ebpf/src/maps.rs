@@ -17,7 +17,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, FragmentEntry, FragmentKey, LINK_PROBES, LINKS as LINK_COUNT,
+        Bound, ClockReading, Config, FragmentEntry, FragmentKey, LINK_PROBES, LINKS as LINK_COUNT,
         LimitKey, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, NeighbourRequest,
         OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE,
         SOURCE_KEY_FIXED_BITS, SampleEntry, ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry,
@@ -186,6 +186,14 @@ pub fn take_icmp(take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
     };
     // SAFETY: a valid element, this core's.
     unsafe { take_from(at, take) }
+}
+
+/// Room for the binding at hand; what is handed over keeps out of it.
+#[inline(always)]
+pub fn bound() -> Option<&'static mut Bound> {
+    // SAFETY: as in `work`. The field is reached by this function alone.
+    WORK.get_ptr_mut(0)
+        .map(|work| unsafe { &mut *(&raw mut (*work).bound) })
 }
 
 /// Goes on as the program at `place`; comes back where there is none.

@@ -295,10 +295,7 @@ fn rewrite_source(packet: &Packet, parsed: &Parsed, member: &MemberEntry) -> boo
 /// What an error to a client is about, as the client sent it.
 #[inline(always)]
 fn rewrite_quote(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry) -> bool {
-    let sent = binding::End {
-        address: member.vip,
-        port: member.vip_port,
-    };
+    let sent = binding::End::new(member.vip, member.vip_port);
     let places = quote::places(frame, parsed);
     quote::rewrite(&frame.packet, parsed, places, End::Destination, &sent)
 }

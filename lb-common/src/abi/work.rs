@@ -1,6 +1,9 @@
 //! What the programs of the data path hand over to one another.
 
-use crate::net::{Addr, Be16};
+use crate::{
+    binding::End,
+    net::{Addr, Be16},
+};
 
 /// What one program of the data path hands over to the next, together with the
 /// packet. Written and read on one core within one packet.
@@ -31,4 +34,29 @@ pub struct Work {
     pub fragment: u32,
     /// Of a packet that is too long for its way: the length that isn't.
     pub fitting: u32,
+    /// The binding at hand.
+    pub bound: Bound,
+}
+
+/// A binding of full NAT in use: the two ends as the client sees them, and the
+/// two as the backend does.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bound {
+    /// The client's end.
+    pub client: End,
+    /// The service's.
+    pub vip: End,
+    /// The pool's.
+    pub pool: End,
+    /// The backend's.
+    pub backend: End,
+    /// IANA protocol number.
+    pub protocol: u32,
+    /// The member's id.
+    pub member: u32,
+    /// Its service's id.
+    pub service: u32,
+    /// The binding's index.
+    pub index: u32,
 }

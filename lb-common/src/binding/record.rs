@@ -109,12 +109,27 @@ pub fn protocol<B: FlowTable>(bindings: &B, at: B::Bucket) -> u8 {
 }
 
 /// An end of a flow.
+#[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct End {
     /// The address.
     pub address: Addr,
     /// The port.
     pub port: Be16,
+    /// Zero.
+    reserved: u16,
+}
+
+impl End {
+    /// An address and a port.
+    #[inline(always)]
+    pub const fn new(address: Addr, port: Be16) -> Self {
+        Self {
+            address,
+            port,
+            reserved: 0,
+        }
+    }
 }
 
 #[inline(always)]
@@ -133,19 +148,13 @@ fn port<B: FlowTable>(bindings: &B, at: B::Bucket, first: usize) -> Be16 {
 /// The client.
 #[inline(always)]
 pub fn client<B: FlowTable>(bindings: &B, at: B::Bucket) -> End {
-    End {
-        address: address(bindings, at, word::CLIENT),
-        port: port(bindings, at, 0),
-    }
+    End::new(address(bindings, at, word::CLIENT), port(bindings, at, 0))
 }
 
 /// The pool address and port: the source towards the backend.
 #[inline(always)]
 pub fn pool<B: FlowTable>(bindings: &B, at: B::Bucket) -> End {
-    End {
-        address: address(bindings, at, word::POOL),
-        port: port(bindings, at, 4),
-    }
+    End::new(address(bindings, at, word::POOL), port(bindings, at, 4))
 }
 
 /// The port the client's packets are addressed to.
