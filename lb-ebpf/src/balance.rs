@@ -129,15 +129,17 @@ fn balance(
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let slot = select::slot(service, flow_hash)?;
-    if slot.word.is_tracked() {
+    // That program also has later fragments follow.
+    if slot.word.is_tracked() || parsed.is_first_fragment() {
         return Ok(frame.pass_on(parsed, 0, flow_hash, program::TRACKED));
     }
     let id = slot.word.current();
     let member = select::member(service, id, parsed.kind())?;
-    forward::to_member(frame, parsed, service, flow_hash, id, member)
+    forward::to_member::<false>(frame, parsed, service, flow_hash, id, member)
 }
 
-/// A packet of a service in a tracked slot: its flow is looked up.
+/// A packet of a service in a tracked slot: its flow is looked up. Or a first
+/// fragment, in whatever slot.
 #[inline(always)]
 pub fn tracked(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
@@ -154,10 +156,9 @@ fn to_tracked(
     service: &'static ServiceEntry,
     flow_hash: u64,
 ) -> Result<Verdict, DropReason> {
-    let slot = select::slot(service, flow_hash)?;
-    let id = select::tracked(frame.config, service, &slot, flow_hash, parsed.kind());
+    let id = select::id(frame.config, service, flow_hash, parsed.kind());
     let member = select::member(service, id, parsed.kind())?;
-    forward::to_member(frame, parsed, service, flow_hash, id, member)
+    forward::to_member::<true>(frame, parsed, service, flow_hash, id, member)
 }
 
 /// A TCP or UDP packet that no service is there for.

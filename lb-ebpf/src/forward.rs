@@ -22,8 +22,9 @@ pub mod tunnel;
 
 /// Sends a TCP or UDP packet (whole, or the first fragment) to member `id`, which
 /// was selected for it. All refusals come before the first change of the packet.
+/// `PARTS`: it may be a first fragment.
 #[inline(always)]
-pub fn to_member(
+pub fn to_member<const PARTS: bool>(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &ServiceEntry,
@@ -34,12 +35,12 @@ pub fn to_member(
     if member.method == method::NAT && lookup::has_flag(service, service_flag::REPLY_FLOWS) {
         return Ok(frame.pass_on(parsed, id, flow_hash, program::EXPECT));
     }
-    deliver(frame, parsed, service, flow_hash, id, member)
+    deliver::<PARTS>(frame, parsed, service, flow_hash, id, member)
 }
 
 /// As [`to_member`], when the reply is sure to be recognised.
 #[inline(always)]
-pub fn deliver(
+pub fn deliver<const PARTS: bool>(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &ServiceEntry,
@@ -47,12 +48,17 @@ pub fn deliver(
     id: u32,
     member: &MemberEntry,
 ) -> Result<Verdict, DropReason> {
-    let link = reachable(frame, parsed, member)?;
+    let link = l2::link(member)?;
     if changes_head(frame, link, member) {
         return Ok(frame.pass_on(parsed, id, flow_hash, program::HEAD));
     }
+    check(frame, parsed, link, member)?;
     let verdict = send(frame, parsed, link, member)?;
-    note(frame, parsed, service, flow_hash, id, 0);
+    if PARTS {
+        note(frame, parsed, service, flow_hash, id, 0);
+    } else {
+        note_whole(frame, parsed, service, flow_hash, id);
+    }
     Ok(verdict)
 }
 
@@ -67,12 +73,23 @@ pub fn note(
     id: u32,
     binding: u32,
 ) {
-    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
-    stats::forwarded(id, parsed.frame_bytes().into(), connections);
+    note_whole(frame, parsed, service, flow_hash, id);
     if parsed.is_first_fragment() {
         let hash = bucket_bits(flow_hash);
         fragment::remember(frame, parsed, &Followed::request(id, hash, binding));
     }
+}
+
+#[inline(always)]
+fn note_whole(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &ServiceEntry,
+    flow_hash: u64,
+    id: u32,
+) {
+    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
+    stats::forwarded(id, parsed.frame_bytes().into(), connections);
 }
 
 /// Sends what has no ports of its own, a later fragment or an ICMP error, to
@@ -125,6 +142,17 @@ pub fn reachable(
     member: &MemberEntry,
 ) -> Result<&'static LinkEntry, DropReason> {
     let link = l2::link(member)?;
+    check(frame, parsed, link, member)?;
+    Ok(link)
+}
+
+#[inline(always)]
+fn check(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    link: &LinkEntry,
+    member: &MemberEntry,
+) -> Result<(), DropReason> {
     let way = Way::of(frame, link);
     if is_nat(member) {
         if way == Way::Routed && !nat::has_hop(&frame.packet, parsed) {
@@ -139,7 +167,7 @@ pub fn reachable(
     if !is_tunnel(member.method) {
         frame.fits(parsed, link)?;
     }
-    Ok(link)
+    Ok(())
 }
 
 /// Translates a packet that can be sent by `link`, where the method does.

@@ -167,10 +167,12 @@ impl Frame<'_> {
     /// which takes it apart again.
     #[inline(always)]
     pub fn fits(&self, parsed: &Parsed, link: &LinkEntry) -> Result<(), DropReason> {
-        let bytes = parsed
-            .frame_bytes()
-            .wrapping_sub(parsed.network_offset() as u32);
-        if bytes > link.mtu && bytes <= self.ingress.mtu {
+        let bytes = u64::from(parsed.frame_bytes()).wrapping_sub(parsed.network_offset() as u64);
+        // Negative where the one is longer than the other, and one branch: the
+        // verifier would look at all that follows once more.
+        let longer = u64::from(link.mtu).wrapping_sub(bytes);
+        let of_one = bytes.wrapping_sub(u64::from(self.ingress.mtu) + 1);
+        if (longer & of_one) >> 63 != 0 {
             return Err(too_big(link.mtu));
         }
         Ok(())

@@ -100,7 +100,7 @@ fn to_backend(
                 return Err(DropReason::ReplyConflict);
             }
             // Under NAT a connection may be older than the pool.
-            return forward::to_member(frame, parsed, service, flow_hash, id, member);
+            return forward::to_member::<true>(frame, parsed, service, flow_hash, id, member);
         }
         forward::reachable(frame, parsed, member)?;
         index = new(config, service.id, parsed, flow_hash, id);

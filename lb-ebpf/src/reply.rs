@@ -63,7 +63,7 @@ fn expected(
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     forward::reachable(frame, parsed, member)?;
     match reserve(frame.config, service.idle_units, parsed, id) {
-        RESERVED => forward::deliver(frame, parsed, service, flow_hash, id, member),
+        RESERVED => forward::deliver::<true>(frame, parsed, service, flow_hash, id, member),
         CONFLICT => Err(DropReason::ReplyConflict),
         _ => Err(DropReason::ReplyTableFull),
     }
