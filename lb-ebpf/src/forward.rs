@@ -81,13 +81,7 @@ pub fn note(
 }
 
 #[inline(always)]
-fn note_whole(
-    frame: &Frame<'_>,
-    parsed: &Parsed,
-    service: &ServiceEntry,
-    flow_hash: u64,
-    id: u32,
-) {
+fn note_whole(frame: &Frame<'_>, parsed: &Parsed, service: &ServiceEntry, flow_hash: u64, id: u32) {
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
 }

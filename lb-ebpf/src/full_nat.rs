@@ -258,14 +258,8 @@ pub fn backend(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
         return error(frame, parsed, handed.detail, bound);
     }
     let (is_known, otherwise) = match parsed.what() {
-        What::Segment => (
-            behind(frame.config, parsed, bound),
-            DropReason::NoBinding,
-        ),
-        What::Icmp => (
-            is_about(frame, parsed, bound),
-            DropReason::IcmpUnmatched,
-        ),
+        What::Segment => (behind(frame.config, parsed, bound), DropReason::NoBinding),
+        What::Icmp => (is_about(frame, parsed, bound), DropReason::IcmpUnmatched),
         // A later fragment: its first one told.
         _ => (
             read(frame.config, handed.detail, bound) && bound.member == handed.member,
@@ -286,9 +280,7 @@ fn to_client(frame: &Frame<'_>, parsed: &Parsed, bound: &Bound) -> Verdict {
         binding: bound.index,
     };
     let ends = (bound.vip.address, bound.client.address);
-    back::send(frame, parsed, &to, ends, || {
-        translate(frame, parsed, bound)
-    })
+    back::send(frame, parsed, &to, ends, || translate(frame, parsed, bound))
 }
 
 /// An error about a packet that a backend sent to a client by binding `index`:
@@ -324,37 +316,37 @@ fn to_member(
 /// Reads binding `index`, if it is in use and its member serves.
 #[inline(never)]
 fn read(config: &Config, index: u32, bound: &mut Bound) -> bool {
-        let records = Flows::bindings(config);
-        let Some(at) = records.bucket(index) else {
-            return false;
-        };
-        let state = binding::state(&records, at);
-        bound.index = index;
-        bound.member = binding::member(&records, at);
-        let Some(member) = maps::member(bound.member) else {
-            return false;
-        };
-        bound.client = binding::client(&records, at);
-        bound.pool = binding::pool(&records, at);
-        let vip_port = binding::vip_port(&records, at);
-        bound.vip = End::new(member.vip, vip_port);
-        bound.backend = End::new(member.address, member.port.or(vip_port));
-        bound.protocol = member.protocol.into();
-        bound.service = member.service;
-        // What was read belongs together if the use is the same afterwards.
-        index != 0
-            && state.is_used()
-            && MemberState(member.state).serves()
-            && binding::state(&records, at).is_same_use(state)
-    }
+    let records = Flows::bindings(config);
+    let Some(at) = records.bucket(index) else {
+        return false;
+    };
+    let state = binding::state(&records, at);
+    bound.index = index;
+    bound.member = binding::member(&records, at);
+    let Some(member) = maps::member(bound.member) else {
+        return false;
+    };
+    bound.client = binding::client(&records, at);
+    bound.pool = binding::pool(&records, at);
+    let vip_port = binding::vip_port(&records, at);
+    bound.vip = End::new(member.vip, vip_port);
+    bound.backend = End::new(member.address, member.port.or(vip_port));
+    bound.protocol = member.protocol.into();
+    bound.service = member.service;
+    // What was read belongs together if the use is the same afterwards.
+    index != 0
+        && state.is_used()
+        && MemberState(member.state).serves()
+        && binding::state(&records, at).is_same_use(state)
+}
 
 /// Whether a packet with this tuple is from the backend.
 #[inline(always)]
 fn is_from(bound: &Bound, tuple: &Tuple) -> bool {
-        bound.backend.address == tuple.source
-            && bound.backend.port == tuple.source_port
-            && bound.protocol == u32::from(tuple.protocol)
-    }
+    bound.backend.address == tuple.source
+        && bound.backend.port == tuple.source_port
+        && bound.protocol == u32::from(tuple.protocol)
+}
 /// Finds the flow that a packet from a backend belongs to, and notes the packet.
 #[inline(never)]
 fn behind(config: &Config, parsed: &Parsed, bound: &mut Bound) -> bool {

@@ -193,13 +193,7 @@ pub fn replace(
 ) -> bool {
     let places = places(frame, parsed);
     rewrite(&frame.packet, parsed, places, End::Source, source)
-        && rewrite(
-            &frame.packet,
-            parsed,
-            places,
-            End::Destination,
-            destination,
-        )
+        && rewrite(&frame.packet, parsed, places, End::Destination, destination)
 }
 
 /// Puts address and port (zero keeps it) of `new` in the place of one end of the

@@ -50,10 +50,7 @@ pub fn mutate(ctx: XdpContext) -> u32 {
     };
     // SAFETY: a valid element that only this program uses while it runs.
     let mutator = unsafe { &mut *at };
-    if judge(&ctx, mutator).is_none()
-        || rewind(&ctx, mutator).is_none()
-        || mutator.ends != 0
-    {
+    if judge(&ctx, mutator).is_none() || rewind(&ctx, mutator).is_none() || mutator.ends != 0 {
         return xdp_action::XDP_ABORTED;
     }
     if make(&ctx, mutator).is_some() {

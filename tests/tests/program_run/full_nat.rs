@@ -329,7 +329,11 @@ fn without_a_free_port_new_flows_are_dropped_and_old_ones_go_on() -> Result<()> 
 fn what_cannot_be_sent_takes_no_port() -> Result<()> {
     for case in cases() {
         let mut world = World::new(case, 4)?;
-        world.drops(&world.request(world.client).ttl(1), "ttl_exceeded");
+        // The client hears of it.
+        let got = world.send(&world.request(world.client).ttl(1))?;
+        assert_eq!(got.action, action::TX);
+        assert_eq!(got.drops, [(world.service.id, "ttl_exceeded")]);
+        assert_eq!(got.events, [(world.service.id, "icmp_error_sent")]);
         let id = world.service.members[0];
         world.router.lab.change_member(id, |m| m.next_hop = 0)?;
         world.drops(&world.request(world.client), "no_neighbour");
