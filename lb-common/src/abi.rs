@@ -6,12 +6,14 @@
 
 use crate::net::{Addr, Be16, NextHop};
 
+mod claim;
 mod defence;
 mod link;
 mod nat;
 mod tunnel;
 mod work;
 
+pub use claim::{CLAIMS, Claim};
 pub use defence::{
     CORE_LIMIT_RESETS, LimitKey, RESETS_PER_SECOND, SOURCE_KEY_FIXED_BITS, SourceKey, source,
     source_set,
@@ -87,6 +89,8 @@ pub mod map {
     pub const CORE_LIMITS: &str = "CORE_LIMITS";
     /// LRU hash: [`super::LimitKey`] to [`crate::limit::Bucket`].
     pub const SOURCE_LIMITS: &str = "SOURCE_LIMITS";
+    /// LRU hash: [`super::VipKey`] to [`super::Claim`].
+    pub const CLAIMS: &str = "CLAIMS";
 }
 
 /// Names of the programs in the object.
@@ -489,6 +493,7 @@ layout! {
     Work = 72,
     SourceKey = 20,
     LimitKey = 20,
+    Claim = 16,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

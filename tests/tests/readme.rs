@@ -262,6 +262,7 @@ fn every_map_is_explained() {
         map::SOURCES,
         map::CORE_LIMITS,
         map::SOURCE_LIMITS,
+        map::CLAIMS,
     ]
     .map(str::to_owned)
     .into();
