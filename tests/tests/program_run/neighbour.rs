@@ -11,8 +11,9 @@ use lb_tests::packet::{
     Mac, Packet, arp_reply, arp_request, assert_same_frame, neighbor_advertisement,
     neighbor_solicitation, protocol, solicited_node, verify,
 };
+use lb_tests::program::INGRESS;
 
-use crate::lab::{INGRESS, Lab, OWN_MAC, ROUTER_MAC, Spec, at};
+use crate::lab::{Lab, OWN_MAC, ROUTER_MAC, Spec, at};
 
 const VIP4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 10);
 const ASKER4: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);

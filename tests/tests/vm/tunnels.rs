@@ -111,7 +111,10 @@ fn tunnelled_services_reach_backends_that_decapsulate() {
         };
         let t = Topology::new(Kind::Dsr, &options)?;
         for backend in &t.backends {
-            tunnel::decapsulate(backend)?;
+            // It is among what the README says.
+            let vip = format!("{}/32", t.vip4);
+            backend.ns.exec(&["ip", "addr", "del", &vip, "dev", "lo"])?;
+            tunnel::as_documented(backend, t.vip4)?;
         }
         let config = services(&t);
         let mut site = Site::full_in(t, |full| *full = config)?;
@@ -124,17 +127,26 @@ fn tunnelled_services_reach_backends_that_decapsulate() {
                     curl(&t.client.ns, target, &service.name, 8, false)?;
                     continue;
                 }
-                let report = servers::rate(&t.client.ns, target, 2, Duration::from_millis(500))?;
-                println!("{}: {} connections", service.name, report.requests);
-                ensure!(
-                    report.failed == 0 && report.per_server.len() == t.backends.len(),
-                    "{}: {report:?}",
-                    service.name
-                );
+                // An emulated processor makes few in a second.
+                let mut reached = BTreeSet::new();
+                let mut connections = 0;
+                while reached.len() < t.backends.len() {
+                    let pause = Duration::from_millis(500);
+                    let report = servers::rate(&t.client.ns, target, 2, pause)?;
+                    connections += report.requests;
+                    reached.extend(report.per_server.into_keys());
+                    ensure!(
+                        report.failed == 0 && connections < 200,
+                        "{}: of {connections} connections {} failed, {reached:?} served",
+                        service.name,
+                        report.failed
+                    );
+                }
+                println!("{}: {connections} connections", service.name);
             }
         }
         for backend in &t.backends {
-            for device in ["tunnel44", "tunnel64", "tunnel6"] {
+            for device in tunnel::DEVICES {
                 let received = backend.ns.counters(device)?.rx_packets;
                 ensure!(
                     received >= 20,
