@@ -105,7 +105,7 @@ fn a_host_that_has_a_vip_is_named_in_the_status_and_warned_of_once() {
         }
         // Neither the log nor the map grows with the claims.
         let mac = Mac([2, 0, 0, 0, 0, 0xff]);
-        let claim = arp_reply(mac, t.vip4, mac, t.vip4);
+        let claim = arp_reply(mac, t.vip4, Mac::BROADCAST, t.vip4);
         send_raw(&other, "eth0", &vec![claim; 500])?;
         wait_ok("the claims to be counted", SOON, || {
             let events = site.daemon.ctl_json(&["status"])?["events"].clone();
