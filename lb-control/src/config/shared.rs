@@ -8,10 +8,13 @@ use std::{
 use super::check::common_port;
 use crate::model::{Backend, ForwardingMethod, Model, Protocol, Service};
 
+/// A service, its index, and a backend of its pool.
+type User<'a> = (usize, &'a Service, &'a Backend);
+
 /// Services by their indices, the earlier one first, that have a backend's
 /// address, protocol and a port of it in common.
 pub(super) fn pairs(model: &Model) -> BTreeSet<(usize, usize)> {
-    let mut users: HashMap<(IpAddr, Protocol), Vec<(usize, &Service, &Backend)>> = HashMap::new();
+    let mut users: HashMap<(IpAddr, Protocol), Vec<User<'_>>> = HashMap::new();
     for (index, service) in model.services.iter().enumerate() {
         let pool = model.pools.get(&service.pool);
         for backend in pool.into_iter().flat_map(|pool| &pool.backends) {

@@ -292,6 +292,9 @@ fn somebody_elses_advertisement_of_a_vip_is_counted() -> Result<()> {
     Ok(())
 }
 
+/// Says that a VIP is at this MAC address.
+type Claimant = fn(Mac) -> Vec<u8>;
+
 #[test]
 fn who_claims_a_vip_is_noted_once_a_tick() -> Result<()> {
     let mut lab = lab()?;
@@ -307,7 +310,7 @@ fn who_claims_a_vip_is_noted_once_a_tick() -> Result<()> {
         let claim = claims.get(&key, 0).ok()?;
         Some((Mac(claim.mac), claim.device, claim.ticks))
     };
-    let claims: [(IpAddr, fn(Mac) -> Vec<u8>); 2] = [
+    let claims: [(IpAddr, Claimant); 2] = [
         (VIP4.into(), |mac| arp_reply(mac, VIP4, ROUTER_MAC, ASKER4)),
         (VIP6.into(), advertisement),
     ];
