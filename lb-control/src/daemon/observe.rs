@@ -357,7 +357,12 @@ fn interfaces(model: &Model, stats: &PlaneStats, devices: &[Device]) -> Vec<Inte
         .interfaces
         .iter()
         .map(|interface| {
-            let row = stats.interfaces.iter().find(|row| row.name == interface.name);
+            let named = |name: &str| stats.interfaces.iter().find(|row| row.name == name);
+            // The program of a VLAN device is on the interface underneath.
+            let row = named(&interface.name).or_else(|| {
+                let (port, _) = links::port_of(&interface.name).ok()?;
+                named(&port)
+            });
             let mode = row.and_then(|row| row.mode);
             let is_blocked = row.is_some_and(|row| {
                 devices.iter().any(|device| {
