@@ -6,14 +6,13 @@
 
 use crate::net::{Addr, Be16, NextHop};
 
-mod claim;
 mod defence;
 mod link;
 mod nat;
 mod tunnel;
+mod vip;
 mod work;
 
-pub use claim::{CLAIMS, Claim};
 pub use defence::{
     CORE_LIMIT_RESETS, LimitKey, RESETS_PER_SECOND, SOURCE_KEY_FIXED_BITS, SourceKey, source,
     source_set,
@@ -21,6 +20,7 @@ pub use defence::{
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
 pub use tunnel::Tunnel;
+pub use vip::{CLAIMS, Claim, VipEntry, VipKey, vip_flag};
 pub use work::Work;
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
@@ -276,34 +276,6 @@ pub mod service_flag {
     pub const FULL_NAT: u16 = 2;
     /// NAT with backends on links of this node: clients in `LOCAL` need full NAT.
     pub const LOCAL: u16 = 4;
-}
-
-/// A VIP.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VipKey {
-    /// The address.
-    pub address: Addr,
-    /// Address family.
-    pub family: u8,
-    /// Zero.
-    pub reserved: [u8; 3],
-}
-
-/// What the data path needs to know of a VIP.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VipEntry {
-    /// Index in `OWNERS`.
-    pub owner: u16,
-    /// See [`vip_flag`].
-    pub flags: u16,
-}
-
-/// Bits of [`VipEntry::flags`].
-pub mod vip_flag {
-    /// No VIP, but an address of full NAT's pool: what is sent to it are replies.
-    pub const POOL: u16 = 1;
 }
 
 /// A backend's address, as the source of replies.
