@@ -148,6 +148,8 @@ fn under_direct_return_a_server_that_is_a_client_is_its_own_server() {
                 );
             }
         }
+        // The counters are read once a second.
+        thread::sleep(Duration::from_millis(1500));
         let services = site.daemon.ctl_json(&["services"])?;
         let reached = |service: &Value| service["totals"]["packets"].as_u64();
         ensure!(
@@ -179,7 +181,10 @@ fn under_nat_a_server_that_is_a_client_is_served_where_full_nat_has_an_address()
                 dig(&client.ns, vip)?;
             }
         }
-        ensure!(events(&site, "binding_opened")? > 0);
+        wait_ok("the bindings to be counted", SOON, || {
+            ensure!(events(&site, "binding_opened")? > 0, "none");
+            Ok(())
+        })?;
         ensure!(events(&site, "local_client")? == 0);
         let drops = site.drops()?;
         ensure!(drops.is_empty(), "dropped: {drops:?}");
