@@ -11,6 +11,7 @@ mod fragment;
 mod link;
 mod nat;
 mod tunnel;
+mod vip;
 mod work;
 
 pub use defence::{
@@ -21,6 +22,7 @@ pub use fragment::{FragmentEntry, FragmentKey, direction};
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
 pub use tunnel::Tunnel;
+pub use vip::{CLAIMS, Claim, VipEntry, VipKey, vip_flag};
 pub use work::{Bound, Work};
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
@@ -93,6 +95,8 @@ pub mod map {
     pub const FRAGMENTS: &str = "FRAGMENTS";
     /// Per-CPU `[u64; 1]`: [`crate::limit::Bucket`] of generated ICMP errors.
     pub const ICMP_LIMIT: &str = "ICMP_LIMIT";
+    /// LRU hash: [`super::VipKey`] to [`super::Claim`].
+    pub const CLAIMS: &str = "CLAIMS";
 }
 
 /// Names of the programs in the object.
@@ -291,34 +295,6 @@ pub mod service_flag {
     pub const LOCAL: u16 = 4;
 }
 
-/// A VIP.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct VipKey {
-    /// The address.
-    pub address: Addr,
-    /// Address family.
-    pub family: u8,
-    /// Zero.
-    pub reserved: [u8; 3],
-}
-
-/// What the data path needs to know of a VIP.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct VipEntry {
-    /// Index in `OWNERS`.
-    pub owner: u16,
-    /// See [`vip_flag`].
-    pub flags: u16,
-}
-
-/// Bits of [`VipEntry::flags`].
-pub mod vip_flag {
-    /// No VIP, but an address of full NAT's pool: what is sent to it are replies.
-    pub const POOL: u16 = 1;
-}
-
 /// A backend's address, as the source of replies.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -508,6 +484,7 @@ layout! {
     LimitKey = 20,
     FragmentKey = 40,
     FragmentEntry = 24,
+    Claim = 16,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

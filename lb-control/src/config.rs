@@ -10,6 +10,7 @@ mod defence;
 mod document;
 mod error;
 mod reader;
+mod shared;
 mod topology;
 mod value;
 mod yaml;
@@ -110,6 +111,7 @@ pub fn warnings(model: &Model) -> Vec<String> {
         .services
         .iter()
         .filter_map(topology::warnings)
+        .chain(shared::warnings(model))
         .collect()
 }
 

@@ -2,6 +2,7 @@
 //! that sees all others.
 
 pub mod admin;
+pub mod claims;
 pub mod conditions;
 pub mod controller;
 mod datapath;

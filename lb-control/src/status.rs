@@ -51,6 +51,9 @@ pub struct Status {
     /// Full NAT's addresses.
     #[serde(default)]
     pub full_nat: Vec<PoolStatus>,
+    /// VIPs of this node that somebody else on the segment claimed.
+    #[serde(default)]
+    pub duplicate_vips: Vec<DuplicateVip>,
     /// Instructions the verifier went through, where the kernel says.
     pub verified_instructions: Option<u32>,
     /// Whether the data path was adopted from an earlier daemon.
@@ -151,6 +154,19 @@ pub struct PoolStatus {
     pub removed: u32,
     /// Whether it is being removed: it takes no new flows.
     pub draining: bool,
+}
+
+/// A VIP of this node that somebody else claimed, in ARP or neighbour discovery.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DuplicateVip {
+    /// The VIP.
+    pub address: IpAddr,
+    /// MAC address of the last one that claimed it.
+    pub mac: String,
+    /// The interface that the claim came in by.
+    pub interface: String,
+    /// When, to the second.
+    pub last_seen: u64,
 }
 
 /// Entries of the flow table. Only flows in tracked slots have one.

@@ -17,11 +17,11 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        Bound, ClockReading, Config, FragmentEntry, FragmentKey, LINK_PROBES, LINKS as LINK_COUNT,
-        LimitKey, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, NeighbourRequest,
-        OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE,
-        SOURCE_KEY_FIXED_BITS, SampleEntry, ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry,
-        VipKey, Work, program::TAILS, source,
+        Bound, CLAIMS as CLAIM_COUNT, Claim, ClockReading, Config, FragmentEntry, FragmentKey,
+        LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry, MemberStats,
+        NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS, RangeKey,
+        ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry, ServiceEntry,
+        ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},
@@ -90,6 +90,8 @@ static SOURCE_LIMITS: LruHashMap<LimitKey, u64> = LruHashMap::pinned(1024, 0);
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::pinned(64, 0);
 #[map]
 static ICMP_LIMIT: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);
+#[map]
+static CLAIMS: LruHashMap<VipKey, Claim> = LruHashMap::pinned(CLAIM_COUNT, 0);
 
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
@@ -443,6 +445,19 @@ pub fn touch_sample(at: *mut SampleEntry, member: u32, flags: u16, last_ticks: u
 #[inline(always)]
 pub fn request_neighbour(request: NeighbourRequest) {
     let _ = NEIGH_REQUESTS.output::<NeighbourRequest>(&request, 0);
+}
+
+/// Remembers who claimed a VIP, unless somebody did in the same tick.
+#[inline(always)]
+pub fn note_claim(vip: &VipKey, claim: &Claim) {
+    let is_noted = CLAIMS.get_ptr(vip).is_some_and(|at| {
+        // SAFETY: a valid element. It may be given to another VIP meanwhile;
+        // then this claim isn't noted, and the next one is.
+        unsafe { (&raw const (*at).ticks).read_volatile() == claim.ticks }
+    });
+    if !is_noted {
+        let _ = CLAIMS.insert(vip, claim, 0);
+    }
 }
 
 #[inline(always)]

@@ -2,15 +2,16 @@
 //! node owns. The kernel never sees these questions.
 
 use lb_common::{
-    abi::program,
+    abi::{Claim, VipKey, program},
     checksum::fold,
     counter::Event,
     net::{Addr, Be16, family},
 };
 
 use crate::{
+    clock,
     frame::{Frame, Handed},
-    lookup,
+    lookup, maps,
     packet::{Arp, Ethernet, Header, Ipv6, LinkLayerOption, MacWords, Neighbour, resize},
     parse::{Parsed, What},
     stats,
@@ -45,7 +46,7 @@ fn arp(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     }
     let own_mac = MacWords::new(frame.ingress.mac);
     if arp.sender_mac != own_mac && is_owned(address(arp.sender), family::V4) {
-        stats::event(NO_SERVICE, Event::DuplicateVip);
+        claimed(frame, address(arp.sender), family::V4, arp.sender_mac);
     }
     if arp.operation.get() != 1 || !is_owned(address(arp.target), family::V4) {
         return Verdict::PASS;
@@ -74,6 +75,24 @@ fn address(halves: [u16; 2]) -> Addr {
 #[inline(always)]
 fn is_owned(address: Addr, family: u8) -> bool {
     lookup::vip(address, family).is_answered()
+}
+
+/// Counts that somebody else has an owned VIP, and notes who.
+#[inline(always)]
+fn claimed(frame: &Frame<'_>, address: Addr, family: u8, mac: MacWords) {
+    stats::event(NO_SERVICE, Event::DuplicateVip);
+    let vip = VipKey {
+        address,
+        family,
+        reserved: [0; 3],
+    };
+    let claim = Claim {
+        mac: mac.bytes(),
+        reserved: [0; 2],
+        device: frame.ingress.device,
+        ticks: clock::ticks(frame.config),
+    };
+    maps::note_claim(&vip, &claim);
 }
 
 /// An ICMPv6 message: an answer if it is a solicitation for a VIP.
@@ -109,7 +128,7 @@ fn discovery(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
     }
     if kind == ADVERTISEMENT {
         if frame.ethernet.source() != MacWords::new(frame.ingress.mac) {
-            stats::event(NO_SERVICE, Event::DuplicateVip);
+            claimed(frame, target, family::V6, frame.ethernet.source());
         }
         return Some(Verdict::PASS);
     }

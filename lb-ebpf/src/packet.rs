@@ -39,6 +39,13 @@ impl MacWords {
         ])
     }
 
+    /// As a map has it.
+    #[inline(always)]
+    pub fn bytes(self) -> Mac {
+        let [[a, b], [c, d], [e, f]] = self.0.map(u16::to_ne_bytes);
+        [a, b, c, d, e, f]
+    }
+
     /// Whether the frame is for a group.
     #[inline(always)]
     pub fn is_ipv6_multicast(self) -> bool {

@@ -33,6 +33,7 @@ pub mod netns;
 pub mod packet;
 pub mod process;
 pub mod program;
+pub mod readme;
 pub mod servers;
 pub mod site;
 pub mod topology;

@@ -182,12 +182,16 @@ impl Site {
         let tcp = any(ports);
         // A socket bound to no address answers from the interface's address,
         // and not from the VIP that was asked.
-        let udp = |port| match topology.kind {
-            Kind::Dsr => topology
+        let is_direct = config
+            .services
+            .iter()
+            .any(|service| !service.forwarding.ends_with("nat"));
+        let udp = |port| match is_direct {
+            true => topology
                 .vips()
                 .map(|vip| SocketAddr::new(vip, port))
                 .to_vec(),
-            _ => any([port]),
+            false => any([port]),
         };
         for backend in &topology.backends {
             let (ns, name) = (&backend.ns, &backend.name);

@@ -1,11 +1,27 @@
 //! Backends that take tunnelled packets out of their tunnels, as Linux does it.
 
+use std::net::Ipv4Addr;
+
 use anyhow::Result;
 
-use crate::topology::Host;
+use crate::{readme, topology::Host};
 
 /// Port that GUE is received on.
 pub const GUE_PORT: u16 = 6080;
+
+/// Devices of [`as_documented`], one for each protocol number and family of the
+/// outer header.
+pub const DEVICES: [&str; 3] = ["lb4", "lb64", "lb6"];
+
+/// Lets a host take packets for a VIP out of all tunnels by the commands that
+/// the README gives.
+pub fn as_documented(host: &Host, vip: Ipv4Addr) -> Result<()> {
+    let addresses = [
+        ("10.9.1.21", host.v4().to_string()),
+        ("203.0.113.10", vip.to_string()),
+    ];
+    readme::on_server(host, "### Tunnels", &addresses)
+}
 
 /// Lets a host take packets for its own addresses out of IPIP (all four
 /// combinations of families) and GUE, from any sender.

@@ -13,7 +13,7 @@ use lb_tests::{
     netns::Netns,
     process::wait_ok,
     servers::{self, EchoServer},
-    site::{self, LIST, Site, UDP},
+    site::{self, LIST, Site, UDP, WEB, curl, dig},
     topology::{Host, Kind, Options, Topology},
 };
 
@@ -237,10 +237,14 @@ fn direct_return_works_with_the_vip_in_another_subnet() {
                 &format!("addr add {v4}/32 dev lo\naddr add {v6}/128 dev lo nodad\n"),
             )?;
         }
-        let config = site::list_config(&t);
-        let site = Site::start(t, config, false)?;
-        let answered = requests(&site.topology.client.ns, &site.topology)?;
+        let site = Site::full_in(t, |_| {})?;
+        let client = &site.topology.client.ns;
+        let answered = requests(client, &site.topology)?;
         ensure!(answered > 100, "{answered} requests");
+        for vip in site.topology.vips() {
+            curl(client, SocketAddr::new(vip, WEB), "page", 20, false)?;
+            dig(client, vip)?;
+        }
         let drops = site.drops()?;
         ensure!(drops.is_empty(), "dropped: {drops:?}");
         Ok(())

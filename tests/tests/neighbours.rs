@@ -322,6 +322,8 @@ fn model(address: &str, port: u16) -> Result<Model> {
             max_source_prefixes: 1024,
             max_limited_sources: 1024,
             max_bindings: 64,
+            max_fragments: 64,
+            icmp_rate: 1000,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,

@@ -5,11 +5,12 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
 use clap::{CommandFactory as _, Parser as _};
 use lb_common::{
-    abi::map,
+    abi::{map, program},
     counter::{DropReason, Event},
 };
 use lb_control::{
@@ -19,6 +20,7 @@ use lb_control::{
         BackendStatus, Histogram, InterfaceStatus, PoolStatus, ProbeStatus, ServiceStatus, Snapshot,
     },
 };
+use lb_tests::process::workspace_program;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -183,7 +185,7 @@ fn metric_names() -> BTreeSet<String> {
         .collect()
 }
 
-/// Words of the text that begin with `lb_`.
+/// Words of the text that begin with `lb_`: metrics, and programs of the data path.
 fn metrics_in(text: &str) -> BTreeSet<String> {
     text.split(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
         .filter(|word| word.starts_with("lb_") && word.len() > 3)
@@ -192,11 +194,19 @@ fn metrics_in(text: &str) -> BTreeSet<String> {
 }
 
 #[test]
-fn the_metrics_in_the_documents_are_those_there_are() {
+fn the_metrics_and_programs_in_the_documents_are_those_there_are() {
     let there = metric_names();
     for (name, text) in documents() {
-        let unknown: Vec<_> = metrics_in(&text).difference(&there).cloned().collect();
+        let mut unknown = &metrics_in(&text) - &there;
+        unknown.retain(|name| !program::TAILS.contains(&name.as_str()));
         assert!(unknown.is_empty(), "{name}: no such metrics: {unknown:?}");
+    }
+    let described = metrics_in(&read("docs/ARCHITECTURE.md"));
+    for name in program::TAILS {
+        assert!(
+            described.contains(name),
+            "docs/ARCHITECTURE.md lacks {name}"
+        );
     }
     let listed = metrics_in(&read("docs/operations.md"));
     let missing: Vec<_> = there.difference(&listed).collect();
@@ -264,6 +274,7 @@ fn every_map_is_explained() {
         map::SOURCE_LIMITS,
         map::FRAGMENTS,
         map::ICMP_LIMIT,
+        map::CLAIMS,
     ]
     .map(str::to_owned)
     .into();
@@ -286,4 +297,159 @@ fn every_link_to_a_file_leads_somewhere() {
             );
         }
     }
+}
+
+/// A row of the topologies in `docs/configuration.md`, without its code marks.
+struct Row {
+    line: String,
+    subnets: String,
+    path: String,
+    arms: String,
+    gateway: String,
+    method: String,
+    says: String,
+    example: String,
+    tests: Vec<(String, String)>,
+}
+
+fn topologies() -> Vec<Row> {
+    let text = read("docs/configuration.md");
+    let rows = text
+        .lines()
+        .skip_while(|line| !line.starts_with("| Subnets | Path |"))
+        .skip(2)
+        .take_while(|line| line.starts_with('|'));
+    rows.map(|line| {
+        let cells: Vec<String> = line
+            .split('|')
+            .map(|cell| cell.replace('`', "").trim().to_owned())
+            .collect();
+        let [
+            _,
+            subnets,
+            path,
+            arms,
+            gateway,
+            method,
+            says,
+            example,
+            tests,
+            _,
+        ] = &cells[..]
+        else {
+            panic!("not eight cells: {line}");
+        };
+        let link = example.split("](../").nth(1).unwrap_or_default();
+        let tests = tests.split(", ").filter(|name| !name.is_empty());
+        Row {
+            line: line.into(),
+            subnets: subnets.clone(),
+            path: path.clone(),
+            arms: arms.clone(),
+            gateway: gateway.clone(),
+            method: method.clone(),
+            says: says.clone(),
+            example: link.trim_end_matches(')').into(),
+            tests: tests
+                .map(|name| name.split_once("::").expect("suite::test"))
+                .map(|(suite, test)| (suite.into(), test.into()))
+                .collect(),
+        }
+    })
+    .collect()
+}
+
+/// The service of such a topology in a file of its own.
+fn file_of(row: &Row) -> String {
+    let interfaces = match row.arms.as_str() {
+        "two" => "{name: eth0}, {name: eth1}",
+        _ => "{name: eth0}",
+    };
+    format!(
+        "interfaces: [{interfaces}]\n\
+         pools: {{web: {{backends: [{{name: a, address: 203.0.113.11}}]}}}}\n\
+         services:\n  - {{name: shop, address: 203.0.113.10, port: 80, protocol: tcp, \
+         forwarding: {}, pool: web, topology: {}}}\n",
+        row.method,
+        topology_of(row)
+    )
+}
+
+/// As the files write it.
+fn topology_of(row: &Row) -> String {
+    format!(
+        "{{arms: {}, path: {}, subnets: {}, gateway: {}}}",
+        row.arms, row.path, row.subnets, row.gateway
+    )
+}
+
+#[test]
+fn every_topology_is_tested_with_an_example_or_refused_with_the_reason() {
+    let (mut work, mut refused) = (0, 0);
+    for row in topologies() {
+        let line = &row.line;
+        if let Some((_, reason)) = row
+            .says
+            .split_once(": ")
+            .filter(|(says, _)| says.starts_with("refused"))
+        {
+            let errors = config::parse(&file_of(&row), "f.yaml").map(|_| ());
+            let errors = errors.expect_err(line).to_string();
+            assert!(errors.contains(reason), "{line}\n{errors}");
+            assert!(row.example.is_empty() && row.tests.is_empty(), "{line}");
+            refused += 1;
+            continue;
+        }
+        work += 1;
+        let text = read(&row.example);
+        let model = config::parse(&text, &row.example).unwrap_or_else(|errors| panic!("{errors}"));
+        assert!(
+            text.contains(&format!("topology: {}", topology_of(&row)))
+                && model
+                    .services
+                    .iter()
+                    .any(|s| s.forwarding.to_string() == row.method),
+            "{} is no example of\n{line}",
+            row.example
+        );
+        let is_warned = !config::warnings(&model).is_empty();
+        assert_eq!(is_warned, row.says.contains("warning"), "{line}");
+        assert!(!row.tests.is_empty(), "no test: {line}");
+        for (suite, test) in &row.tests {
+            let is_there = sources(suite).iter().any(|text| {
+                text.contains(&format!("fn {test}("))
+                    || text.contains(&format!("topology!({test}:"))
+            });
+            assert!(is_there, "{suite} has no test {test}: {line}");
+        }
+    }
+    assert!(work >= 11 && refused == 4, "{work} work, {refused} refused");
+}
+
+/// The files of a suite.
+fn sources(suite: &str) -> Vec<String> {
+    let tests = root().join("tests/tests");
+    match fs::read_dir(tests.join(suite)) {
+        Ok(files) if tests.join(suite).join("main.rs").exists() => files
+            .map(|file| fs::read_to_string(file.unwrap().path()).unwrap())
+            .collect(),
+        _ => vec![read(&format!("tests/tests/{suite}.rs"))],
+    }
+}
+
+#[test]
+fn lbctl_check_accepts_every_example() {
+    let lbctl = workspace_program("lbctl", "LBCTL", "cargo build").unwrap();
+    let mut count = 0;
+    for entry in fs::read_dir(root().join("examples")).unwrap() {
+        let path = entry.unwrap().path();
+        let output = Command::new(&lbctl)
+            .arg("check")
+            .arg(&path)
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{}: {output:?}", path.display());
+        count += 1;
+    }
+    assert!(count >= 14, "{count} examples");
 }

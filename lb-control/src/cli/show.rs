@@ -103,6 +103,16 @@ pub fn status(status: &Status, colour: bool, now: u64) -> String {
     if let Some(drops) = listed(status.drops.iter()) {
         let _ = writeln!(text, "Dropped, of no service: {drops}");
     }
+    for duplicate in &status.duplicate_vips {
+        let who = format!("{} has it too, by {}", duplicate.mac, duplicate.interface);
+        let _ = writeln!(
+            text,
+            "Duplicate VIP {}: {}, last seen {}",
+            duplicate.address,
+            paint(&who, Tone::Bad, colour),
+            ago(duplicate.last_seen)
+        );
+    }
     text.push('\n');
     let mut table = Table::new(&[
         ("INTERFACE", Align::Left),

@@ -2,8 +2,8 @@ use std::collections::BTreeMap;
 
 use super::*;
 use crate::status::{
-    ConfigStatus, FlowTableStatus, InterfaceStatus, LastReload, NextHopStatus, Rates, Readiness,
-    ReloadStatus,
+    ConfigStatus, DuplicateVip, FlowTableStatus, InterfaceStatus, LastReload, NextHopStatus, Rates,
+    Readiness, ReloadStatus,
 };
 
 #[test]
@@ -50,6 +50,12 @@ fn status_for_people() {
                 ..FlowTableStatus::default()
             },
             drops: BTreeMap::from([("truncated".into(), 4), ("fragment".into(), 0)]),
+            duplicate_vips: vec![DuplicateVip {
+                address: [192, 0, 2, 1].into(),
+                mac: "02:00:00:00:00:fe".into(),
+                interface: "eth0".into(),
+                last_seen: 995,
+            }],
             ..Status::default()
         },
         false,
@@ -66,6 +72,7 @@ Reloads: 1 succeeded, 1 failed; the last failed 10 s ago:
 Data path: loaded by this daemon, 0 changes applied, 0 failed
 Flow table: 5 of 1000 entries, 0 refused; 3 of 1009 slots tracked
 Dropped, of no service: truncated 4
+Duplicate VIP 192.0.2.1: 02:00:00:00:00:fe has it too, by eth0, last seen 5 s ago
 
 INTERFACE  XDP      PROGRAM  WHY
 eth0       generic        7  the driver has no XDP

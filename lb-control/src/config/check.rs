@@ -7,12 +7,10 @@ use super::{
     defence,
     document::Document,
     reader::{Errors, Path, nearest},
-    topology,
+    shared, topology,
 };
 use crate::{
-    model::{
-        Backend, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service, SourceBlock,
-    },
+    model::{ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service, SourceBlock},
     scheduler,
 };
 
@@ -248,7 +246,7 @@ fn tunnel_sources(model: &Model, errors: &Errors) {
 }
 
 /// The first port that is in both; both ascend.
-fn common_port(a: &[(u16, u16)], b: &[(u16, u16)]) -> Option<u16> {
+pub(super) fn common_port(a: &[(u16, u16)], b: &[(u16, u16)]) -> Option<u16> {
     let (mut a_rest, mut b_rest) = (a, b);
     while let (Some(((a_first, a_last), a_tail)), Some(((b_first, b_last), b_tail))) =
         (a_rest.split_first(), b_rest.split_first())
@@ -377,52 +375,15 @@ fn full_nat(model: &Model, errors: &Errors) {
     }
 }
 
-/// The ports a backend is reached at.
-fn backend_ports<'a>(service: &'a Service, own: &'a [(u16, u16)]) -> &'a [(u16, u16)] {
-    if own.is_empty() {
-        service.ports.ranges()
-    } else {
-        own
-    }
-}
-
-/// A service by its index that uses a backend, and the backend's own port.
-type User = (usize, Vec<(u16, u16)>);
-
 /// `port` needs that a backend's address, port and protocol belong to one
 /// service, and to the one whose port they are.
 fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors) {
-    let own_port = |b: &Backend| b.port.map(|port| vec![(port, port)]).unwrap_or_default();
-    let mut users: HashMap<(IpAddr, Protocol), Vec<User>> = HashMap::new();
-    for (index, service) in model.services.iter().enumerate() {
-        for backend in model
-            .pools
-            .get(&service.pool)
-            .into_iter()
-            .flat_map(|p| &p.backends)
-        {
-            let key = (backend.address, service.protocol);
-            users
-                .entry(key)
-                .or_default()
-                .push((index, own_port(backend)));
-        }
-    }
     // For each service with a shared backend, the name of one that shares it.
     let mut shared: HashMap<usize, String> = HashMap::new();
-    for users in users.values() {
-        for (position, (a, a_own)) in users.iter().enumerate() {
-            for (b, b_own) in users.iter().skip(position + 1) {
-                let (Some(one), Some(other)) = (model.services.get(*a), model.services.get(*b))
-                else {
-                    continue;
-                };
-                let ports = (backend_ports(one, a_own), backend_ports(other, b_own));
-                if a != b && common_port(ports.0, ports.1).is_some() {
-                    shared.entry(*a).or_insert_with(|| other.name.clone());
-                    shared.entry(*b).or_insert_with(|| one.name.clone());
-                }
-            }
+    for (a, b) in shared::pairs(model) {
+        if let (Some(one), Some(other)) = (model.services.get(a), model.services.get(b)) {
+            shared.entry(a).or_insert_with(|| other.name.clone());
+            shared.entry(b).or_insert_with(|| one.name.clone());
         }
     }
     for (index, (service, asked)) in model.services.iter_mut().zip(asked).enumerate() {
@@ -467,7 +428,7 @@ fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors)
 
 impl Ports {
     /// The ports as ranges; `any` is one of them all.
-    fn ranges(&self) -> &[(u16, u16)] {
+    pub(super) fn ranges(&self) -> &[(u16, u16)] {
         match self {
             Self::Any => &[(0, u16::MAX)],
             Self::Ranges(ranges) => ranges,

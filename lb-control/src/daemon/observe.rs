@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::counter::{DropReason, Event};
 
-use super::{conditions::Now, controller::Controller};
+use super::{claims, conditions::Now, controller::Controller};
 use crate::{
     dataplane::{
         links,
@@ -19,9 +19,9 @@ use crate::{
     neighbours::Device,
     rates::{CounterKey, Counts, Ledger, RawCounters},
     status::{
-        BackendStatus, Concurrent, Condition, ConfigStatus, FlowTableStatus, Histogram,
-        InterfaceStatus, PoolStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot, Status,
-        Totals,
+        BackendStatus, Concurrent, Condition, ConfigStatus, DuplicateVip, FlowTableStatus,
+        Histogram, InterfaceStatus, PoolStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot,
+        Status, Totals,
     },
 };
 
@@ -284,6 +284,16 @@ impl Observer {
                 inserted_total: self.events.sum(Event::FlowInserted.name()),
                 refused_total: self.events.sum(Event::Untracked.name()),
             },
+            duplicate_vips: stats
+                .claims
+                .iter()
+                .map(|row| DuplicateVip {
+                    address: row.address,
+                    mac: claims::mac(row.mac),
+                    interface: row.interface.clone(),
+                    last_seen: now.unix.saturating_sub(row.seconds_ago.into()),
+                })
+                .collect(),
             verified_instructions: stats.verified_instructions,
             adopted: view.adopted,
             drops: self.drops_of(""),
@@ -347,7 +357,12 @@ fn interfaces(model: &Model, stats: &PlaneStats, devices: &[Device]) -> Vec<Inte
         .interfaces
         .iter()
         .map(|interface| {
-            let row = stats.interfaces.iter().find(|row| row.name == interface.name);
+            let named = |name: &str| stats.interfaces.iter().find(|row| row.name == name);
+            // The program of a VLAN device is on the interface underneath.
+            let row = named(&interface.name).or_else(|| {
+                let (port, _) = links::port_of(&interface.name).ok()?;
+                named(&port)
+            });
             let mode = row.and_then(|row| row.mode);
             let is_blocked = row.is_some_and(|row| {
                 devices.iter().any(|device| {

@@ -15,6 +15,7 @@ use tokio::{
 };
 
 use super::{
+    claims::{self, Claims},
     conditions::{Now, Verdict},
     controller::Controller,
     flows,
@@ -90,6 +91,7 @@ struct Daemon {
     handle: Handle,
     snapshot: Arc<ArcSwap<Snapshot>>,
     stats: PlaneStats,
+    claims: Claims,
     health: Health,
     neighbours: Neighbours,
     targets: Vec<Target>,
@@ -271,10 +273,24 @@ impl Daemon {
     fn tick(&mut self) {
         self.read_health();
         match self.controller.data_path.stats() {
-            Ok(stats) => self.stats = stats,
+            Ok(stats) => {
+                self.stats = stats;
+                self.warn_of_claims();
+            }
             Err(error) => tracing::error!(%error, "the counters could not be read"),
         }
         self.publish();
+    }
+
+    fn warn_of_claims(&mut self) {
+        for claim in self.claims.due(&self.stats.claims, Now::read().instant) {
+            tracing::warn!(
+                vip = %claim.address,
+                mac = claims::mac(claim.mac),
+                interface = claim.interface,
+                "somebody else on the segment has a VIP of this node; clients may reach it instead"
+            );
+        }
     }
 
     fn publish(&mut self) {

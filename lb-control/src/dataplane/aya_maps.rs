@@ -18,9 +18,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberStats, NAME_BYTES, PoolEntry,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey,
-        SourceKey, VipEntry, VipKey, map,
+        Claim, ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberStats, NAME_BYTES,
+        PoolEntry, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry,
+        ServiceKey, SourceKey, VipEntry, VipKey, map,
     },
     binding::{self, Ring},
     flow::BUCKET_WORDS,
@@ -51,6 +51,7 @@ pub(super) struct AyaMaps {
     reply_flows: Mapping,
     replies: HashMap<MapData, ReplyKey, ReplyEntry>,
     sources: LpmTrie<MapData, SourceKey, u32>,
+    claims: HashMap<MapData, VipKey, Claim>,
     links: Array<MapData, LinkEntry>,
     pools: HashMap<MapData, VipKey, PoolEntry>,
     local: LpmTrie<MapData, LocalKey, u32>,
@@ -154,6 +155,7 @@ impl AyaMaps {
             reply_flows: mapped(ebpf, map::REPLY_FLOWS, table)?,
             replies: take(ebpf, map::REPLIES)?,
             sources: take(ebpf, map::SOURCES)?,
+            claims: take(ebpf, map::CLAIMS)?,
             links: take(ebpf, map::LINKS)?,
             pools: take(ebpf, map::NAT_POOL)?,
             local: take(ebpf, map::LOCAL)?,

@@ -342,6 +342,7 @@ impl Plane {
                 max_flows: u64::from(self.capacity.flow_buckets) * 4,
             },
             pools: self.pool_rows(),
+            claims: self.claim_rows(&snapshot, now)?,
             sample_mask: mask,
             sample_occupancy,
             interfaces: self.interface_rows(),

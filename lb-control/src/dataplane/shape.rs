@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use lb_common::{
     abi::{
-        self, Binding, Config, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, PoolEntry,
+        self, Binding, Claim, Config, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, PoolEntry,
         ReplyEntry, SampleEntry, ServiceEntry, VipEntry, map, program,
     },
     binding::{self, Ring},
@@ -58,6 +58,7 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
         ),
         shape(map::CORE_LIMITS, 8, Some(services)),
         shape(map::SOURCE_LIMITS, 8, Some(capacity.limited_sources)),
+        shape(map::CLAIMS, size_of::<Claim>(), Some(abi::CLAIMS)),
         shape(map::NAT_POOL, size_of::<PoolEntry>(), None),
         shape(
             map::BINDINGS,

@@ -25,6 +25,8 @@ pub struct PlaneStats {
     pub flow_table: FlowTableStats,
     /// Full NAT's addresses at the last sweep.
     pub pools: Vec<PoolRow>,
+    /// Who else claimed VIPs of this node.
+    pub claims: Vec<ClaimRow>,
     /// Flows are sampled where these bits of the hash are zero; the rate is
     /// one in `sample_mask + 1`.
     pub sample_mask: u32,
@@ -45,6 +47,21 @@ pub struct PoolRow {
     pub draining: bool,
     /// How its ports are used.
     pub ports: PoolUse,
+}
+
+/// A VIP of this node that somebody else on the segment claimed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ClaimRow {
+    /// The VIP.
+    pub address: IpAddr,
+    /// MAC address of the last one that claimed it.
+    pub mac: [u8; 6],
+    /// Name of the device that the claim came in by.
+    pub interface: String,
+    /// Tick of the claim, to tell one from the next.
+    pub ticks: u32,
+    /// Its age.
+    pub seconds_ago: u32,
 }
 
 /// Counters of one member.

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Result, ensure};
 
 use super::{Host, Interface, Kind, Options, Port, Topology};
-use crate::{netns::Netns, packet::Mac, process::wait_ok};
+use crate::{netns::Netns, packet::Mac, process::wait_ok, readme};
 
 /// Third byte of the subnets: 10.<1>.0.0/24 is 10.1.0.0/24, fd00:1::/64.
 const CLIENTS: u8 = 1;
@@ -366,7 +366,8 @@ fn offloads(t: &Topology, options: &Options) -> Result<()> {
     Ok(())
 }
 
-/// Lets a backend accept packets for the VIPs without claiming them.
+/// Lets a backend accept packets for the VIPs without claiming them, as the
+/// README says.
 ///
 /// IPv4: Linux answers ARP on any interface for any local address, so
 /// `arp_ignore=1` (answer only for addresses of the receiving interface) and
@@ -376,16 +377,14 @@ fn offloads(t: &Topology, options: &Options) -> Result<()> {
 /// addresses of the interface that received it (or proxied ones), and joins no
 /// solicited-node group there for an address on `lo`. /128, so that no other
 /// address becomes local.
-fn vip_on_loopback(t: &Topology, backend: &Host) -> Result<()> {
-    for conf in ["all", "eth0"] {
-        backend
-            .ns
-            .sysctl(&format!("net/ipv4/conf/{conf}/arp_ignore"), "1")?;
-        backend
-            .ns
-            .sysctl(&format!("net/ipv4/conf/{conf}/arp_announce"), "2")?;
-    }
-    let (vip4, vip6) = (t.vip4, t.vip6);
-    let batch = format!("addr add {vip4}/32 dev lo\naddr add {vip6}/128 dev lo nodad\n");
-    backend.ns.feed(&["ip", "-batch", "-"], &batch)
+pub(super) fn vip_on_loopback(t: &Topology, backend: &Host) -> Result<()> {
+    let (vip4, vip6) = (t.vip4.to_string(), t.vip6.to_string());
+    readme::on_server(
+        backend,
+        "### Direct server return",
+        &[("203.0.113.10", vip4)],
+    )?;
+    let v6 = "2001:db8:1::10";
+    let command = format!("ip address add {v6}/128 dev lo");
+    readme::command(backend, &command, &[(v6, vip6)])
 }

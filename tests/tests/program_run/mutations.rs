@@ -9,18 +9,24 @@ use std::{collections::BTreeMap, panic::AssertUnwindSafe};
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::{Array, MapData, PerCpuArray};
 use lb_common::{
-    abi::{MemberEntry, MemberStats, ServiceEntry, map, service_flag, source, source_set},
+    abi::{
+        LinkEntry, MemberEntry, MemberStats, ServiceEntry, map, service_flag, source, source_set,
+    },
     counter::{DROP_ROW, DropReason, EVENT_ROW, Event},
     limit,
     member::MemberState,
-    net::Be16,
+    net::{Be16, NextHop},
     slot::SlotWord,
 };
-use lb_tests::mutation::Mutation;
+use lb_tests::{
+    mutation::Mutation,
+    packet::{Rng, ethertype},
+    program::INGRESS,
+};
 
 use crate::{
-    lab::{Lab, ip},
-    oracle::Known,
+    lab::{Lab, OWN_MAC, backend_mac, ip},
+    oracle::{Known, u16_at},
     random::{BATCH, FOLLOWED, Seen, Source, check, setup},
 };
 
@@ -335,6 +341,76 @@ fn mutated_frames_fare_as_a_simple_oracle_says() -> Result<()> {
                 lab.program.set_ticks(ticks)?;
             }
         }
+    }
+    Ok(())
+}
+
+/// VLAN devices of the one NIC: where packets come in, and where backends are.
+const VLANS: [(u16, u32); 2] = [(10, 210), (20, 220)];
+
+/// The frame with a tag of this VLAN and some priority.
+fn tagged(frame: &[u8], vlan: u16, priority: u16) -> Vec<u8> {
+    let tag = (u32::from(ethertype::VLAN) << 16 | u32::from(priority | vlan)).to_be_bytes();
+    [&frame[..12], &tag, &frame[12..]].concat()
+}
+
+/// What a frame becomes doesn't depend on its tag: the same frames, with the tag
+/// of one VLAN and backends on another, become the same but for their tags.
+#[test]
+fn mutated_frames_fare_alike_from_one_vlan_to_another() -> Result<()> {
+    for seed in seeds()? {
+        let ((mut plain, known), (mut vlans, _)) = (setup()?, setup()?);
+        for (vlan, device) in VLANS {
+            let tags = [u32::from(ethertype::VLAN) << 16 | u32::from(vlan), 0];
+            vlans.program.add_vlan(INGRESS, tags, device, OWN_MAC.0)?;
+        }
+        let [(came, _), (beside, device)] = VLANS;
+        let link = u16::try_from(LinkEntry::place(device, [0; 2]))?;
+        let backends = known.iter().flat_map(|service| &service.backends);
+        for (number, ..) in backends.clone() {
+            vlans.change_member(u32::from(*number), |m| {
+                m.next_hop = NextHop::new(m.next_hop().mac(), link).0;
+            })?;
+        }
+        let macs: Vec<[u8; 6]> = backends.map(|(n, ..)| backend_mac(*n).0).collect();
+        let mut mutation = Mutation::load(seed)?;
+        let mut source = Source {
+            rng: Rng::new(seed),
+            known: known.clone(),
+        };
+        let mut delivered = 0;
+        for number in 1..=10 * BATCH {
+            if number % BATCH == 1 {
+                mutation.start_from(|| source.whole())?;
+            }
+            let frame = mutation.frame()?;
+            // A second tag would be another VLAN.
+            if matches!(u16_at(&frame, 12), ethertype::VLAN | ethertype::QINQ) {
+                continue;
+            }
+            let priority = u16::try_from(number % 16)? << 12;
+            let one = plain.program.run(&frame)?;
+            let other = vlans.program.run(&tagged(&frame, came, priority))?;
+            let is_delivered = one.frame != frame && macs.iter().any(|mac| one.frame[..6] == *mac);
+            delivered += u32::from(is_delivered);
+            let vlan = if is_delivered { beside } else { came };
+            let expected = tagged(&one.frame, vlan, priority);
+            ensure!(
+                other.action == one.action && other.frame == expected,
+                "frame {number} of seed {seed}: {frame:02x?}\nbecame {one:02x?}\nand on a VLAN {other:02x?}"
+            );
+            if number.is_multiple_of(BATCH) {
+                let (one, other) = (plain.observe(one), vlans.observe(other));
+                ensure!(
+                    (&one.drops, &one.events) == (&other.drops, &other.events),
+                    "counted up to frame {number} of seed {seed}: {one:?}\nand on a VLAN {other:?}"
+                );
+                let ticks = u32::try_from(number / BATCH)? * 8 * 25;
+                plain.program.set_ticks(ticks)?;
+                vlans.program.set_ticks(ticks)?;
+            }
+        }
+        ensure!(delivered > 1000, "only {delivered} were delivered");
     }
     Ok(())
 }

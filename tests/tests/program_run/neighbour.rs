@@ -3,11 +3,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use anyhow::Result;
-use lb_common::abi::method;
+use lb_common::{
+    abi::{Claim, VipKey, map, method},
+    net::Addr,
+};
 use lb_tests::packet::{
     Mac, Packet, arp_reply, arp_request, assert_same_frame, neighbor_advertisement,
     neighbor_solicitation, protocol, solicited_node, verify,
 };
+use lb_tests::program::INGRESS;
 
 use crate::lab::{Lab, OWN_MAC, ROUTER_MAC, Spec, at};
 
@@ -285,6 +289,45 @@ fn somebody_elses_advertisement_of_a_vip_is_counted() -> Result<()> {
         "another address",
         &neighbor_advertisement(ROUTER_MAC, other, ALL_NODES, other, 0x20),
     );
+    Ok(())
+}
+
+/// Says that a VIP is at this MAC address.
+type Claimant = fn(Mac) -> Vec<u8>;
+
+#[test]
+fn who_claims_a_vip_is_noted_once_a_tick() -> Result<()> {
+    let mut lab = lab()?;
+    let other = Mac([2, 0, 0, 0, 0, 9]);
+    let noted = |lab: &mut Lab, vip: IpAddr| -> Option<(Mac, u32, u32)> {
+        let (address, family) = Addr::from_ip(vip);
+        let key = VipKey {
+            address,
+            family,
+            reserved: [0; 3],
+        };
+        let claims = lab.program.hash::<VipKey, Claim>(map::CLAIMS).ok()?;
+        let claim = claims.get(&key, 0).ok()?;
+        Some((Mac(claim.mac), claim.device, claim.ticks))
+    };
+    let claims: [(IpAddr, Claimant); 2] = [
+        (VIP4.into(), |mac| arp_reply(mac, VIP4, ROUTER_MAC, ASKER4)),
+        (VIP6.into(), advertisement),
+    ];
+    for (vip, claim) in claims {
+        lab.program.set_ticks(100)?;
+        lab.run(&claim(OWN_MAC));
+        assert_eq!(noted(&mut lab, vip), None, "our own");
+        lab.run(&claim(ROUTER_MAC));
+        let first = Some((ROUTER_MAC, INGRESS, 100));
+        assert_eq!(noted(&mut lab, vip), first, "{vip}: the first");
+        lab.run(&claim(other));
+        assert_eq!(noted(&mut lab, vip), first, "{vip}: in the same tick");
+        lab.program.set_ticks(101)?;
+        lab.run(&claim(other));
+        let second = Some((other, INGRESS, 101));
+        assert_eq!(noted(&mut lab, vip), second, "{vip}: in the next tick");
+    }
     Ok(())
 }
 

@@ -83,7 +83,10 @@ fn victims_are_reset(held: &mut Held) -> Result<u64> {
 
 /// Long before `dead_after`, which is an hour.
 fn clients_of_a_dead_backend_are_told_at_once(kind: Kind) -> Result<()> {
-    let mut site = site(kind, "reset", ("dead_after", "1h"))?;
+    they_are_told(site(kind, "reset", ("dead_after", "1h"))?)
+}
+
+fn they_are_told(mut site: Site) -> Result<()> {
     let mut held = Held::open(&site, CONNECTIONS)?;
     held.none_lost("opening")?;
     ensure!(told(&site)? == 0);
@@ -113,6 +116,21 @@ fn clients_of_a_dead_backend_are_told_at_once_with_dsr() {
 #[test]
 fn clients_of_a_dead_backend_are_told_at_once_with_nat() {
     check(|| clients_of_a_dead_backend_are_told_at_once(Kind::NatTwoArmed));
+}
+
+#[test]
+fn clients_of_a_dead_backend_are_told_at_once_with_full_nat() {
+    check(|| {
+        they_are_told(start(Kind::NatTwoArmed, |config| {
+            config.set_dataplane("dead_after", "1h");
+            let addresses = "addresses: [10.3.0.200, \"fd00:3::200\"]";
+            config.extra = vec![format!("full_nat: {{{addresses}}}")];
+            for service in config.services.iter_mut().filter(|s| s.protocol == "tcp") {
+                service.forwarding = "full-nat".into();
+                service.extra.push("on_backend_down: reset".into());
+            }
+        })?)
+    });
 }
 
 /// What is still open when the drain is over goes to another server, which
@@ -158,7 +176,7 @@ fn a_drain_ends_at_its_time_out(on_backend_down: &str) -> Result<()> {
                 let (own, gone) = (of(&report.per_server), of(&report.lost_per_server));
                 ensure!(own > 0 && gone == own, "{gone} of {own}: {report:?}");
                 ensure!(
-                    report.lost_per_server.get("backend-1").is_none(),
+                    !report.lost_per_server.contains_key("backend-1"),
                     "{report:?}"
                 );
             }

@@ -1,12 +1,12 @@
 //! Interfaces that are more than a NIC: bonds and VLANs.
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
     machine::in_machine,
     process::wait_ok,
-    site::Site,
+    site::{Site, WEB},
     topology::{BondMode, Kind, Options, Port, Topology},
 };
 
@@ -114,6 +114,68 @@ fn vlans_on_one_interface_are_balanced_from_one_to_the_other() {
         t.tag_balancer()?;
         let site = Site::full_in(t, unhurried)?;
         everything_is_answered(&site, "vlan")?;
+        nothing_was_dropped(&site)
+    });
+}
+
+/// Frames come in with the VIP's tag and leave with that of the servers.
+#[test]
+fn direct_return_leads_from_one_vlan_to_another() {
+    in_machine(|| {
+        let t = two_backends(Kind::NatOneArmed)?;
+        t.tag_balancer_beside_the_way_out()?;
+        let site = Site::full_in(t, |config| {
+            unhurried(config);
+            for service in &mut config.services {
+                service.forwarding = "l2-dsr".into();
+            }
+            for pool in &mut config.pools {
+                pool.backends.iter_mut().for_each(|b| b.port = None);
+            }
+        })?;
+        let (_, before) = frames(&site.topology.balancer_ports[0])?;
+        everything_is_answered(&site, "direct")?;
+        let (_, after) = frames(&site.topology.balancer_ports[0])?;
+        // Pages of both families, and no answers.
+        ensure!(after - before >= 2 * 16 * 5, "{} frames", after - before);
+        nothing_was_dropped(&site)
+    });
+}
+
+#[test]
+fn frames_with_two_tags_are_balanced() {
+    in_machine(|| {
+        let t = two_backends(Kind::NatOneArmed)?;
+        t.tag_balancer_twice()?;
+        let site = Site::full_in(t, unhurried)?;
+        everything_is_answered(&site, "tags")?;
+        // Frames of full size have room for their tags.
+        let t = &site.topology;
+        for vip in t.vips() {
+            let url = format!("http://{}/big", SocketAddr::new(vip, WEB));
+            let fetch = [
+                "curl",
+                "-sS",
+                "--fail",
+                "--max-time",
+                "60",
+                "-o",
+                "/dev/null",
+                &url,
+            ];
+            t.client.ns.exec(&fetch)?;
+        }
+        nothing_was_dropped(&site)
+    });
+}
+
+#[test]
+fn a_bridge_of_two_vlans_balances_over_one_cable() {
+    in_machine(|| {
+        let mut t = two_backends(Kind::NatFlatOneArmed)?;
+        t.bridge_vlans()?;
+        let site = Site::full_in(t, unhurried)?;
+        everything_is_answered(&site, "bridge")?;
         nothing_was_dropped(&site)
     });
 }

@@ -1,15 +1,18 @@
 //! Backends whose kernel takes packets out of tunnels.
 
-use std::net::SocketAddr;
+use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use anyhow::ensure;
 use lb_tests::{
+    config::{Config, Service},
     machine::in_machine,
-    servers::Nginx,
-    site::{WEB, any, curl, family},
+    servers::{self, Nginx},
+    site::{RANGE, Site, WEB, any, curl, family},
     topology::{Kind, Options, Topology},
     tunnel::{self, GUE_PORT},
 };
+
+use crate::nothing_was_dropped;
 
 /// The kernel's own tunnels lead to what the tests of the data path's rely on.
 #[test]
@@ -56,5 +59,112 @@ fn backends_decapsulate_ipip_and_gue_of_all_families() {
             }
         }
         Ok(())
+    });
+}
+
+/// A service for each pair of families and each method, on ports of the echo
+/// servers; that of WEB besides.
+fn services(t: &Topology) -> Config {
+    let mut config = Config::new("lb1");
+    config.set_dataplane("max_flows", 100_000);
+    config.interfaces = vec![(t.balancer.interface().name.clone(), "native".into())];
+    for outer in t.vips() {
+        let mut pool = t.pool(family(outer), outer, None);
+        pool.extra = vec![format!(
+            "health: [{{type: tcp, port: {}, interval: 3s, timeout: 3s, rise: 1, fall: 3}}]",
+            RANGE.0
+        )];
+        config.pools.push(pool);
+    }
+    for vip in t.vips() {
+        let mut port = RANGE.0;
+        for outer in t.vips() {
+            for method in ["ipip", "gue"] {
+                config.services.push(Service {
+                    name: format!("{method}-{}-in-{}", family(vip), family(outer)),
+                    address: vip,
+                    port: format!("[{port}]"),
+                    protocol: "tcp".into(),
+                    forwarding: method.into(),
+                    pool: family(outer).into(),
+                    extra: vec![],
+                });
+                port += 1;
+            }
+        }
+    }
+    // Real pages through one tunnel of each family.
+    for (method, service) in [("ipip", 0), ("gue", 7)] {
+        let service = &mut config.services[service];
+        assert_eq!(service.forwarding, method);
+        service.port = service.port.replace('[', &format!("[{WEB}, "));
+    }
+    config
+}
+
+#[test]
+fn tunnelled_services_reach_backends_that_decapsulate() {
+    in_machine(|| {
+        let options = Options {
+            backends: 2,
+            ..Options::default()
+        };
+        let t = Topology::new(Kind::Dsr, &options)?;
+        for backend in &t.backends {
+            // It is among what the README says.
+            let vip = format!("{}/32", t.vip4);
+            backend.ns.exec(&["ip", "addr", "del", &vip, "dev", "lo"])?;
+            tunnel::as_documented(backend, t.vip4)?;
+        }
+        let config = services(&t);
+        let mut site = Site::full_in(t, |full| *full = config)?;
+        let t = &site.topology;
+        for service in &site.config.services {
+            let ports: Vec<u16> = serde_json::from_str(&service.port)?;
+            for port in ports {
+                let target = SocketAddr::new(service.address, port);
+                if port == WEB {
+                    curl(&t.client.ns, target, &service.name, 8, false)?;
+                    continue;
+                }
+                // An emulated processor makes few in a second.
+                let mut reached = BTreeSet::new();
+                let mut connections = 0;
+                while reached.len() < t.backends.len() {
+                    let pause = Duration::from_millis(500);
+                    let report = servers::rate(&t.client.ns, target, 2, pause)?;
+                    connections += report.requests;
+                    reached.extend(report.per_server.into_keys());
+                    ensure!(
+                        report.failed == 0 && connections < 200,
+                        "{}: of {connections} connections {} failed, {reached:?} served",
+                        service.name,
+                        report.failed
+                    );
+                }
+                println!("{}: {connections} connections", service.name);
+            }
+        }
+        for backend in &t.backends {
+            for device in tunnel::DEVICES {
+                let received = backend.ns.counters(device)?.rx_packets;
+                ensure!(
+                    received >= 20,
+                    "{}: {received} packets came out of {device}",
+                    backend.name
+                );
+            }
+        }
+        // The client, and the balancer's checks.
+        let clients = [&t.client, &t.balancer].map(|h| [h.v4().to_string(), h.v6().to_string()]);
+        for server in &mut site.echo {
+            let peers = server.counts()?.peers;
+            let seen: BTreeSet<_> = peers.into_keys().collect();
+            ensure!(
+                seen == clients.iter().flatten().cloned().collect(),
+                "the servers saw {seen:?}"
+            );
+        }
+        nothing_was_dropped(&site)
     });
 }

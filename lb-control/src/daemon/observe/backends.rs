@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use super::{Observer, View, concurrent, key_of, pairs};
 use crate::{
-    daemon::{conditions::Now, controller::Controller},
+    daemon::{claims, conditions::Now, controller::Controller},
     dataplane::{self, desired::BackendKey, stats::MemberRow},
     health::HealthState,
     model::{Backend, Service},
@@ -170,14 +170,11 @@ fn next_hop<D>(
             .map_or_else(|| format!("interface {ifindex}"), |link| link.name.clone())
     };
     match controller.neighbours.hops.get(&address) {
-        Some(Ok(hop)) => {
-            let mac: Vec<String> = hop.mac.iter().map(|byte| format!("{byte:02x}")).collect();
-            NextHopStatus {
-                resolved: true,
-                detail: format!("{} on {}", mac.join(":"), link(hop.ifindex)),
-                mtu: Some(hop.mtu),
-            }
-        }
+        Some(Ok(hop)) => NextHopStatus {
+            resolved: true,
+            detail: format!("{} on {}", claims::mac(hop.mac), link(hop.ifindex)),
+            mtu: Some(hop.mtu),
+        },
         Some(Err(reason)) => NextHopStatus {
             resolved: row.is_some_and(|row| row.next_hop_resolved),
             detail: reason.to_string(),

@@ -19,6 +19,7 @@ use crate::{
     cli::{Failure, exit},
     daemon::{
         admin::AdminStore,
+        claims::Claims,
         conditions::Now,
         controller::{self, Candidate, Controller},
         lock::DirectoryLock,
@@ -151,6 +152,7 @@ impl Daemon {
             observer: Observer::new(started),
             snapshot,
             stats: PlaneStats::default(),
+            claims: Claims::default(),
             health,
             neighbours,
             targets,

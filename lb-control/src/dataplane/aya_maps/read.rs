@@ -9,7 +9,10 @@ use std::{
 
 use aya::{Pod, maps::MapError};
 use lb_common::{
-    abi::{ClockReading, Config, LINKS, MemberEntry, MemberStats, SampleEntry, map, owner},
+    abi::{
+        Claim, ClockReading, Config, LINKS, MemberEntry, MemberStats, SampleEntry, VipKey, map,
+        owner,
+    },
     counter::{DROP_ROW, EVENT_ROW},
     slot::SlotWord,
 };
@@ -173,6 +176,11 @@ impl AyaMaps {
             }
         }
         Ok(sums)
+    }
+
+    /// Who else claimed VIPs.
+    pub(in crate::dataplane) fn claims(&self) -> Result<BTreeMap<VipKey, Claim>, StoreError> {
+        entries(map::CLAIMS, self.claims.iter())
     }
 
     /// Prefixes of sources, which may be many.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::clock::UNIT_SHIFT;
 
 use super::Plane;
-use crate::dataplane::{links, state::MapSnapshot, stats};
+use crate::dataplane::{links, state::MapSnapshot, stats, store::StoreError};
 
 impl Plane {
     /// Estimates the members' concurrent connections; returns the sample's occupancy.
@@ -61,6 +61,27 @@ impl Plane {
                 }
             })
             .collect()
+    }
+
+    /// Who else claimed VIPs that there are.
+    pub(super) fn claim_rows(
+        &self,
+        snapshot: &MapSnapshot,
+        now: u32,
+    ) -> Result<Vec<stats::ClaimRow>, StoreError> {
+        let claims = self.loaded.maps.claims()?;
+        let rows = claims
+            .into_iter()
+            .filter(|(vip, _)| snapshot.vips.contains_key(vip))
+            .map(|(vip, claim)| stats::ClaimRow {
+                address: vip.address.to_ip(vip.family),
+                mac: claim.mac,
+                interface: links::ifname(claim.device)
+                    .unwrap_or_else(|| format!("index {}", claim.device)),
+                ticks: claim.ticks,
+                seconds_ago: self.seconds(now.wrapping_sub(claim.ticks)),
+            });
+        Ok(rows.collect())
     }
 
     /// The interfaces and how the program is attached to each.
