@@ -20,7 +20,7 @@ use lb_common::{
 };
 use lb_tests::{
     mutation::Mutation,
-    packet::{Rng, ethertype},
+    packet::ethertype,
     program::INGRESS,
 };
 
@@ -374,10 +374,7 @@ fn mutated_frames_fare_alike_from_one_vlan_to_another() -> Result<()> {
         }
         let macs: Vec<[u8; 6]> = backends.map(|(n, ..)| backend_mac(*n).0).collect();
         let mut mutation = Mutation::load(seed)?;
-        let mut source = Source {
-            rng: Rng::new(seed),
-            known: known.clone(),
-        };
+        let mut source = Source::new(seed, &known);
         let mut delivered = 0;
         for number in 1..=10 * BATCH {
             if number % BATCH == 1 {
