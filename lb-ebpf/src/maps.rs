@@ -30,7 +30,7 @@ use lb_common::{
     slot::SlotWord,
 };
 
-use crate::back::FibParameters;
+use crate::{back::FibParameters, icmp_error::QUOTE};
 
 pub mod bindings;
 
@@ -166,6 +166,7 @@ struct Scratch {
     work: Work,
     bound: Bound,
     route: FibParameters,
+    quote: [u32; QUOTE / 4],
 }
 
 /// What goes with a packet from one program to the next.
@@ -217,6 +218,14 @@ pub fn route() -> Option<&'static mut FibParameters> {
     // SAFETY: as in `work`.
     WORK.get_ptr_mut(0)
         .map(|scratch| unsafe { &mut *(&raw mut (*scratch).route) })
+}
+
+/// Room for what is quoted of a packet.
+#[inline(always)]
+pub fn quote() -> Option<&'static mut [u32; QUOTE / 4]> {
+    // SAFETY: as in `work`.
+    WORK.get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).quote) })
 }
 
 /// Goes on as the program at `place`; comes back where there is none.
