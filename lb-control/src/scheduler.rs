@@ -6,11 +6,13 @@
 
 mod maglev;
 mod table_size;
+mod turns;
 
 use std::net::IpAddr;
 
 pub use maglev::{Member, Probe, maglev, maglev_observed};
 pub use table_size::{LARGEST_TABLE, SLOTS_PER_BACKEND, is_prime, table_size};
+pub use turns::{Turns, turns};
 
 /// The identity of a backend in a lookup table: its family, address and port
 /// (`None` where the packet keeps its port).
