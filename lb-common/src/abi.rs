@@ -4,11 +4,17 @@
 //! stand in network byte order behind their types, everything else is native.
 //! A change of any of it is a change of [`ABI_VERSION`].
 
-use crate::net::{Addr, Be16, Mac, NextHop};
+use crate::net::{Addr, Be16, NextHop};
+
+mod link;
+mod work;
+
+pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
+pub use work::Work;
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
 /// of another version are refused.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod map {
@@ -36,7 +42,7 @@ pub mod map {
     pub const REPLY_FLOWS: &str = "REPLY_FLOWS";
     /// Hash: [`super::ReplyKey`] to [`super::ReplyEntry`].
     pub const REPLIES: &str = "REPLIES";
-    /// Array of [`super::LinkEntry`], open addressing by interface index.
+    /// Array of [`super::LinkEntry`], open addressing by [`super::LinkEntry::place`].
     pub const LINKS: &str = "LINKS";
     /// Per-CPU array by member id: [`super::MemberStats`].
     pub const STATS: &str = "STATS";
@@ -50,6 +56,10 @@ pub mod map {
     pub const NEIGHBOUR_REQUESTS: &str = "NEIGH_REQUESTS";
     /// `[ClockReading; 1]`, mapped, written by the program `lb_clock`.
     pub const CLOCK: &str = "CLOCK";
+    /// Program array: what `lb` hands packets on to, see [`super::program::TAILS`].
+    pub const PROGRAMS: &str = "PROGRAMS";
+    /// Per-CPU `[Work; 1]`: what is handed over with the packet.
+    pub const WORK: &str = "WORK";
 }
 
 /// Names of the programs in the object.
@@ -58,13 +68,18 @@ pub mod program {
     pub const LB: &str = "lb";
     /// Writes a [`super::ClockReading`]; run by BPF_PROG_TEST_RUN only.
     pub const CLOCK: &str = "lb_clock";
+
+    /// Place in `PROGRAMS` of what answers ARP and neighbour discovery.
+    pub const NEIGHBOUR: u32 = 0;
+    /// Place in `PROGRAMS` of what takes ICMP and ICMPv6 messages.
+    pub const ICMP: u32 = 1;
+    /// Place in `PROGRAMS` of what translates replies.
+    pub const REPLY: u32 = 2;
+
+    /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
+    /// verified by itself.
+    pub const TAILS: [&str; 3] = ["lb_neighbour", "lb_icmp", "lb_reply"];
 }
-
-/// Entries of the `LINKS` map.
-pub const LINKS: u32 = 256;
-
-/// Neighbouring entries of `LINKS` that are looked at for an interface.
-pub const LINK_PROBES: u32 = 4;
 
 /// Entries of the `OWNERS` map.
 pub const OWNERS: u32 = 256;
@@ -169,7 +184,7 @@ pub struct ServiceEntry {
     /// Units after which a flow's entry has expired.
     pub idle_units: u32,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u32; 11],
 }
 
 /// Bits of [`ServiceEntry::flags`].
@@ -247,8 +262,12 @@ pub struct MemberEntry {
     pub family: u8,
     /// IANA protocol number.
     pub protocol: u8,
+    /// Tunnels: address family of `address`, which the outer header has.
+    pub outer_family: u8,
+    /// Tunnels: longest outer packet in bytes, its IP header included.
+    pub mtu: u16,
     /// Zero.
-    pub reserved: [u8; 5],
+    pub reserved: [u8; 2],
 }
 
 impl MemberEntry {
@@ -265,21 +284,6 @@ pub mod method {
     pub const L2_DSR: u8 = 1;
     /// Destination address and port are rewritten, and the source of replies.
     pub const NAT: u8 = 2;
-}
-
-/// An interface the data path is attached to. Entry `(ifindex + n) % LINKS`
-/// for the first free `n < LINK_PROBES`.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LinkEntry {
-    /// Interface index; zero is free.
-    pub ifindex: u32,
-    /// Its MAC address.
-    pub mac: Mac,
-    /// Zero.
-    pub reserved: u16,
-    /// Its MTU in bytes.
-    pub mtu: u32,
 }
 
 /// What was sent to and came back from a member on one core.
@@ -376,13 +380,14 @@ layout! {
     Config = 56,
     ServiceKey = 20,
     RangeKey = 20,
-    ServiceEntry = 24,
+    ServiceEntry = 64,
     VipKey = 20,
     VipEntry = 4,
     ReplyKey = 20,
     ReplyEntry = 4,
     MemberEntry = 64,
-    LinkEntry = 16,
+    LinkEntry = 40,
+    Work = 64,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,
@@ -400,7 +405,7 @@ mod tests {
         assert_eq!(offset_of!(MemberEntry, state), 0);
         assert_eq!(offset_of!(MemberEntry, next_hop), 8);
         assert_eq!(offset_of!(MemberEntry, service), 48);
-        assert_eq!(offset_of!(MemberEntry, reserved), 59);
+        assert_eq!(offset_of!(MemberEntry, mtu), 60);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{Config, LinkEntry, ServiceEntry, feature, method, service_flag},
+    abi::{ServiceEntry, feature, method, program, service_flag},
     counter::DropReason,
     hash,
     net::{Addr, family},
@@ -10,10 +10,10 @@ use lb_common::{
 
 use crate::{
     forward::{l2, nat},
-    icmp,
+    frame::{self, Frame},
     lookup::{self, Vip},
-    maps, neighbour,
-    packet::{Ethernet, Header, MacWords, Packet},
+    maps,
+    packet::{Ethernet, MacWords, Packet},
     parse::{self, Parsed, What},
     reply, sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
@@ -23,16 +23,6 @@ const ETHER_IPV4: u16 = 0x0800;
 const ETHER_ARP: u16 = 0x0806;
 const ETHER_IPV6: u16 = 0x86dd;
 
-/// What all steps need to know of the packet at hand.
-pub struct Frame<'a> {
-    pub ctx: &'a XdpContext,
-    pub packet: Packet,
-    pub ethernet: Header<Ethernet>,
-    pub config: &'static Config,
-    /// The interface it came in by.
-    pub ingress: &'static LinkEntry,
-}
-
 /// What becomes of a packet.
 #[inline(always)]
 pub fn packet(ctx: &XdpContext) -> Verdict {
@@ -40,14 +30,16 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     let Some(ethernet) = packet.at::<Ethernet>(0) else {
         return Verdict::PASS;
     };
-    let ether_type = ethernet.ether_type().get();
+    let outer = frame::outer(&packet, ethernet);
+    let ether_type = outer.ether_type;
     if !matches!(ether_type, ETHER_IPV4 | ETHER_IPV6 | ETHER_ARP) {
         return Verdict::PASS;
     }
     let Some(config) = maps::config() else {
         return Verdict::PASS;
     };
-    let Some(ingress) = maps::link_of(ctx.ingress_ifindex() as u32) else {
+    let index = maps::find_link(ctx.ingress_ifindex() as u32, outer.tags);
+    let Some(ingress) = maps::link(index) else {
         return Verdict::PASS;
     };
     let frame = Frame {
@@ -56,26 +48,29 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
         ethernet,
         config,
         ingress,
+        link: index,
     };
+    let parsed = Parsed::nothing(outer.bytes, packet.len() as u32).forget(config.hash_key[0]);
+    if ether_type == ETHER_ARP {
+        return frame.hand_over(&parsed, program::NEIGHBOUR);
+    }
     // A switch floods frames for an address it has forgotten. One that isn't
     // addressed to this interface would come back and be forwarded again.
     let for_us = ethernet.destination() == MacWords::new(ingress.mac);
-    if ether_type == ETHER_ARP {
-        return neighbour::arp(&frame);
-    }
     let for_group = ether_type == ETHER_IPV6 && ethernet.destination().is_ipv6_multicast();
     if !for_us && !for_group {
         return Verdict::PASS;
     }
     let parsed = match ether_type {
-        ETHER_IPV4 => parse::ipv4(&packet),
-        _ => parse::ipv6(&packet),
+        ETHER_IPV4 => parse::ipv4(ctx, &packet, parsed),
+        _ => parse::ipv6(ctx, &packet, parsed),
     };
     let parsed = parsed.forget(config.hash_key[0]);
     match parsed.what() {
         What::Segment if for_us => segment(&frame, &parsed),
-        What::Icmp if !parsed.is_v4() => neighbour::ndp(&frame, &parsed, for_us),
-        What::Icmp | What::Bad if for_us => unbalanced(&frame, &parsed),
+        What::Icmp if parsed.is_discovery() => frame.hand_over(&parsed, program::NEIGHBOUR),
+        What::Icmp if for_us => frame.hand_over(&parsed, program::ICMP),
+        What::Bad if for_us => bad(&parsed),
         _ => Verdict::PASS,
     }
 }
@@ -132,7 +127,7 @@ fn forward(
         )?;
     }
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
-    stats::forwarded(id, frame.packet.len() as u64, connections);
+    stats::forwarded(id, parsed.frame_bytes().into(), connections);
     Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
 }
 
@@ -142,18 +137,19 @@ fn unserved(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::Owned => Verdict::drop(NO_SERVICE, DropReason::NoService as u32),
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
-        Vip::No if frame.config.features & feature::REPLIES != 0 => reply::handle(frame, parsed),
+        Vip::No if frame.config.features & feature::REPLIES != 0 => {
+            frame.hand_over(parsed, program::REPLY)
+        }
         Vip::No => Verdict::PASS,
     }
 }
 
-/// Anything else that is addressed to this interface.
-#[inline(never)]
-pub fn unbalanced(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+/// A packet that can't be balanced.
+#[inline(always)]
+fn bad(parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::No => Verdict::PASS,
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
-        Vip::Owned if parsed.what() == What::Icmp => icmp::answer(frame, parsed),
         Vip::Owned => Verdict::drop(NO_SERVICE, parsed.reason()),
     }
 }

@@ -2,12 +2,15 @@
 //! exists nowhere else.
 
 use lb_common::{
+    abi::Work,
     checksum::Delta,
     counter::{DropReason, Event},
 };
 
 use crate::{
-    balance::{Frame, can_be_replied_to},
+    balance::can_be_replied_to,
+    frame::Frame,
+    lookup::{self, Vip},
     packet::{Header, Icmp, MacWords},
     parse::Parsed,
     stats,
@@ -16,9 +19,19 @@ use crate::{
 
 const TTL: u8 = 64;
 
+/// A message that is addressed to this interface.
+#[inline(always)]
+pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
+    match lookup::vip(parsed.destination(), parsed.family()) {
+        Vip::No => Verdict::PASS,
+        Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
+        Vip::Owned => answer(frame, parsed),
+    }
+}
+
 /// Answers an echo request; the rest is dropped.
 #[inline(always)]
-pub fn answer(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+fn answer(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     let source = parsed.source();
     if !can_be_replied_to(source, parsed.family()) || source == parsed.destination() {
         return Verdict::drop(NO_SERVICE, DropReason::BadSource as u32);
@@ -39,7 +52,7 @@ fn reply(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
     let delta = Delta::NONE.replace16(u16::from_ne_bytes(old), u16::from_ne_bytes(new));
     // Swapping the addresses changes no checksum.
     if parsed.is_v4() {
-        let ip = Parsed::ipv4(&frame.packet)?;
+        let ip = parsed.ipv4(&frame.packet)?;
         let (source, destination) = (ip.source(), ip.destination());
         ip.set_source(destination);
         ip.set_destination(source);
@@ -49,7 +62,7 @@ fn reply(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
         ip.set_ttl_protocol(new);
         ip.set_checksum(delta.apply(ip.checksum()));
     } else {
-        let ip = Parsed::ipv6(&frame.packet)?;
+        let ip = parsed.ipv6(&frame.packet)?;
         let (source, destination) = (ip.source(), ip.destination());
         ip.set_source(destination);
         ip.set_destination(source);

@@ -1,8 +1,9 @@
 //! The XDP data path.
 //!
 //! `parse` says what a packet is, `lookup` whose it is, `select` which member
-//! gets it, `forward` how; `neighbour` and `icmp` answer for the VIPs. Packet
-//! memory is touched in `packet` alone, map memory in `maps` alone. What can be
+//! gets it, `forward` how. That is the program `lb`; the rest are programs that
+//! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `reply`
+//! translates what comes back. `frame` is what they all start from. Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
 //! decided without either stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
@@ -14,6 +15,7 @@
 mod balance;
 mod clock;
 mod forward;
+mod frame;
 mod icmp;
 mod lookup;
 mod maps;
@@ -29,14 +31,32 @@ mod verdict;
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 
 /// Entry point of every packet.
-#[xdp]
+#[xdp(frags)]
 pub fn lb(ctx: XdpContext) -> u32 {
     balance::packet(&ctx).finish(&ctx)
 }
 
+/// ARP and neighbour discovery.
+#[xdp(frags)]
+pub fn lb_neighbour(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, neighbour::answer).finish(&ctx)
+}
+
+/// ICMP and ICMPv6 messages.
+#[xdp(frags)]
+pub fn lb_icmp(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, icmp::handle).finish(&ctx)
+}
+
+/// Replies of backends.
+#[xdp(frags)]
+pub fn lb_reply(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, reply::handle).finish(&ctx)
+}
+
 /// Reads the clocks for the controller, which can't read jiffies. Started by
 /// BPF_PROG_TEST_RUN only; attached nowhere.
-#[xdp]
+#[xdp(frags)]
 pub fn lb_clock(_ctx: XdpContext) -> u32 {
     clock::publish();
     xdp_action::XDP_PASS

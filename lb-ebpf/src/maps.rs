@@ -10,14 +10,15 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
     macros::map,
-    maps::{Array, HashMap, LpmTrie, PerCpuArray, RingBuf, lpm_trie::Key},
+    maps::{Array, HashMap, LpmTrie, PerCpuArray, ProgramArray, RingBuf, lpm_trie::Key},
+    programs::XdpContext,
 };
 use lb_common::{
     abi::{
         ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
         MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey,
-        VipEntry, VipKey,
+        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, Tags,
+        VipEntry, VipKey, Work, program::TAILS,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},
@@ -66,6 +67,13 @@ static SAMPLE: Array<SampleEntry> = Array::pinned(SAMPLE_SIZE, BPF_F_MMAPABLE);
 static NEIGH_REQUESTS: RingBuf = RingBuf::pinned(1 << 16, 0);
 #[map]
 static CLOCK: Array<ClockReading> = Array::pinned(1, BPF_F_MMAPABLE);
+// Pinned, too, since a program array that no process holds is emptied, and a
+// new program may hand over to an old one, or the other way round, while the
+// controller replaces them.
+#[map]
+static PROGRAMS: ProgramArray = ProgramArray::pinned(TAILS.len() as u32, 0);
+#[map]
+static WORK: PerCpuArray<Work> = PerCpuArray::pinned(1, 0);
 
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
@@ -105,24 +113,45 @@ pub fn owner(index: u16) -> u64 {
         .map_or(0, |word| unsafe { word.read_volatile() })
 }
 
-/// The managed interface with this index; none where the program got a packet
-/// of another one.
+/// Index of the managed device that packets with these tags come in by, or
+/// that the kernel's routing names; [`NO_LINK`] where there is none.
 #[inline(always)]
-pub fn link_of(ifindex: u32) -> Option<&'static LinkEntry> {
+pub fn find_link(ifindex: u32, tags: Tags) -> u32 {
+    let mut index = LinkEntry::place(ifindex, tags);
     let mut probe = 0;
     while probe < LINK_PROBES {
-        let link = LINKS.get(ifindex.wrapping_add(probe) % LINK_COUNT)?;
-        if link.ifindex == ifindex {
-            return Some(link);
+        if let Some(link) = LINKS.get(index)
+            && link.match_ifindex == ifindex
+            && link.match_tags == tags
+        {
+            return index;
         }
+        index = (index + 1) % LINK_COUNT;
         probe += 1;
     }
-    None
+    NO_LINK
 }
 
+/// No index of a link.
+pub const NO_LINK: u32 = u32::MAX;
+
 #[inline(always)]
-pub fn link(index: u16) -> Option<&'static LinkEntry> {
-    LINKS.get(u32::from(index)).filter(|link| link.ifindex != 0)
+pub fn link(index: u32) -> Option<&'static LinkEntry> {
+    LINKS.get(index).filter(|link| link.ifindex != 0)
+}
+
+/// What goes with a packet from one program to the next.
+#[inline(always)]
+pub fn work() -> Option<&'static mut Work> {
+    // SAFETY: the element is this core's, and XDP programs don't nest on one.
+    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+}
+
+/// Goes on as the program at `place`; comes back where there is none.
+#[inline(always)]
+pub fn hand_over(ctx: &XdpContext, place: u32) {
+    // SAFETY: nothing here needs dropping.
+    unsafe { PROGRAMS.tail_call(ctx, place) };
 }
 
 #[inline(always)]

@@ -2,18 +2,17 @@
 //! node owns. The kernel never sees these questions.
 
 use lb_common::{
+    abi::{Work, program},
     checksum::fold,
     counter::Event,
     net::{Addr, Be16, family},
 };
 
 use crate::{
-    balance::{self, Frame},
+    frame::Frame,
     lookup::{self, Vip},
-    packet::{
-        Arp, ETHERNET, Ethernet, Header, Ipv6, LinkLayerOption, MacWords, Neighbour, Packet, resize,
-    },
-    parse::Parsed,
+    packet::{Arp, Ethernet, Header, Ipv6, LinkLayerOption, MacWords, Neighbour, resize},
+    parse::{Parsed, What},
     stats,
     verdict::{NO_SERVICE, Verdict},
 };
@@ -24,10 +23,19 @@ const ADVERTISEMENT: u8 = 136;
 const MESSAGE_BYTES: usize = 24;
 const ADVERTISEMENT_BYTES: usize = MESSAGE_BYTES + 8;
 
+/// An ARP packet or a message of neighbour discovery.
+#[inline(always)]
+pub fn answer(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
+    match parsed.what() {
+        What::Icmp => ndp(frame, parsed),
+        _ => arp(frame, parsed),
+    }
+}
+
 /// An ARP packet: an answer if it asks for a VIP.
-#[inline(never)]
-pub fn arp(frame: &Frame<'_>) -> Verdict {
-    let Some(at) = frame.packet.at::<Arp>(ETHERNET) else {
+#[inline(always)]
+fn arp(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+    let Some(at) = frame.packet.at::<Arp>(parsed.network_offset()) else {
         return Verdict::PASS;
     };
     let arp = at.read();
@@ -69,11 +77,13 @@ fn is_owned(address: Addr, family: u8) -> bool {
 }
 
 /// An ICMPv6 message: an answer if it is a solicitation for a VIP.
-#[inline(never)]
-pub fn ndp(frame: &Frame<'_>, parsed: &Parsed, for_us: bool) -> Verdict {
+#[inline(always)]
+fn ndp(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match discovery(frame, parsed) {
         Some(verdict) => verdict,
-        None if for_us => balance::unbalanced(frame, parsed),
+        None if frame.ethernet.destination() == MacWords::new(frame.ingress.mac) => {
+            frame.hand_over(parsed, program::ICMP)
+        }
         None => Verdict::PASS,
     }
 }
@@ -81,11 +91,11 @@ pub fn ndp(frame: &Frame<'_>, parsed: &Parsed, for_us: bool) -> Verdict {
 #[inline(always)]
 fn discovery(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
     // A message behind an extension header stands elsewhere and is left alone.
-    if parsed.offset() != ETHERNET + 40 {
+    if parsed.offset() != parsed.network_offset() + 40 {
         return None;
     }
-    let ip: Header<Ipv6> = Parsed::ipv6(&frame.packet)?;
-    let message: Header<Neighbour> = frame.packet.at(ETHERNET + 40)?;
+    let ip: Header<Ipv6> = parsed.ipv6(&frame.packet)?;
+    let message: Header<Neighbour> = frame.packet.at(parsed.offset())?;
     let [kind, code] = message.type_code();
     // The frame may be longer than the packet that it carries.
     if usize::from(ip.payload_length().get()) < MESSAGE_BYTES {
@@ -109,7 +119,7 @@ fn discovery(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
         mac: frame.ethernet.source(),
         address: ip.source(),
     };
-    Some(advertise(frame, asker, target).unwrap_or(Verdict::PASS))
+    Some(advertise(frame, parsed, asker, target).unwrap_or(Verdict::PASS))
 }
 
 struct Asker {
@@ -119,13 +129,14 @@ struct Asker {
 
 /// Turns the frame into the advertisement that answers it (§7.2.4).
 #[inline(always)]
-fn advertise(frame: &Frame<'_>, asker: Asker, target: Addr) -> Option<Verdict> {
-    const FRAME_BYTES: i32 = (ETHERNET + 40 + ADVERTISEMENT_BYTES) as i32;
-    let packet: Packet = resize(frame.ctx, FRAME_BYTES - frame.packet.len() as i32)?;
+fn advertise(frame: &Frame<'_>, parsed: &Parsed, asker: Asker, target: Addr) -> Option<Verdict> {
+    let network = parsed.network_offset();
+    let frame_bytes = network + 40 + ADVERTISEMENT_BYTES;
+    let packet = resize(frame.ctx, frame_bytes as i32 - parsed.frame_bytes() as i32)?;
     let ethernet: Header<Ethernet> = packet.at(0)?;
-    let ip: Header<Ipv6> = packet.at(ETHERNET)?;
-    let message: Header<Neighbour> = packet.at(ETHERNET + 40)?;
-    let option: Header<LinkLayerOption> = packet.at(ETHERNET + 40 + MESSAGE_BYTES)?;
+    let ip: Header<Ipv6> = packet.at(network)?;
+    let message: Header<Neighbour> = packet.at(network + 40)?;
+    let option: Header<LinkLayerOption> = packet.at(network + 40 + MESSAGE_BYTES)?;
 
     // The unspecified address checks for duplicates; it learns of one by an
     // unsolicited advertisement to all nodes.

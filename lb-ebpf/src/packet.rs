@@ -2,7 +2,10 @@
 
 use core::mem::size_of;
 
-use aya_ebpf::{helpers::bpf_xdp_adjust_tail, programs::XdpContext};
+use aya_ebpf::{
+    helpers::{bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
+    programs::XdpContext,
+};
 use lb_common::net::{Addr, Be16, Mac, NextHop};
 
 /// Length of an Ethernet header.
@@ -77,7 +80,7 @@ impl Packet {
         }
     }
 
-    /// Bytes in the frame, headers included.
+    /// Bytes of the frame in the linear part, headers included.
     #[inline(always)]
     pub fn len(&self) -> usize {
         self.end - self.start
@@ -92,6 +95,13 @@ impl Packet {
         }
         Some(Header(at as *mut T))
     }
+}
+
+/// Bytes of the frame, those beyond the linear part included.
+#[inline(always)]
+pub fn frame_bytes(ctx: &XdpContext) -> u32 {
+    // SAFETY: the context is the program's own.
+    (unsafe { bpf_xdp_get_buff_len(ctx.ctx) }) as u32
 }
 
 /// Grows or shrinks the frame at its end and gives its new bounds.
@@ -150,6 +160,15 @@ macro_rules! fields {
 pub struct Ethernet {
     pub destination: MacWords,
     pub source: MacWords,
+    pub ether_type: Be16,
+}
+
+/// What follows a TPID (IEEE 802.1Q §9.6): priority and VLAN id, and the type
+/// of what comes next.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Vlan {
+    pub tci: Be16,
     pub ether_type: Be16,
 }
 
@@ -253,6 +272,10 @@ fields! {
         destination: set_destination, MacWords;
         source: set_source, MacWords;
         ether_type: set_ether_type, Be16;
+    }
+    Vlan {
+        tci: set_tci, Be16;
+        ether_type: set_vlan_ether_type, Be16;
     }
     Ipv4 {
         version_ihl: set_version_ihl, u8;

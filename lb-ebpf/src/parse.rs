@@ -7,14 +7,16 @@
 
 use core::arch::asm;
 
+use aya_ebpf::programs::XdpContext;
 use lb_common::{
+    abi::Work,
     counter::DropReason,
     hash::Tuple,
     net::{Addr, Be16, family, protocol},
     track::Kind,
 };
 
-use crate::packet::{ETHERNET, Header, Icmp, Ipv4, Ipv6, Packet, Tcp, Udp};
+use crate::packet::{Header, Icmp, Ipv4, Ipv6, Packet, Tcp, Udp, frame_bytes};
 
 /// IPv6 extension headers that are walked before the packet is given up.
 const MAX_EXTENSIONS: usize = 6;
@@ -35,13 +37,15 @@ pub enum What {
 /// What a packet is.
 #[derive(Clone, Copy)]
 pub struct Parsed {
-    /// `what` 8 bits, `detail` (a [`Kind`] or a [`DropReason`]) 8, family 8,
-    /// protocol 8, offset of the transport header 16.
+    /// `what` 8 bits, `detail` (a [`Kind`], a [`DropReason`] or a message's
+    /// type) 8, family 8, protocol 8, offset of the transport header 16, of the
+    /// IP header 8.
     meta: u64,
     /// Ports of a segment, zero otherwise.
     ports: [Be16; 2],
     source: Addr,
     destination: Addr,
+    frame_bytes: u32,
 }
 
 impl Parsed {
@@ -89,6 +93,18 @@ impl Parsed {
         self.detail()
     }
 
+    /// Whether it is a message of neighbour or router discovery (RFC 4861 §4).
+    #[inline(always)]
+    pub fn is_discovery(&self) -> bool {
+        !self.is_v4() && matches!(self.icmp_type(), 133..=137)
+    }
+
+    /// Type of an ICMP or ICMPv6 message.
+    #[inline(always)]
+    pub fn icmp_type(&self) -> u8 {
+        self.detail() as u8
+    }
+
     #[inline(always)]
     pub fn family(&self) -> u8 {
         (self.meta >> 16) as u8
@@ -115,6 +131,19 @@ impl Parsed {
         (self.meta >> 32) as usize & 0x3fff
     }
 
+    /// Offset of the IP header (or of what else follows the VLAN tags).
+    #[inline(always)]
+    pub fn network_offset(&self) -> usize {
+        (self.meta >> 48) as usize & 0x1f
+    }
+
+    /// Bytes of the frame, Ethernet header included, check sequence not; also
+    /// those that are not in the linear part.
+    #[inline(always)]
+    pub fn frame_bytes(&self) -> u32 {
+        self.frame_bytes
+    }
+
     #[inline(always)]
     pub fn source(&self) -> Addr {
         self.source
@@ -139,34 +168,68 @@ impl Parsed {
 
     /// The IPv4 header of a packet that has one.
     #[inline(always)]
-    pub fn ipv4(packet: &Packet) -> Option<Header<Ipv4>> {
-        packet.at(ETHERNET)
+    pub fn ipv4(&self, packet: &Packet) -> Option<Header<Ipv4>> {
+        packet.at(self.network_offset())
     }
 
     /// The IPv6 header of a packet that has one.
     #[inline(always)]
-    pub fn ipv6(packet: &Packet) -> Option<Header<Ipv6>> {
-        packet.at(ETHERNET)
+    pub fn ipv6(&self, packet: &Packet) -> Option<Header<Ipv6>> {
+        packet.at(self.network_offset())
     }
 
+    /// A packet of which nothing is known yet but where its headers start.
     #[inline(always)]
-    const fn nothing() -> Self {
+    pub const fn nothing(network_offset: usize, frame_bytes: u32) -> Self {
         Self {
-            meta: 0,
+            meta: (network_offset as u64) << 48,
             ports: [Be16::new(0); 2],
             source: Addr([0; 4]),
             destination: Addr([0; 4]),
+            frame_bytes,
         }
+    }
+
+    /// What another program of the data path handed over.
+    #[inline(always)]
+    pub fn resume(work: &Work) -> Self {
+        Self {
+            meta: work.meta,
+            ports: work.ports,
+            source: work.source,
+            destination: work.destination,
+            frame_bytes: work.frame_bytes,
+        }
+    }
+
+    /// Leaves it to another program of the data path.
+    #[inline(always)]
+    pub fn leave(&self, work: &mut Work) {
+        work.meta = self.meta;
+        work.ports = self.ports;
+        work.source = self.source;
+        work.destination = self.destination;
+        work.frame_bytes = self.frame_bytes;
     }
 
     #[inline(always)]
     fn set(&mut self, what: What, detail: u32, protocol: u8, offset: usize) {
-        let family = self.meta & 0xff_0000;
+        let kept = self.meta & 0x00ff_0000_00ff_0000;
         self.meta = what as u64
             | u64::from(detail) << 8
-            | family
+            | kept
             | u64::from(protocol) << 24
             | (offset as u64) << 32;
+    }
+
+    /// Whether the frame has so many bytes. Those beyond the linear part are
+    /// counted only where they matter: that is a call into the kernel.
+    #[inline(always)]
+    fn holds(&mut self, ctx: &XdpContext, bytes: usize) -> bool {
+        if bytes > self.frame_bytes as usize {
+            self.frame_bytes = frame_bytes(ctx);
+        }
+        bytes <= self.frame_bytes as usize
     }
 
     #[inline(always)]
@@ -176,14 +239,14 @@ impl Parsed {
     }
 }
 
-/// Parses an IPv4 packet behind the Ethernet header (RFC 791 §3.1).
+/// Parses an IPv4 packet behind the Ethernet header (RFC 791 §3.1). `parsed`
+/// says where.
 #[inline(always)]
-pub fn ipv4(packet: &Packet) -> Parsed {
-    let mut parsed = Parsed::nothing();
-    let Some(ip) = Parsed::ipv4(packet) else {
+pub fn ipv4(ctx: &XdpContext, packet: &Packet, mut parsed: Parsed) -> Parsed {
+    let Some(ip) = parsed.ipv4(packet) else {
         return parsed;
     };
-    parsed.meta = u64::from(family::V4) << 16;
+    parsed.meta |= u64::from(family::V4) << 16;
     parsed.source = Addr::v4(ip.source());
     parsed.destination = Addr::v4(ip.destination());
 
@@ -193,7 +256,8 @@ pub fn ipv4(packet: &Packet) -> Parsed {
     if version_ihl >> 4 != 4 || header_bytes < 20 || total < header_bytes {
         return parsed.bad(DropReason::Malformed);
     }
-    if ETHERNET + total > packet.len() {
+    let network = parsed.network_offset();
+    if !parsed.holds(ctx, network + total) {
         return parsed.bad(DropReason::Truncated);
     }
     // More-fragments or an offset; "don't fragment" is bit 14.
@@ -206,19 +270,19 @@ pub fn ipv4(packet: &Packet) -> Parsed {
         parsed,
         protocol,
         protocol::ICMP,
-        ETHERNET + header_bytes,
+        network + header_bytes,
         total - header_bytes,
     )
 }
 
 /// Parses an IPv6 packet behind the Ethernet header (RFC 8200 §3, §4).
+/// `parsed` says where.
 #[inline(always)]
-pub fn ipv6(packet: &Packet) -> Parsed {
-    let mut parsed = Parsed::nothing();
-    let Some(ip) = Parsed::ipv6(packet) else {
+pub fn ipv6(ctx: &XdpContext, packet: &Packet, mut parsed: Parsed) -> Parsed {
+    let Some(ip) = parsed.ipv6(packet) else {
         return parsed;
     };
-    parsed.meta = u64::from(family::V6) << 16;
+    parsed.meta |= u64::from(family::V6) << 16;
     parsed.source = ip.source();
     parsed.destination = ip.destination();
 
@@ -226,11 +290,12 @@ pub fn ipv6(packet: &Packet) -> Parsed {
     if ip.version() >> 4 != 6 {
         return parsed.bad(DropReason::Malformed);
     }
-    if ETHERNET + 40 + left > packet.len() {
+    let network = parsed.network_offset();
+    if !parsed.holds(ctx, network + 40 + left) {
         return parsed.bad(DropReason::Truncated);
     }
     let mut next = ip.next_header();
-    let mut offset = ETHERNET + 40;
+    let mut offset = network + 40;
     let mut walked = 0;
     // Hop-by-hop (§4.3), routing (§4.4), destination options (§4.6).
     while matches!(next, 0 | 43 | 60) {
@@ -294,10 +359,14 @@ fn upper(
         parsed.ports = [udp.source_port(), udp.destination_port()];
         parsed.set(What::Segment, Kind::Data as u32, protocol, offset);
     } else if protocol == icmp {
-        if packet.at::<Icmp>(offset).is_none() || length < 8 {
+        let Some(header) = packet.at::<Icmp>(offset) else {
+            return parsed.bad(DropReason::Malformed);
+        };
+        if length < 8 {
             return parsed.bad(DropReason::Malformed);
         }
-        parsed.set(What::Icmp, 0, protocol, offset);
+        let [kind, _] = header.type_code();
+        parsed.set(What::Icmp, u32::from(kind), protocol, offset);
     } else {
         return parsed.bad(DropReason::UnknownProtocol);
     }

@@ -13,7 +13,7 @@ use aya_ebpf::{
     helpers::bpf_fib_lookup,
 };
 use lb_common::{
-    abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry},
+    abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work},
     counter::{DropReason, Event},
     flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
     hash::{self, Tuple},
@@ -21,9 +21,9 @@ use lb_common::{
 };
 
 use crate::{
-    balance::Frame,
     clock,
     forward::nat,
+    frame::Frame,
     maps,
     maps::Flows,
     packet::{MacWords, Packet},
@@ -184,7 +184,7 @@ fn member_of_flow(config: &Config, parsed: &Parsed) -> u32 {
 
 /// A packet that isn't addressed to us: a reply to translate, or none of ours.
 #[inline(always)]
-pub fn handle(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
     match member_of(frame.config, parsed) {
         0 => Verdict::PASS,
         id => translate(frame, parsed, id),
@@ -201,7 +201,7 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     // answer to a health check) or stays on its link is never translated.
     let mut fib = FibParameters::default();
     let egress = match route(frame, parsed, member, &mut fib) {
-        BPF_FIB_LKUP_RET_SUCCESS => maps::link_of(fib.ifindex),
+        BPF_FIB_LKUP_RET_SUCCESS => maps::link(maps::find_link(fib.ifindex, [0; 2])),
         BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
             stats::event(member.service, Event::ForwardingOff);
@@ -218,7 +218,7 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     if !rewrite_source(&frame.packet, parsed, member) {
         return Verdict::drop(member.service, DropReason::Malformed as u32);
     }
-    stats::replied(id, frame.packet.len() as u64);
+    stats::replied(id, parsed.frame_bytes().into());
     let Some(link) = egress else {
         // The kernel resolves the neighbour, or knows a way that we don't; it
         // uses up the hop itself.
@@ -273,7 +273,7 @@ const _: () = assert!(size_of::<FibParameters>() == size_of::<bpf_fib_lookup_abi
 fn route(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry, fib: &mut FibParameters) -> u32 {
     fib.address_family = if parsed.is_v4() { AF_INET } else { AF_INET6 };
     fib.l4_protocol = parsed.protocol();
-    fib.ifindex = frame.ingress.ifindex;
+    fib.ifindex = frame.ingress.device;
     fib.source = member.vip;
     fib.destination = parsed.destination();
     // SAFETY: the context is the program's own, the parameters are on the stack

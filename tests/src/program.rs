@@ -6,7 +6,9 @@ use std::{collections::BTreeMap, net::IpAddr, path::Path};
 use anyhow::{Context as _, Result};
 use aya::{
     Ebpf, EbpfLoader, Pod, TestRunOptions, VerifierLogLevel,
-    maps::{Array, HashMap, Map, MapData, PerCpuArray, lpm_trie::Key, lpm_trie::LpmTrie},
+    maps::{
+        Array, HashMap, Map, MapData, PerCpuArray, ProgramArray, lpm_trie::Key, lpm_trie::LpmTrie,
+    },
     programs::{ProgramInfo, TestRun as _, Xdp},
 };
 use lb_common::{
@@ -74,6 +76,7 @@ pub struct Outcome {
 /// The loaded data path.
 pub struct Program {
     ebpf: Ebpf,
+    _tails: ProgramArray<MapData>,
     fs: Bpffs,
     _dir: TempDir,
     sizes: Sizes,
@@ -104,7 +107,8 @@ impl Program {
         let mut ebpf = loader
             .load(DATA_PATH)
             .context("can't load the data path's object")?;
-        for name in [abi::program::LB, abi::program::CLOCK] {
+        let programs = [abi::program::LB, abi::program::CLOCK];
+        for name in programs.iter().chain(&abi::program::TAILS) {
             let program: &mut Xdp = ebpf
                 .program_mut(name)
                 .context("the object lacks a program")?
@@ -113,8 +117,21 @@ impl Program {
                 .load()
                 .with_context(|| format!("the kernel refused the program {name}"))?;
         }
+        // Held by its pin and, beyond that, by this.
+        let map = ebpf
+            .take_map(map::PROGRAMS)
+            .context("the object lacks its program array")?;
+        let mut tails: ProgramArray<MapData> = map.try_into()?;
+        for (place, name) in (0u32..).zip(abi::program::TAILS) {
+            let program: &Xdp = ebpf
+                .program(name)
+                .context("the object lacks a program")?
+                .try_into()?;
+            tails.set(place, program.fd()?, 0)?;
+        }
         let mut this = Self {
             ebpf,
+            _tails: tails,
             fs,
             _dir: dir,
             sizes,
@@ -203,13 +220,8 @@ impl Program {
 
     /// Adds an interface; the index of its entry.
     pub fn add_link(&mut self, ifindex: u32, mac: Mac) -> Result<u16> {
-        let index = ifindex % abi::LINKS;
-        let entry = LinkEntry {
-            ifindex,
-            mac,
-            reserved: 0,
-            mtu: 1500,
-        };
+        let index = LinkEntry::place(ifindex, [0; 2]);
+        let entry = LinkEntry::plain(ifindex, mac, 1500);
         self.array::<LinkEntry>(map::LINKS)?.set(index, entry, 0)?;
         Ok(index as u16)
     }
@@ -415,6 +427,8 @@ pub fn member(
         method,
         family,
         protocol,
-        reserved: [0; 5],
+        outer_family: family,
+        mtu: 0,
+        reserved: [0; 2],
     }
 }

@@ -242,6 +242,8 @@ fn every_map_is_explained() {
         map::SAMPLE,
         map::NEIGHBOUR_REQUESTS,
         map::CLOCK,
+        map::PROGRAMS,
+        map::WORK,
     ]
     .map(str::to_owned)
     .into();

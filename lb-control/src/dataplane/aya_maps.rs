@@ -9,7 +9,11 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, RingBuf},
+    maps::{
+        Array, HashMap, LpmTrie, Map, MapData, MapError, MapInfo, PerCpuArray, ProgramArray,
+        RingBuf,
+    },
+    programs::ProgramFd,
     util::nr_cpus,
 };
 use lb_common::{
@@ -160,6 +164,18 @@ impl AyaMaps {
             .set(0, version, 0)
             .map_err(|e| failed(map::ABI, "write")(io_of(e)))
     }
+}
+
+/// Puts the programs that packets are handed over to in their places, each in
+/// that of its predecessor where there is one.
+pub(super) fn set_programs(ebpf: &mut Ebpf, programs: &[ProgramFd]) -> Result<(), StoreError> {
+    let mut array: ProgramArray<MapData> = take(ebpf, map::PROGRAMS)?;
+    for (place, program) in (0u32..).zip(programs) {
+        array
+            .set(place, program, 0)
+            .map_err(|e| failed(map::PROGRAMS, format!("entry {place}"))(io_of(e)))?;
+    }
+    Ok(())
 }
 
 /// Requests of the data path to resolve next hops towards clients, as bytes.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_common::{
-    abi::{Config, LINK_PROBES, LINKS, LinkEntry, ServiceEntry, feature, owner, service_flag},
+    abi::{Config, LinkEntry, ServiceEntry, feature, owner, service_flag},
     clock,
 };
 
@@ -21,6 +21,7 @@ use crate::{
 };
 
 mod keys;
+mod links;
 mod members;
 mod types;
 
@@ -77,46 +78,13 @@ pub fn desired(
     given: Given<'_>,
     tables: &mut impl Tables,
 ) -> Result<DesiredState, DesiredError> {
-    let links = links(runtime, given.snapshot)?;
+    let links = links::links(&runtime.links, given.snapshot)?;
     let mut builder = Builder::new(model, runtime, given, links);
     for service in &model.services {
         builder.service(service, tables)?;
     }
     builder.departed();
     Ok(builder.finish())
-}
-
-fn links(
-    runtime: &Runtime,
-    snapshot: &MapSnapshot,
-) -> Result<BTreeMap<u16, LinkEntry>, DesiredError> {
-    let mut links = BTreeMap::new();
-    for link in &runtime.links {
-        let places = (0..LINK_PROBES).map(|n| (link.ifindex.wrapping_add(n) % LINKS) as u16);
-        let present = |i: &u16| snapshot.links.get(i).map(|l| l.ifindex);
-        let index = places
-            .clone()
-            .find(|i| present(i) == Some(link.ifindex))
-            .or_else(|| {
-                places
-                    .clone()
-                    .find(|i| present(i).is_none() && !links.contains_key(i))
-            })
-            .ok_or_else(|| DesiredError::TooManyLinks {
-                link: link.name.clone(),
-                limit: LINKS,
-            })?;
-        links.insert(
-            index,
-            LinkEntry {
-                ifindex: link.ifindex,
-                mac: link.mac,
-                reserved: 0,
-                mtu: link.mtu,
-            },
-        );
-    }
-    Ok(links)
 }
 
 struct Builder<'a> {
@@ -205,7 +173,7 @@ impl<'a> Builder<'a> {
                 0
             },
             idle_units: self.idle_units(service)?,
-            reserved: 0,
+            reserved: [0; 11],
         };
         self.state.config.longest_idle_units =
             self.state.config.longest_idle_units.max(entry.idle_units);

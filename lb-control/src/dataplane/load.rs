@@ -88,17 +88,22 @@ fn load(model: &Model, capacity: Capacity, adopted: bool) -> Result<Loaded, Plan
         loader.map_max_entries(name, *entries);
     }
     let mut ebpf = loader.load(DATA_PATH).map_err(|e| refused("maps", &e))?;
-    let mut verified_instructions = None;
-    for name in [program::LB, program::CLOCK] {
+    let mut verified_instructions = Some(0);
+    let mut tails = Vec::new();
+    for name in [program::LB, program::CLOCK].iter().chain(&program::TAILS) {
         let program = xdp(&mut ebpf, name)?;
         program.load().map_err(|e| refused("program", &e))?;
-        if name == program::LB {
-            verified_instructions = program
-                .info()
-                .ok()
-                .and_then(|info| info.verified_instruction_count());
+        let verified = program.info().ok();
+        verified_instructions = verified
+            .and_then(|info| info.verified_instruction_count())
+            .zip(verified_instructions)
+            .map(|(one, sum)| one + sum);
+        if program::TAILS.contains(name) {
+            let fd = program.fd().and_then(|fd| Ok(fd.try_clone()?));
+            tails.push(fd.map_err(|e| refused("program", &e))?);
         }
     }
+    aya_maps::set_programs(&mut ebpf, &tails)?;
     let mut maps = AyaMaps::open(&mut ebpf, capacity)?;
     let neighbour_requests = Some(NeighbourRing::take(&mut ebpf)?);
     set_key(dataplane, &mut maps, adopted)?;

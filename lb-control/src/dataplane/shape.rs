@@ -4,7 +4,7 @@ use std::{io, path::Path};
 
 use lb_common::abi::{
     self, Config, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, ReplyEntry, SampleEntry,
-    ServiceEntry, VipEntry, map,
+    ServiceEntry, VipEntry, map, program,
 };
 
 use super::{
@@ -64,6 +64,8 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
             size_of::<SampleEntry>(),
             Some(abi::SAMPLE_SIZE),
         ),
+        shape(map::WORK, size_of::<abi::Work>(), None),
+        shape(map::PROGRAMS, 4, Some(program::TAILS.len() as u32)),
     ]
 }
 

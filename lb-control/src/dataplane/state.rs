@@ -86,7 +86,9 @@ impl MemberKey {
             method: self.method,
             family: self.family,
             protocol: self.protocol,
-            reserved: [0; 5],
+            outer_family: self.family,
+            mtu: 0,
+            reserved: [0; 2],
         }
     }
 }

@@ -44,7 +44,7 @@ struct Headers {
 
 const _: () = assert!(size_of::<Headers>() == 38);
 
-#[xdp]
+#[xdp(frags)]
 pub fn bench_lru(ctx: XdpContext) -> u32 {
     balance(&ctx).unwrap_or(xdp_action::XDP_PASS)
 }

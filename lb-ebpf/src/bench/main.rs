@@ -28,7 +28,7 @@ static TARGET: ProgramArray = ProgramArray::with_max_entries(1, 0);
 ///
 /// The index is a constant, so that the kernel makes a direct jump of the call.
 /// All programs called must be loaded with the same flags as this one.
-#[xdp]
+#[xdp(frags)]
 pub fn bench_driver(ctx: XdpContext) -> u32 {
     if write_next(&ctx).is_some() {
         // SAFETY: nothing here needs dropping.
@@ -85,13 +85,13 @@ fn next(state: &mut u64, mask: u64) -> u64 {
 }
 
 /// The driver's own cost.
-#[xdp]
+#[xdp(frags)]
 pub fn bench_empty(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
 
 /// The floor: no decision at all.
-#[xdp]
+#[xdp(frags)]
 pub fn bench_swap(ctx: XdpContext) -> u32 {
     let start = ctx.data();
     if start + 14 > ctx.data_end() {

@@ -21,7 +21,7 @@ pub fn address(
     if !next_hop.is_resolved() {
         return Err(DropReason::NoNeighbour);
     }
-    let link = maps::link(next_hop.link()).ok_or(DropReason::NoNeighbour)?;
+    let link = maps::link(next_hop.link().into()).ok_or(DropReason::NoNeighbour)?;
     ethernet.set_destination(MacWords::of(next_hop));
     ethernet.set_source(MacWords::new(link.mac));
     Ok(link)

@@ -41,14 +41,14 @@ pub fn rewrite(
     // change nothing.
     let addresses = Delta::NONE.replace128(old_address.0, address.0);
     if parsed.is_v4() {
-        let ip = Parsed::ipv4(packet).ok_or(DropReason::Malformed)?;
+        let ip = parsed.ipv4(packet).ok_or(DropReason::Malformed)?;
         match end {
             End::Destination => ip.set_destination(address.0[0]),
             End::Source => ip.set_source(address.0[0]),
         }
         ip.set_checksum(addresses.apply(ip.checksum()));
     } else {
-        let ip = Parsed::ipv6(packet).ok_or(DropReason::Malformed)?;
+        let ip = parsed.ipv6(packet).ok_or(DropReason::Malformed)?;
         match end {
             End::Destination => ip.set_destination(address),
             End::Source => ip.set_source(address),
@@ -77,10 +77,10 @@ pub fn rewrite(
 #[inline(always)]
 pub fn hop(packet: &Packet, parsed: &Parsed) {
     if parsed.is_v4() {
-        if let Some(ip) = Parsed::ipv4(packet) {
+        if let Some(ip) = parsed.ipv4(packet) {
             hop_v4(ip);
         }
-    } else if let Some(ip) = Parsed::ipv6(packet) {
+    } else if let Some(ip) = parsed.ipv6(packet) {
         ip.set_hop_limit(ip.hop_limit() - 1);
     }
 }
@@ -98,8 +98,10 @@ fn hop_v4(ip: Header<Ipv4>) {
 #[inline(always)]
 pub fn has_hop(packet: &Packet, parsed: &Parsed) -> bool {
     if parsed.is_v4() {
-        Parsed::ipv4(packet).is_some_and(|ip| ip.ttl_protocol()[0] > 1)
+        parsed
+            .ipv4(packet)
+            .is_some_and(|ip| ip.ttl_protocol()[0] > 1)
     } else {
-        Parsed::ipv6(packet).is_some_and(|ip| ip.hop_limit() > 1)
+        parsed.ipv6(packet).is_some_and(|ip| ip.hop_limit() > 1)
     }
 }

@@ -6,7 +6,13 @@ use lb_common::abi::program;
 use lb_tests::program::{Program, Sizes};
 
 /// A quarter above what it was when this was written.
-const BUDGETS: [(&str, u32); 2] = [(program::LB, 170_000), (program::CLOCK, 100)];
+const BUDGETS: [(&str, u32); 5] = [
+    (program::LB, 170_000),
+    (program::CLOCK, 100),
+    (program::TAILS[program::NEIGHBOUR as usize], 10_000),
+    (program::TAILS[program::ICMP as usize], 10_000),
+    (program::TAILS[program::REPLY as usize], 100_000),
+];
 
 #[test]
 fn the_verifier_looks_at_fewer_instructions_than_the_budget() -> Result<()> {

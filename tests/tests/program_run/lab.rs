@@ -310,7 +310,7 @@ impl Lab {
             owner: spec.owner,
             flags,
             idle_units: 20,
-            reserved: 0,
+            ..ServiceEntry::default()
         };
         self.program.add_vip(spec.vip.ip(), spec.owner)?;
         self.add_key(spec, entry)?;

@@ -2,7 +2,7 @@
 //! for a named reason where they are for a VIP.
 
 use anyhow::Result;
-use lb_common::abi::{LinkEntry, map};
+use lb_common::abi::{LINKS, LinkEntry, map};
 use lb_tests::{
     packet::{Mac, Packet, icmp_error, protocol, tcp_flags},
     program::INGRESS,
@@ -303,16 +303,8 @@ fn a_link_whose_place_was_taken_is_found_behind_it() -> Result<()> {
     let (mut lab, services) = Lab::with_cases(|c| !c.is_nat())?;
     for place in 1..=4 {
         let mut links = lab.program.array::<LinkEntry>(map::LINKS)?;
-        let own = LinkEntry {
-            ifindex: INGRESS,
-            mac: OWN_MAC.0,
-            reserved: 0,
-            mtu: 1500,
-        };
-        let stranger = LinkEntry {
-            ifindex: INGRESS + 256 * place,
-            ..own
-        };
+        let own = LinkEntry::plain(INGRESS, OWN_MAC.0, 1500);
+        let stranger = LinkEntry::plain(INGRESS + LINKS * place, OWN_MAC.0, 1500);
         for taken in 0..place {
             links.set(INGRESS + taken, stranger, 0)?;
         }

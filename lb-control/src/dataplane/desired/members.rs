@@ -111,7 +111,7 @@ impl Builder<'_> {
                 .state
                 .links
                 .iter()
-                .find(|(_, link)| link.ifindex == hop.ifindex)
+                .find(|(_, link)| link.device == hop.ifindex)
                 .map_or(NextHop::UNRESOLVED, |(index, _)| {
                     NextHop::new(hop.mac, *index)
                 }),
@@ -133,8 +133,7 @@ impl Builder<'_> {
                     .find(|m| (m.address, m.family) == (address, family))
             })
             .map_or(NextHop::UNRESOLVED, MemberEntry::next_hop);
-        let same_link =
-            |links: &BTreeMap<u16, LinkEntry>| links.get(&hop.link()).map(|l| l.ifindex);
+        let same_link = |links: &BTreeMap<u16, LinkEntry>| links.get(&hop.link()).map(|l| l.device);
         if hop.is_resolved() && same_link(&self.state.links) == same_link(&snapshot.links) {
             hop
         } else {

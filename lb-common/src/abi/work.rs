@@ -1,0 +1,28 @@
+//! What the programs of the data path hand over to one another.
+
+use crate::net::{Addr, Be16};
+
+/// What one program of the data path hands over to the next, together with the
+/// packet. Written and read on one core within one packet.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Work {
+    /// What the packet is, as the data path packs it.
+    pub meta: u64,
+    /// Source address.
+    pub source: Addr,
+    /// Destination address.
+    pub destination: Addr,
+    /// Source and destination port.
+    pub ports: [Be16; 2],
+    /// Bytes of the frame.
+    pub frame_bytes: u32,
+    /// Entry of `LINKS` it came in by.
+    pub link: u32,
+    /// The service's id.
+    pub service: u32,
+    /// The member's id.
+    pub member: u32,
+    /// What else the next program has to know.
+    pub detail: u32,
+}
