@@ -4,7 +4,10 @@
 //! stand in network byte order behind their types, everything else is native.
 //! A change of any of it is a change of [`ABI_VERSION`].
 
-use crate::net::{Addr, Be16, NextHop};
+use crate::{
+    net::{Addr, Be16, NextHop},
+    schedule::GROUPS,
+};
 
 mod link;
 mod work;
@@ -44,6 +47,10 @@ pub mod map {
     pub const REPLIES: &str = "REPLIES";
     /// Array of [`super::LinkEntry`], open addressing by [`super::LinkEntry::place`].
     pub const LINKS: &str = "LINKS";
+    /// Array by member id: [`super::MemberLoad`], mapped.
+    pub const LOADS: &str = "LOADS";
+    /// Array of `u64` by service id: turns taken under round robin.
+    pub const TURNS: &str = "TURNS";
     /// Per-CPU array by member id: [`super::MemberStats`].
     pub const STATS: &str = "STATS";
     /// Per-CPU array of `u64`: [`crate::counter::DropReason::index`] by service id.
@@ -183,14 +190,50 @@ pub struct ServiceEntry {
     pub flags: u16,
     /// Units after which a flow's entry has expired.
     pub idle_units: u32,
+    /// See [`crate::schedule::scheduler`].
+    pub scheduler: u8,
+    /// See [`udp`].
+    pub udp: u8,
+    /// Leading bits of an IPv4 source that count, with [`service_flag::BY_SOURCE`].
+    pub prefix_v4: u8,
+    /// Leading bits of an IPv6 source that count, with [`service_flag::BY_SOURCE`].
+    pub prefix_v6: u8,
+    /// Slots of a cycle of turns, from the first on; zero: no turns.
+    pub cycle: u32,
+    /// First word in `SLOTS` of the list of members, the priority groups one
+    /// after another, a member's id in each word.
+    pub list_offset: u32,
+    /// Members listed in each group; all zero where nobody has a limit.
+    pub list_sizes: [u16; GROUPS],
     /// Zero.
-    pub reserved: [u32; 11],
+    pub reserved: [u32; 6],
+}
+
+impl ServiceEntry {
+    /// Members listed in all groups.
+    pub fn listed(&self) -> u32 {
+        self.list_sizes.iter().map(|n| u32::from(*n)).sum()
+    }
 }
 
 /// Bits of [`ServiceEntry::flags`].
 pub mod service_flag {
     /// NAT whose replies are recognised by flow and not by port.
     pub const REPLY_FLOWS: u16 = 1;
+    /// Every flow has an entry in `FLOWS`.
+    pub const FULL_TRACKING: u16 = 2;
+    /// The slot follows from the source's prefix alone.
+    pub const BY_SOURCE: u16 = 4;
+}
+
+/// Values of [`ServiceEntry::udp`].
+pub mod udp {
+    /// A datagram goes to its slot's member, whatever flow it belongs to.
+    pub const STATELESS: u8 = 0;
+    /// Flows are told apart like those of TCP.
+    pub const TRACKED: u8 = 1;
+    /// As above, and QUIC's Initial packets are the SYN.
+    pub const QUIC: u8 = 2;
 }
 
 /// A VIP.
@@ -284,6 +327,18 @@ pub mod method {
     pub const L2_DSR: u8 = 1;
     /// Destination address and port are rewritten, and the source of replies.
     pub const NAT: u8 = 2;
+}
+
+/// A member's connections and what they are held against.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberLoad {
+    /// [`crate::load::Counts`]: the data path and the sweeper add to it.
+    pub counts: u64,
+    /// Connections it may have; zero: any number.
+    pub max: u32,
+    /// Its weight among the service's members; as one word with `max`.
+    pub weight: u32,
 }
 
 /// What was sent to and came back from a member on one core.
@@ -388,6 +443,7 @@ layout! {
     MemberEntry = 64,
     LinkEntry = 40,
     Work = 64,
+    MemberLoad = 16,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

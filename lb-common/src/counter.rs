@@ -71,6 +71,8 @@ names! {
         ReplyTableFull = "reply_table_full",
         /// The route to the client says unreachable, prohibited or blackhole.
         NoRoute = "no_route",
+        /// A new flow, and every backend has as many connections as it may.
+        MaxConnections = "max_connections",
         /// The maps contradict each other; a bug, or somebody else wrote them.
         Inconsistent = "inconsistent",
     }

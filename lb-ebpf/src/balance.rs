@@ -102,7 +102,7 @@ fn forward(
         return Err(DropReason::BadSource);
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
-    let (id, member) = select::member(frame.config, service, flow_hash, parsed.kind())?;
+    let (id, member) = select::member(frame, service, parsed, flow_hash)?;
     // All refusals come before the first change of the packet.
     if !member.next_hop().is_resolved() {
         return Err(DropReason::NoNeighbour);

@@ -5,7 +5,7 @@
 //! configuration before it loads the object.
 
 use core::arch::asm;
-use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -16,12 +16,13 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
-        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
+        MemberLoad, MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
         RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, Tags,
         VipEntry, VipKey, Work, program::TAILS,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::{BUCKET_WORDS, FlowTable},
+    load::Counts,
     member::MemberState,
     slot::SlotWord,
 };
@@ -55,6 +56,10 @@ static REPLY_FLOWS: Array<Bucket> = Array::pinned(64, BPF_F_MMAPABLE);
 static REPLIES: HashMap<ReplyKey, ReplyEntry> = HashMap::pinned(64, 0);
 #[map]
 static LINKS: Array<LinkEntry> = Array::pinned(LINK_COUNT, 0);
+#[map]
+static LOADS: Array<MemberLoad> = Array::pinned(64, BPF_F_MMAPABLE);
+#[map]
+static TURNS: Array<u64> = Array::pinned(64, 0);
 #[map]
 static STATS: PerCpuArray<MemberStats> = PerCpuArray::pinned(64, 0);
 #[map]
@@ -197,6 +202,8 @@ impl Slot {
 pub struct Flows {
     map: &'static Array<Bucket>,
     buckets: u32,
+    /// Whether entries are counted at their members.
+    counts: bool,
     /// Any number from a map, see `blur`.
     noise: u64,
 }
@@ -208,6 +215,7 @@ impl Flows {
         Self {
             map: &FLOWS,
             buckets: config.flow_buckets,
+            counts: true,
             noise: config.hash_key[0],
         }
     }
@@ -218,6 +226,7 @@ impl Flows {
         Self {
             map: &REPLY_FLOWS,
             buckets: config.reply_buckets,
+            counts: false,
             noise: config.hash_key[0],
         }
     }
@@ -261,6 +270,41 @@ impl FlowTable for Flows {
         // SAFETY: as in `load`.
         compare_exchange(unsafe { bucket.cast::<u64>().add(word) }, current, new)
     }
+
+    #[inline(always)]
+    fn count(&self, member: u32, by: u64) {
+        if self.counts {
+            count_flows(member, by);
+        }
+    }
+}
+
+/// Adds to a member's counts; what they were.
+#[inline(always)]
+pub fn count_flows(member: u32, by: u64) -> Counts {
+    match LOADS.get_ptr_mut(member) {
+        // SAFETY: an aligned field of a valid element.
+        Some(load) => Counts(fetch_add(unsafe { &raw mut (*load).counts }, by)),
+        None => Counts::default(),
+    }
+}
+
+/// A member's counts, its limit and its weight, read once.
+#[inline(always)]
+pub fn load_of(member: u32) -> MemberLoad {
+    match LOADS.get_ptr(member) {
+        // SAFETY: a valid element; each of its words is read once.
+        Some(load) => unsafe { load.read_volatile() },
+        None => MemberLoad::default(),
+    }
+}
+
+/// The number of a service's next turn.
+#[inline(always)]
+pub fn turn(service: u32) -> u64 {
+    TURNS
+        .get_ptr_mut(service)
+        .map_or(0, |turns| fetch_add(turns, 1))
 }
 
 #[inline(always)]
@@ -273,6 +317,12 @@ fn compare_exchange(at: *mut u64, current: u64, new: u64) -> bool {
         )
     };
     done
+}
+
+#[inline(always)]
+fn fetch_add(at: *mut u64, by: u64) -> u64 {
+    // SAFETY: every caller passes an aligned element of a map.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(at, by) }
 }
 
 /// This core's row of a member's statistics.

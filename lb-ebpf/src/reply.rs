@@ -15,7 +15,7 @@ use aya_ebpf::{
 use lb_common::{
     abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work},
     counter::{DropReason, Event},
-    flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
+    flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark, Place},
     hash::{self, Tuple},
     net::{Addr, Be16, Mac},
 };
@@ -87,7 +87,7 @@ fn insert(config: &Config, home: u32, entry: u64, now: u32) -> u32 {
         home,
     };
     let longest = idle(config, config.longest_idle_units);
-    if flow::insert(&Flows::replies(config), key, entry, now, longest) {
+    if flow::insert(&Flows::replies(config), key, entry, Place::Free, now, longest) {
         RESERVED
     } else {
         FULL

@@ -1,20 +1,32 @@
 //! Which member gets a packet of a service.
 
 use lb_common::{
-    abi::{Config, MemberEntry, ServiceEntry},
+    abi::{Config, MemberEntry, ServiceEntry, service_flag, udp},
     counter::{DropReason, Event},
     flow::{FlowKey, Idle},
     hash::{self, scale},
+    load::{Counts, Meter},
     member::MemberState,
+    net::family,
+    quic,
+    schedule::{self, Choice, Members, Policy},
     slot::SlotWord,
-    track::{self, Entry, Kind, Times},
+    track::{self, Decision, Entry, Kind, Times, full},
 };
 
 use crate::{
     clock,
+    frame::Frame,
     maps::{self, Flows, Slot},
+    parse::Parsed,
     stats,
 };
+
+/// Bytes of a UDP header.
+const UDP: usize = 8;
+
+/// In the place of a member's id: nobody has room for another connection.
+const NO_ROOM: u32 = u32::MAX;
 
 struct World<'a> {
     flows: Flows,
@@ -46,23 +58,113 @@ impl track::World for World<'_> {
     }
 }
 
+impl Meter for World<'_> {
+    #[inline(always)]
+    fn max(&self, member: u32) -> u32 {
+        maps::load_of(member).max
+    }
+
+    #[inline(always)]
+    fn add(&self, member: u32, by: u64) -> Counts {
+        maps::count_flows(member, by)
+    }
+}
+
+impl World<'_> {
+    #[inline(always)]
+    fn our_state(&self, member: u32) -> MemberState {
+        maps::member(member)
+            .filter(|m| m.service == self.service.id)
+            .map_or(MemberState::FREE, |m| MemberState(m.state))
+    }
+
+    /// A word of `SLOTS`.
+    #[inline(always)]
+    fn word(index: u32) -> u64 {
+        maps::slot(index).map_or(0, |slot| slot.word.0)
+    }
+}
+
+impl Members for World<'_> {
+    #[inline(always)]
+    fn in_slot(&self, index: u32) -> u32 {
+        SlotWord(Self::word(self.service.slot_offset.wrapping_add(index))).current()
+    }
+
+    #[inline(always)]
+    fn listed(&self, index: u32) -> u32 {
+        Self::word(self.service.list_offset.wrapping_add(index)) as u32
+    }
+
+    #[inline(always)]
+    fn turn(&self) -> u64 {
+        maps::turn(self.service.id)
+    }
+
+    #[inline(always)]
+    fn takes_new(&self, member: u32) -> bool {
+        self.our_state(member).takes_new()
+    }
+
+    #[inline(always)]
+    fn serves(&self, member: u32) -> bool {
+        self.our_state(member).serves()
+    }
+
+    #[inline(always)]
+    fn load(&self, member: u32) -> (Counts, u32) {
+        let load = maps::load_of(member);
+        (Counts(load.counts), load.weight)
+    }
+}
+
+impl full::Service for World<'_> {
+    #[inline(always)]
+    fn choose(&self, hash: u64, home: u32, by: u64) -> Choice {
+        Choice(choose(self, hash, home, by))
+    }
+}
+
+#[inline(never)]
+fn choose(world: &World<'_>, hash: u64, home: u32, by: u64) -> u32 {
+    let policy = Policy {
+        scheduler: world.service.scheduler,
+        cycle: world.service.cycle,
+        slots: world.service.slot_size,
+        groups: world.service.list_sizes,
+    };
+    schedule::choose(world, &policy, hash, home, by).0
+}
+
 /// The member's id and record.
 #[inline(always)]
 pub fn member(
-    config: &Config,
+    frame: &Frame<'_>,
     service: &ServiceEntry,
+    parsed: &Parsed,
     flow_hash: u64,
-    kind: Kind,
 ) -> Result<(u32, &'static MemberEntry), DropReason> {
-    let index = scale(hash::tag(flow_hash), service.slot_size).wrapping_add(service.slot_offset);
+    let place = if service.flags & service_flag::BY_SOURCE == 0 {
+        flow_hash
+    } else {
+        source_hash(frame.config, service, parsed)
+    };
+    let index = scale(hash::tag(place), service.slot_size).wrapping_add(service.slot_offset);
     let slot = maps::slot(index).ok_or(DropReason::Inconsistent)?;
-    let id = if slot.word.is_tracked() {
-        tracked(config, service, &slot, flow_hash, kind)
+    let id = if service.flags & service_flag::FULL_TRACKING != 0 {
+        let kind = kind(frame, service, parsed);
+        fully_tracked(frame.config, service, &slot, flow_hash, kind)
+    } else if slot.word.is_tracked() {
+        let kind = kind(frame, service, parsed);
+        tracked(frame.config, service, &slot, flow_hash, kind)
     } else {
         slot.word.current()
     };
     if id == 0 {
         return Err(DropReason::NoBackend);
+    }
+    if id == NO_ROOM {
+        return Err(DropReason::MaxConnections);
     }
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     if !MemberState(member.state).serves() {
@@ -74,16 +176,33 @@ pub fn member(
     Ok((id, member))
 }
 
+/// What places a packet of a service by source: the hash of its source's prefix.
 #[inline(never)]
-fn tracked(
-    config: &Config,
-    service: &ServiceEntry,
-    slot: &Slot,
-    flow_hash: u64,
-    kind: Kind,
-) -> u32 {
-    let key = FlowKey::new(flow_hash, config.flow_buckets);
-    let times = Times {
+fn source_hash(config: &Config, service: &ServiceEntry, parsed: &Parsed) -> u64 {
+    let prefix = if parsed.family() == family::V4 {
+        service.prefix_v4
+    } else {
+        service.prefix_v6
+    };
+    hash::flow_hash(config.hash_key, &parsed.tuple().source_only(prefix))
+}
+
+/// What a packet means to its flow.
+#[inline(always)]
+fn kind(frame: &Frame<'_>, service: &ServiceEntry, parsed: &Parsed) -> Kind {
+    match service.udp {
+        udp::STATELESS => parsed.kind(),
+        udp::TRACKED => Kind::Datagram,
+        _ => frame
+            .packet
+            .at::<[u8; quic::BYTES]>(parsed.offset() + UDP)
+            .map_or(Kind::Data, |first| quic::kind(first.read())),
+    }
+}
+
+#[inline(always)]
+fn times(config: &Config, service: &ServiceEntry) -> Times {
+    Times {
         now_ticks: clock::ticks(config),
         syn_window_ticks: config.syn_window_ticks,
         idle: Idle {
@@ -94,17 +213,59 @@ fn tracked(
             open_units: config.longest_idle_units,
             half_units: config.half_units,
         },
-    };
+    }
+}
+
+#[inline(always)]
+fn count(service: &ServiceEntry, decision: Decision) -> u32 {
+    match decision.entry {
+        Entry::Inserted => stats::event(service.id, Event::FlowInserted),
+        Entry::Refused => stats::event(service.id, Event::Untracked),
+        Entry::Found | Entry::None => {}
+        Entry::NoRoom => return NO_ROOM,
+    }
+    decision.member
+}
+
+/// A packet in a slot whose flows are told apart.
+#[inline(never)]
+fn tracked(
+    config: &Config,
+    service: &ServiceEntry,
+    slot: &Slot,
+    flow_hash: u64,
+    kind: Kind,
+) -> u32 {
     let world = World {
         flows: Flows::forward(config),
         service,
         slot: *slot,
     };
-    let decision = track::decide(&world, slot.word, key, kind, times);
-    match decision.entry {
-        Entry::Inserted => stats::event(service.id, Event::FlowInserted),
-        Entry::Refused => stats::event(service.id, Event::Untracked),
-        Entry::Found | Entry::None => {}
-    }
-    decision.member
+    let key = FlowKey::new(flow_hash, config.flow_buckets);
+    let decision = track::decide(&world, slot.word, key, kind, times(config, service));
+    count(service, decision)
+}
+
+/// A packet of a service whose flows all have entries.
+#[inline(never)]
+fn fully_tracked(
+    config: &Config,
+    service: &ServiceEntry,
+    slot: &Slot,
+    flow_hash: u64,
+    kind: Kind,
+) -> u32 {
+    let world = World {
+        flows: Flows::forward(config),
+        service,
+        slot: *slot,
+    };
+    let question = full::Question {
+        slot: slot.word,
+        hash: flow_hash,
+        key: FlowKey::new(flow_hash, config.flow_buckets),
+        kind,
+    };
+    let decision = full::decide(&world, question, times(config, service));
+    count(service, decision)
 }

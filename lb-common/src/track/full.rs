@@ -19,15 +19,19 @@ use super::{Decision, Entry, Kind, Times, World, is_old, keeps, press, put};
 use crate::{
     flow::{self, FlowKey, FlowWord, Mark, Place},
     load::{self, Room},
-    schedule::{Choice, Members, Policy, choose},
+    schedule::{Choice, Members},
     slot::SlotWord,
 };
 
-/// The parts of a service that decide on its flows.
+/// The service of the packet.
+pub trait Service: World + Members {
+    /// Chooses a member for a new flow; see [`crate::schedule::choose`].
+    fn choose(&self, hash: u64, home: u32, by: u64) -> Choice;
+}
+
+/// What is decided on.
 #[derive(Clone, Copy, Debug)]
-pub struct Question<'a> {
-    /// How the service chooses.
-    pub policy: &'a Policy,
+pub struct Question {
     /// The packet's slot, read once.
     pub slot: SlotWord,
     /// The flow's hash, for the choice.
@@ -40,14 +44,13 @@ pub struct Question<'a> {
 
 /// Decides on a packet of a service with full tracking.
 #[inline(always)]
-pub fn decide<W: World + Members>(world: &W, question: &Question<'_>, times: Times) -> Decision {
+pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decision {
     let Question {
-        policy,
         slot,
         hash,
         key,
         kind,
-    } = *question;
+    } = question;
     let flows = world.flows();
     let found = flow::find(flows, key, |entry| world.is_ours(entry.member()));
     let mut stale = None;
@@ -98,7 +101,7 @@ pub fn decide<W: World + Members>(world: &W, question: &Question<'_>, times: Tim
         } else {
             load::OPEN
         };
-        let mut choice = choose(world, policy, hash, slot.current(), by);
+        let mut choice = world.choose(hash, slot.current(), by);
         if choice == Choice::NOBODY && world.serves(slot.current()) {
             choice = match load::admit(world, slot.current(), by) {
                 Room::Taken => Choice(slot.current()),

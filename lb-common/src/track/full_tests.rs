@@ -10,7 +10,7 @@ use crate::{
     },
     load::{Counts, Meter},
     member::MemberState,
-    schedule::scheduler,
+    schedule::{Policy, choose, scheduler},
 };
 
 const SLOTS: u32 = 7;
@@ -56,7 +56,6 @@ impl Shop {
 
     fn send(&self, hash: u64, kind: Kind) -> Decision {
         let question = Question {
-            policy: &self.policy,
             slot: self.slot(hash),
             hash,
             key: FlowKey::new(hash, self.flows.buckets()),
@@ -68,7 +67,7 @@ impl Shop {
             idle: IDLE,
             longest_idle: IDLE,
         };
-        decide(self, &question, times)
+        decide(self, question, times)
     }
 
     fn pass(&self, units: u32) {
@@ -166,6 +165,12 @@ impl Members for Shop {
     fn load(&self, member: u32) -> (Counts, u32) {
         let counts = Counts(self.flows.counts()[member as usize].load(SeqCst));
         (counts, 1)
+    }
+}
+
+impl Service for Shop {
+    fn choose(&self, hash: u64, home: u32, by: u64) -> Choice {
+        choose(self, &self.policy, hash, home, by)
     }
 }
 
