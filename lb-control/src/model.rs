@@ -13,6 +13,10 @@ use std::{
 
 use serde::Serialize;
 
+mod balance;
+
+pub use balance::{Balance, HashInput, Scheduler, Tracking, UdpMode};
+
 /// Everything one node does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Model {
@@ -106,6 +110,11 @@ pub struct Backend {
     /// Share of the traffic relative to the pool's other weights; 0 gets no
     /// new flows. At most 65,535.
     pub weight: u16,
+    /// Its priority group, 1 to 4. New flows go to the lowest number that has
+    /// a backend for them.
+    pub priority: u8,
+    /// Connections it may have in each service; 0: any number.
+    pub max_connections: u32,
 }
 
 /// One health check of a pool.
@@ -148,6 +157,8 @@ pub struct Service {
     pub forwarding: ForwardingMethod,
     /// How replies are recognised under NAT, after `auto` was resolved.
     pub replies: Replies,
+    /// How its flows are spread.
+    pub balance: Balance,
     /// Name of its pool (checked to exist).
     pub pool: String,
     /// Slots of its table: a prime. A live service keeps the size it has.

@@ -2,20 +2,20 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, feature, method, program, service_flag},
+    abi::{ServiceEntry, feature, program},
     counter::DropReason,
     hash,
     net::{Addr, family},
 };
 
 use crate::{
-    forward::{l2, nat},
+    forward,
     frame::{self, Frame},
     lookup::{self, Vip},
     maps,
     packet::{Ethernet, MacWords, Packet},
     parse::{self, Parsed, What},
-    reply, sample, select, stats,
+    sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -81,7 +81,7 @@ fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return unserved(frame, parsed);
     };
-    match forward(frame, parsed, service) {
+    match balance(frame, parsed, service) {
         Ok(verdict) => verdict,
         Err(reason) => Verdict::drop(service.id, reason as u32),
     }
@@ -89,7 +89,7 @@ fn segment(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
 
 /// A packet of a service.
 #[inline(always)]
-fn forward(
+fn balance(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &'static ServiceEntry,
@@ -103,32 +103,10 @@ fn forward(
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame, service, parsed, flow_hash)?;
-    // All refusals come before the first change of the packet.
-    if !member.next_hop().is_resolved() {
-        return Err(DropReason::NoNeighbour);
-    }
-    if member.method == method::NAT {
-        if !nat::has_hop(&frame.packet, parsed) {
-            return Err(DropReason::TtlExceeded);
-        }
-        if service.flags & service_flag::REPLY_FLOWS != 0 {
-            reply::expect(frame.config, service, parsed, id)?;
-        }
-    }
-    let link = l2::address(frame.ethernet, member)?;
-    if member.method == method::NAT {
-        nat::hop(&frame.packet, parsed);
-        nat::rewrite(
-            &frame.packet,
-            parsed,
-            nat::End::Destination,
-            member.address,
-            member.port,
-        )?;
-    }
+    let verdict = forward::to_member(frame, parsed, service, id, member)?;
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
-    Ok(Verdict::send(link.ifindex, frame.ingress.ifindex))
+    Ok(verdict)
 }
 
 /// A TCP or UDP packet that no service is there for.

@@ -81,6 +81,8 @@ pub fn model(backends: &[&str]) -> Model {
                         address: [10, 0, 1, n].into(),
                         port: None,
                         weight: 100,
+                        priority: 1,
+                        max_connections: 0,
                     })
                     .collect(),
                 health: vec![Check {
@@ -100,6 +102,7 @@ pub fn model(backends: &[&str]) -> Model {
             protocol: Protocol::Tcp,
             forwarding: ForwardingMethod::L2Dsr,
             replies: Replies::Port,
+            balance: Balance::default(),
             pool: "web".into(),
             table_size: 1_009,
             table_size_is_explicit: false,

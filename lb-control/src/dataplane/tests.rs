@@ -26,7 +26,7 @@ use super::{
     store::MapStore,
 };
 use crate::model::{
-    Backend, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports, Protocol, Replies,
+    Backend, Balance, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports, Protocol, Replies,
     Service, XdpMode,
 };
 
@@ -45,6 +45,8 @@ fn backend(n: u8) -> Backend {
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 1, n)),
         port: None,
         weight: 1,
+        priority: 1,
+        max_connections: 0,
     }
 }
 
@@ -56,6 +58,7 @@ fn service(n: u8, pool: &str) -> Service {
         protocol: Protocol::Tcp,
         forwarding: ForwardingMethod::L2Dsr,
         replies: Replies::Port,
+        balance: Balance::default(),
         pool: pool.into(),
         table_size: 31,
         table_size_is_explicit: false,
@@ -257,6 +260,7 @@ fn any_service(n: u8) -> impl Strategy<Value = Service> {
             ForwardingMethod::L2Dsr
         },
         replies: Replies::Flow,
+        balance: Balance::default(),
         ..service(n, "p")
     })
 }

@@ -82,6 +82,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 protocol: Protocol::Tcp,
                 forwarding: *forwarding,
                 replies: Replies::Port,
+                balance: Balance::default(),
                 pool: "web".to_owned(),
                 table_size: 101,
                 table_size_is_explicit: false,
