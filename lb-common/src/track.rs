@@ -14,6 +14,8 @@
 //!   made it goes to `miss`.
 //! - Any other packet without an entry goes to `miss`, and gets an entry where
 //!   that is the base. An RST never makes one.
+//! - Where base and current member are the same, no entry has to be made: the
+//!   slot itself tells.
 //! - A refused insertion makes the slot's time now, so that it stays tracked
 //!   until the flow, which has no entry, can be told from new ones.
 //! - A datagram of a service that tracks UDP may be either: without an entry it
@@ -231,6 +233,13 @@ pub fn decide<W: World>(
         };
     };
 
+    // Where all old flows are known, whoever isn't is the slot's.
+    if stale.is_none() && slot.base() == slot.current() {
+        return Decision {
+            member: wanted,
+            entry: Entry::None,
+        };
+    }
     let entry = FlowWord::new(key.tag, wanted, times.now_ticks, kind.mark());
     if put(world, stale, key, entry, Place::Free, times) {
         return Decision {

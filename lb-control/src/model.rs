@@ -15,7 +15,7 @@ use serde::Serialize;
 
 mod balance;
 
-pub use balance::{Balance, HashInput, Scheduler, Tracking, UdpMode};
+pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
 
 /// Everything one node does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -95,6 +95,18 @@ pub struct Pool {
     pub backends: Vec<Backend>,
     /// Health checks; all have to pass. None: every backend counts as up.
     pub health: Vec<Check>,
+}
+
+impl Pool {
+    /// Backends that the data path has to know one by one: all of them where
+    /// one has a limit, since another takes what it can't.
+    pub fn listed(&self) -> u32 {
+        if self.backends.iter().any(|b| b.max_connections > 0) {
+            u32::try_from(self.backends.len()).unwrap_or(u32::MAX)
+        } else {
+            0
+        }
+    }
 }
 
 /// A real server.

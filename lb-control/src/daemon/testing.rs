@@ -10,7 +10,7 @@ use super::conditions::Now;
 use crate::{
     dataplane::desired::BackendKey,
     model::{
-        Backend, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
+        Backend, Balance, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
         Protocol, Replies, Service, XdpMode,
     },
 };

@@ -18,7 +18,7 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, RangeKey,
+        ClockReading, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES, RangeKey,
         ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, VipEntry, VipKey,
         map,
     },
@@ -31,6 +31,7 @@ mod read;
 mod store;
 
 const MEMBER_WORDS: usize = size_of::<MemberEntry>() / 8;
+pub(super) const LOAD_WORDS: usize = size_of::<MemberLoad>() / 8;
 const CONFIG_WORDS: usize = size_of::<Config>() / 8;
 const SAMPLE_WORDS: usize = size_of::<SampleEntry>() / 8;
 const STATS_WORDS: usize = size_of::<MemberStats>() / 8;
@@ -46,6 +47,7 @@ pub(super) struct AyaMaps {
     owners: Array<MapData, u64>,
     slots: Mapping,
     members: Mapping,
+    loads: Mapping,
     flows: Mapping,
     reply_flows: Mapping,
     replies: HashMap<MapData, ReplyKey, ReplyEntry>,
@@ -139,6 +141,11 @@ impl AyaMaps {
                 ebpf,
                 map::MEMBERS,
                 (capacity.members as usize + 1) * MEMBER_WORDS * 8,
+            )?,
+            loads: mapped(
+                ebpf,
+                map::LOADS,
+                (capacity.members as usize + 1) * LOAD_WORDS * 8,
             )?,
             flows: mapped(ebpf, map::FLOWS, table)?,
             reply_flows: mapped(ebpf, map::REPLY_FLOWS, table)?,

@@ -7,10 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{clock::UNIT_SHIFT, member::MemberState};
+use lb_common::{abi::service_flag, clock::UNIT_SHIFT, member::MemberState};
 
 use super::{
-    apply::{apply, execute},
+    apply::apply,
     attach, clock,
     desired::{DesiredState, Given, Runtime, TableCache, desired},
     error::PlaneError,
@@ -25,6 +25,8 @@ use super::{
     sweep::{self, SweepReport},
 };
 use crate::model::Model;
+
+mod sweeping;
 
 /// The data path of this node: its maps, its program and where that is attached.
 ///
@@ -173,115 +175,6 @@ impl Plane {
             .collect()
     }
 
-    /// Cleans the tables and gives back ids that nothing names any more. Takes
-    /// tens of milliseconds for a million flows; once in ten seconds is right.
-    ///
-    /// # Errors
-    /// A map can't be read or written.
-    pub fn sweep(&mut self) -> Result<&SweepReport, PlaneError> {
-        let now_ticks = self.now_ticks()?;
-        let maps = &self.loaded.maps;
-        let snapshot = maps.snapshot_without_slots()?;
-        let highest = snapshot.members.keys().next_back().copied().unwrap_or(0);
-        let mut members = vec![sweep::MemberInfo::default(); highest as usize + 1];
-        for (id, member) in &snapshot.members {
-            if let Some(info) = members.get_mut(*id as usize) {
-                *info = sweep::MemberInfo {
-                    state: MemberState(member.state),
-                    service: member.service,
-                };
-            }
-        }
-        let services: BTreeMap<u32, sweep::ServiceInfo> = snapshot
-            .services
-            .values()
-            .chain(snapshot.ranges.values())
-            .map(|s| {
-                let info = sweep::ServiceInfo {
-                    id: s.id,
-                    offset: s.slot_offset,
-                    size: s.slot_size,
-                    idle_units: s.idle_units,
-                    idle_ticks: (s.idle_units + 1) << UNIT_SHIFT,
-                };
-                (s.id, info)
-            })
-            .collect();
-        let services: Vec<_> = services.into_values().collect();
-        self.swept = self.sweeper.sweep(sweep::World {
-            flows: &maps.flows(),
-            reply_flows: &maps.reply_flows(),
-            slots: maps.slots(),
-            members: &members,
-            services: &services,
-            half_units: snapshot.config.half_units,
-            now_ticks,
-        });
-        self.free(&snapshot, now_ticks)?;
-        self.adapt_sample(now_ticks)?;
-        Ok(&self.swept)
-    }
-
-    /// Gives back members and names that nothing refers to.
-    fn free(&mut self, snapshot: &MapSnapshot, now_ticks: u32) -> Result<(), PlaneError> {
-        let freed: BTreeSet<u32> = self
-            .swept
-            .unnamed_members
-            .iter()
-            .copied()
-            .filter(|id| self.desired.departed.contains(id))
-            .collect();
-        let mut ops: Vec<MapOp> = freed.iter().map(|id| MapOp::FreeMember(*id)).collect();
-        let referred: BTreeSet<u32> = snapshot
-            .members
-            .iter()
-            .filter(|(id, _)| !freed.contains(id))
-            .map(|(_, m)| m.service)
-            .chain(snapshot.slot_ranges().into_keys())
-            .chain(self.desired.tables.keys().copied())
-            .collect();
-        // Before the first apply it isn't known which names are in use.
-        if !self.desired.service_names.is_empty() {
-            ops.extend(
-                snapshot
-                    .service_names
-                    .keys()
-                    .filter(|id| !referred.contains(id))
-                    .map(|id| MapOp::SetServiceName(*id, None)),
-            );
-        }
-        for op in &ops {
-            execute(&mut self.loaded.maps, op, now_ticks)?;
-        }
-        for id in &freed {
-            self.desired.members.remove(id);
-            self.desired.departed.remove(id);
-            self.departed.remove(id);
-        }
-        Ok(())
-    }
-
-    fn longest_idle_ticks(&self) -> u32 {
-        (self.loaded.maps.config().longest_idle_units + 1) << UNIT_SHIFT
-    }
-
-    fn adapt_sample(&mut self, now_ticks: u32) -> Result<(), PlaneError> {
-        let idle = self.longest_idle_ticks();
-        let occupied = self
-            .loaded
-            .maps
-            .sample()
-            .filter(|s| now_ticks.wrapping_sub(s.last_ticks) <= idle)
-            .count() as u64;
-        let mut config = self.loaded.maps.config();
-        let mask = stats::next_sample_mask(config.sample_mask, occupied);
-        if mask != config.sample_mask {
-            config.sample_mask = mask;
-            self.loaded.maps.set_config(&config)?;
-        }
-        Ok(())
-    }
-
     /// All counters.
     ///
     /// # Errors
@@ -299,6 +192,11 @@ impl Plane {
             .unwrap_or(0);
         let name = |id: u32| snapshot.service_names.get(&id).cloned();
         let counters = maps.member_stats(highest_member)?;
+        let full: BTreeSet<u32> = snapshot
+            .entries()
+            .filter(|entry| entry.flags & service_flag::FULL_TRACKING != 0)
+            .map(|entry| entry.id)
+            .collect();
         let mut rows: BTreeMap<u32, stats::MemberRow> = snapshot
             .members
             .iter()
@@ -307,6 +205,9 @@ impl Plane {
                 let service = name(member.service).unwrap_or_default();
                 let mut row = stats::MemberRow::new(*id, service, member, counters);
                 row.departed = self.desired.departed.contains(id);
+                if full.contains(&member.service) {
+                    row.count(maps.load(*id));
+                }
                 (*id, row)
             })
             .collect();
@@ -343,9 +244,7 @@ impl Plane {
     ) -> f64 {
         let mask = snapshot.config.sample_mask;
         let idle: BTreeMap<u32, u32> = snapshot
-            .services
-            .values()
-            .chain(snapshot.ranges.values())
+            .entries()
             .map(|s| (s.id, (s.idle_units + 1) << UNIT_SHIFT))
             .collect();
         let longest = self.longest_idle_ticks();
@@ -364,7 +263,9 @@ impl Plane {
             }
         }
         for (member, counted) in open {
-            if let Some(row) = rows.get_mut(&member) {
+            if let Some(row) = rows.get_mut(&member)
+                && row.counted.is_none()
+            {
                 row.concurrent = stats::estimate(counted, occupied, mask.saturating_add(1));
             }
         }

@@ -3,7 +3,7 @@
 use std::{io, path::Path};
 
 use lb_common::abi::{
-    self, Config, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, ReplyEntry, SampleEntry,
+    self, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES, ReplyEntry, SampleEntry,
     ServiceEntry, VipEntry, map, program,
 };
 
@@ -44,6 +44,12 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
             size_of::<MemberEntry>(),
             Some(capacity.members + 1),
         ),
+        shape(
+            map::LOADS,
+            size_of::<MemberLoad>(),
+            Some(capacity.members + 1),
+        ),
+        shape(map::TURNS, 8, Some(services)),
         shape(map::FLOWS, 64, buckets),
         shape(map::REPLY_FLOWS, 64, buckets),
         shape(map::REPLIES, size_of::<ReplyEntry>(), None),

@@ -4,6 +4,9 @@ use std::fmt;
 
 use serde::Serialize;
 
+/// Priority groups of backends: 1 to this, 1 comes first.
+pub const GROUPS: u32 = 4;
+
 /// How a service spreads its flows.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Balance {

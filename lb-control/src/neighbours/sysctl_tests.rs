@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, XdpMode,
+    Backend, Balance, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, XdpMode,
 };
 
 #[derive(Default)]

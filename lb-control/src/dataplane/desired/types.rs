@@ -104,6 +104,10 @@ pub struct DesiredState {
     pub members: BTreeMap<u32, MemberEntry>,
     /// Slots by service id.
     pub tables: BTreeMap<u32, Table>,
+    /// First word and ids of the lists in `SLOTS`, by service id.
+    pub lists: BTreeMap<u32, (u32, Vec<u32>)>,
+    /// Limits of the configured members, by id.
+    pub limits: BTreeMap<u32, MemberLimits>,
     /// `REPLIES`.
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
@@ -111,6 +115,15 @@ pub struct DesiredState {
     /// Ids of members that left the configuration, whether they still serve or
     /// only wait for a sweep to give their ids back.
     pub departed: BTreeSet<u32>,
+}
+
+/// What a member's connections are held against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberLimits {
+    /// Connections it may have; zero: any number.
+    pub max: u32,
+    /// Its weight among the service's members.
+    pub weight: u32,
 }
 
 /// The slots of one service.
@@ -122,6 +135,8 @@ pub struct Table {
     pub stateless: bool,
     /// Whether slots whose member serves keep it, since no backend is up.
     pub keep: bool,
+    /// Every flow has an entry.
+    pub full: bool,
     /// Member for each slot; zero where there is none.
     pub members: Arc<[u32]>,
 }
