@@ -61,15 +61,17 @@ impl core::fmt::Debug for Counts {
     }
 }
 
-/// Whether a member had room for a connection.
+/// Whether a member had room for a connection. The numbers rise with what can
+/// be said of several members together.
+#[repr(u32)]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Room {
-    /// Yes, and its place is taken.
-    Taken,
     /// It has as many connections as it may.
-    Full,
+    Full = 1,
     /// It has room, but too many half-open connections.
-    Crowded,
+    Crowded = 2,
+    /// Yes, and its place is taken.
+    Taken = 3,
 }
 
 /// Half-open connections that a member with a limit of `max` connections may

@@ -26,7 +26,11 @@ pub const GROUPS: usize = 4;
 pub const CANDIDATES: u32 = 4;
 
 /// Members of one group that are asked for room.
-pub const LOOKS: u32 = 64;
+pub const LOOKS: u32 = 32;
+
+/// Steps of the search for room: every group's looks, and the way from one
+/// group to the next.
+const STEPS: u32 = GROUPS as u32 * (LOOKS + 1);
 
 /// How a service chooses.
 #[derive(Clone, Copy, Debug, Default)]
@@ -53,14 +57,46 @@ pub trait Members: Meter {
     /// The number of this turn: each is given to one flow.
     fn turn(&self) -> u64;
 
-    /// Whether the member is this service's and takes new flows.
-    fn takes_new(&self, member: u32) -> bool;
+    /// Asks a member for a place; see [`ask`].
+    fn ask(&self, member: u32, by: u64) -> u32;
 
-    /// Whether the member is this service's and serves flows.
-    fn serves(&self, member: u32) -> bool;
+    /// What a member weighs under least connections; see [`weigh`].
+    fn weigh(&self, member: u32) -> u64;
 
-    /// A member's counts and weight.
-    fn load(&self, member: u32) -> (Counts, u32);
+    /// The same number. The data path hides it from the verifier here.
+    #[inline(always)]
+    fn blur(&self, number: u32) -> u32 {
+        number
+    }
+}
+
+/// In the place of a [`Room`]: the member takes no new flows.
+pub const NOT_ASKED: u32 = 0;
+
+/// A [`Room`] or [`NOT_ASKED`], as a number: the member's place is taken, if it
+/// `takes_new` flows and has room for another.
+#[inline(always)]
+pub fn ask<M: Meter>(meter: &M, takes_new: bool, member: u32, by: u64) -> u32 {
+    if takes_new {
+        load::admit(meter, member, by) as u32
+    } else {
+        NOT_ASKED
+    }
+}
+
+/// In the place of a weighing: the member isn't to be compared.
+const NOT_WEIGHED: u64 = u64::MAX;
+
+/// A member's connections in the upper half, its weight in the lower; nothing
+/// to compare where it takes no new flows or has as many as it may.
+#[inline(always)]
+pub const fn weigh(takes_new: bool, counts: Counts, max: u32, weight: u32) -> u64 {
+    let total = counts.total();
+    if !takes_new || (max != 0 && total >= max) {
+        return NOT_WEIGHED;
+    }
+    let weight = if weight == 0 { 1 } else { weight };
+    (total as u64) << 32 | weight as u64
 }
 
 /// Who gets a new flow: a member, whose place is taken, or why nobody does.
@@ -95,23 +131,18 @@ pub fn choose<M: Members>(members: &M, policy: &Policy, hash: u64, home: u32, by
         scheduler::LEAST_CONNECTIONS => least_loaded(members, policy.slots, hash, home),
         _ => home,
     };
-    let mut met = Choice::NOBODY;
-    if members.takes_new(first) {
-        match load::admit(members, first, by) {
-            Room::Taken => return Choice(first),
-            Room::Full => met = Choice::FULL,
-            Room::Crowded => met = Choice::CROWDED,
-        }
+    let room = members.ask(first, by);
+    if room == Room::Taken as u32 {
+        return Choice(first);
     }
-    others(members, policy, hash, by, met)
+    others(members, policy, hash, by, room)
 }
 
 /// The member of some slots that has the fewest connections for its weight.
 #[inline(always)]
 fn least_loaded<M: Members>(members: &M, slots: u32, hash: u64, home: u32) -> u32 {
     let mut best = home;
-    let mut best_load = u64::MAX;
-    let mut best_weight = 1;
+    let mut best_load = NOT_WEIGHED;
     let mut draw = hash as u32 ^ (hash >> 32) as u32;
     let mut n = 0;
     while n < CANDIDATES {
@@ -120,59 +151,69 @@ fn least_loaded<M: Members>(members: &M, slots: u32, hash: u64, home: u32) -> u3
         draw = draw.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         n += 1;
         let member = members.in_slot(scale(draw, slots));
-        if !members.takes_new(member) {
+        let load = members.weigh(member);
+        if load == NOT_WEIGHED {
             continue;
         }
-        let (counts, weight) = members.load(member);
-        let max = members.max(member);
-        if max != 0 && counts.total() >= max {
-            continue;
-        }
-        // load / weight, without a division.
-        let load = u64::from(counts.total());
-        let weight = u64::from(weight.max(1));
-        if best_load == u64::MAX || load * best_weight < best_load * weight {
-            (best, best_load, best_weight) = (member, load, weight);
+        // connections / weight, without a division.
+        let is_less =
+            (load >> 32) * (best_load & 0xffff_ffff) < (best_load >> 32) * (load & 0xffff_ffff);
+        if best_load == NOT_WEIGHED || is_less {
+            (best, best_load) = (member, load);
         }
     }
     best
 }
 
 /// Asks the listed members, group by group, from a place that the hash tells.
+/// `met` is what the first member said.
 #[inline(always)]
-fn others<M: Members>(members: &M, policy: &Policy, hash: u64, by: u64, met: Choice) -> Choice {
+fn others<M: Members>(members: &M, policy: &Policy, hash: u64, by: u64, met: u32) -> Choice {
     let mut met = met;
-    let mut base = 0;
     let mut group = 0;
-    while group < GROUPS {
-        let size = u32::from(policy.groups[group]);
-        let mut at = scale(hash as u32, size);
-        let mut looks = 0;
-        while looks < LOOKS && looks < size {
-            looks += 1;
-            let member = members.listed(base + at);
-            at += 1;
-            if at >= size {
-                at = 0;
+    let mut base = 0;
+    let mut size = u32::from(policy.groups[0]);
+    let mut at = scale(hash as u32, size);
+    let mut looks = 0;
+    let mut step = 0;
+    while step < STEPS {
+        step += 1;
+        group = members.blur(group);
+        looks = members.blur(looks);
+        met = members.blur(met);
+        if looks >= size || looks >= LOOKS {
+            group += 1;
+            // SYNs that nobody follows up don't push clients to the next group.
+            if met == Room::Crowded as u32 || group >= GROUPS as u32 {
+                break;
             }
-            if !members.takes_new(member) {
-                continue;
-            }
-            match load::admit(members, member, by) {
-                Room::Taken => return Choice(member),
-                Room::Full if met == Choice::NOBODY => met = Choice::FULL,
-                Room::Full => {}
-                Room::Crowded => met = Choice::CROWDED,
-            }
+            base += size;
+            size = u32::from(policy.groups[group as usize % GROUPS]);
+            at = scale(hash as u32, size);
+            looks = 0;
+            continue;
         }
-        // SYNs that nobody follows up don't push clients to the next group.
-        if met == Choice::CROWDED {
-            return met;
+        looks += 1;
+        let member = members.listed(base + at);
+        at += 1;
+        if at >= size {
+            at = 0;
         }
-        base += size;
-        group += 1;
+        let room = members.ask(member, by);
+        if room == Room::Taken as u32 {
+            return Choice(member);
+        }
+        if room > met {
+            met = room;
+        }
     }
-    met
+    if met == Room::Crowded as u32 {
+        Choice::CROWDED
+    } else if met == Room::Full as u32 {
+        Choice::FULL
+    } else {
+        Choice::NOBODY
+    }
 }
 
 #[cfg(test)]

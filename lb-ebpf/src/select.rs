@@ -5,7 +5,7 @@ use lb_common::{
     counter::{DropReason, Event},
     flow::{FlowKey, Idle},
     hash::{self, scale},
-    load::{Counts, Meter},
+    load::{self, Counts, Meter},
     member::MemberState,
     net::family,
     quic,
@@ -71,13 +71,6 @@ impl Meter for World<'_> {
 }
 
 impl World<'_> {
-    #[inline(always)]
-    fn our_state(&self, member: u32) -> MemberState {
-        maps::member(member)
-            .filter(|m| m.service == self.service.id)
-            .map_or(MemberState::FREE, |m| MemberState(m.state))
-    }
-
     /// A word of `SLOTS`.
     #[inline(always)]
     fn word(index: u32) -> u64 {
@@ -102,26 +95,73 @@ impl Members for World<'_> {
     }
 
     #[inline(always)]
-    fn takes_new(&self, member: u32) -> bool {
-        self.our_state(member).takes_new()
+    fn ask(&self, member: u32, by: u64) -> u32 {
+        ask(self.service.id, member, by)
     }
 
     #[inline(always)]
-    fn serves(&self, member: u32) -> bool {
-        self.our_state(member).serves()
+    fn weigh(&self, member: u32) -> u64 {
+        weigh(self.service.id, member)
     }
 
     #[inline(always)]
-    fn load(&self, member: u32) -> (Counts, u32) {
-        let load = maps::load_of(member);
-        (Counts(load.counts), load.weight)
+    fn blur(&self, number: u32) -> u32 {
+        self.flows.hide(u64::from(number)) as u32
     }
+}
+
+/// The members' counts.
+struct Loads;
+
+impl Meter for Loads {
+    #[inline(always)]
+    fn max(&self, member: u32) -> u32 {
+        maps::load_of(member).max
+    }
+
+    #[inline(always)]
+    fn add(&self, member: u32, by: u64) -> Counts {
+        maps::count_flows(member, by)
+    }
+}
+
+#[inline(always)]
+fn takes_new(service: u32, member: u32) -> bool {
+    maps::member(member).is_some_and(|m| m.service == service && MemberState(m.state).takes_new())
+}
+
+#[inline(never)]
+fn ask(service: u32, member: u32, by: u64) -> u32 {
+    schedule::ask(&Loads, takes_new(service, member), member, by)
+}
+
+#[inline(never)]
+fn admit(member: u32, by: u64) -> u32 {
+    load::admit(&Loads, member, by) as u32
+}
+
+#[inline(never)]
+fn weigh(service: u32, member: u32) -> u64 {
+    let load = maps::load_of(member);
+    let takes_new = takes_new(service, member);
+    schedule::weigh(takes_new, Counts(load.counts), load.max, load.weight)
 }
 
 impl full::Service for World<'_> {
     #[inline(always)]
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice {
         Choice(choose(self, hash, home, by))
+    }
+
+    #[inline(always)]
+    fn admit(&self, member: u32, by: u64) -> u32 {
+        admit(member, by)
+    }
+
+    #[inline(always)]
+    fn has_room(&self, member: u32) -> bool {
+        let load = maps::load_of(member);
+        load.max == 0 || Counts(load.counts).total() < load.max
     }
 }
 

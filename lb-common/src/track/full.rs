@@ -27,6 +27,13 @@ use crate::{
 pub trait Service: World + Members {
     /// Chooses a member for a new flow; see [`crate::schedule::choose`].
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice;
+
+    /// Whether the member has fewer connections than it may.
+    fn has_room(&self, member: u32) -> bool;
+
+    /// Takes a place for one more connection, if there is room: a
+    /// [`Room`] as a number; see [`load::admit`].
+    fn admit(&self, member: u32, by: u64) -> u32;
 }
 
 /// What is decided on.
@@ -70,7 +77,7 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
             } else {
                 Place::Free
             };
-            if !opens_again || load::admit(world, entry.member(), load::OPEN) == Room::Taken {
+            if !opens_again || world.admit(entry.member(), load::OPEN) == Room::Taken as u32 {
                 if new != entry
                     && !flow::exchange(flows, found.bucket, found.word, entry, new, place)
                     && opens_again
@@ -102,11 +109,14 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
             load::OPEN
         };
         let mut choice = world.choose(hash, slot.current(), by);
-        if choice == Choice::NOBODY && world.serves(slot.current()) {
-            choice = match load::admit(world, slot.current(), by) {
-                Room::Taken => Choice(slot.current()),
-                Room::Full => Choice::FULL,
-                Room::Crowded => Choice::CROWDED,
+        if choice == Choice::NOBODY && world.state(slot.current()).serves() {
+            let room = world.admit(slot.current(), by);
+            choice = if room == Room::Taken as u32 {
+                Choice(slot.current())
+            } else if room == Room::Full as u32 {
+                Choice::FULL
+            } else {
+                Choice::CROWDED
             };
         }
         if choice.is_member() {
@@ -125,8 +135,7 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
                 entry: Entry::None,
             };
         }
-        let max = world.max(miss);
-        if choice == Choice::FULL || (max != 0 && world.load(miss).0.total() >= max) {
+        if choice == Choice::FULL || !world.has_room(miss) {
             return Decision {
                 member: 0,
                 entry: Entry::NoRoom,

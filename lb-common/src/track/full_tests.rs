@@ -10,7 +10,7 @@ use crate::{
     },
     load::{Counts, Meter},
     member::MemberState,
-    schedule::{Policy, choose, scheduler},
+    schedule::{self, Policy, choose, scheduler},
 };
 
 const SLOTS: u32 = 7;
@@ -75,8 +75,12 @@ impl Shop {
     }
 
     fn counts(&self, member: u32) -> (u32, u32) {
-        let counts = self.load(member).0;
+        let counts = Counts(self.flows.counts()[member as usize].load(SeqCst));
         (counts.half(), counts.open())
+    }
+
+    fn total(&self, member: u32) -> u32 {
+        Counts(self.flows.counts()[member as usize].load(SeqCst)).total()
     }
 
     fn entries(&self) -> impl Iterator<Item = (u32, usize, FlowWord)> + '_ {
@@ -154,23 +158,28 @@ impl Members for Shop {
         self.turns.fetch_add(1, SeqCst)
     }
 
-    fn takes_new(&self, member: u32) -> bool {
-        self.state(member).takes_new()
+    fn ask(&self, member: u32, by: u64) -> u32 {
+        schedule::ask(self, self.state(member).takes_new(), member, by)
     }
 
-    fn serves(&self, member: u32) -> bool {
-        self.state(member).serves()
-    }
-
-    fn load(&self, member: u32) -> (Counts, u32) {
+    fn weigh(&self, member: u32) -> u64 {
         let counts = Counts(self.flows.counts()[member as usize].load(SeqCst));
-        (counts, 1)
+        schedule::weigh(self.state(member).takes_new(), counts, self.max[member as usize], 1)
     }
 }
 
 impl Service for Shop {
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice {
         choose(self, &self.policy, hash, home, by)
+    }
+
+    fn admit(&self, member: u32, by: u64) -> u32 {
+        load::admit(self, member, by) as u32
+    }
+
+    fn has_room(&self, member: u32) -> bool {
+        let max = self.max[member as usize];
+        max == 0 || self.total(member) < max
     }
 }
 
@@ -435,8 +444,7 @@ fn counts_are_what_the_table_holds_whoever_worked_on_it_at_once() {
                 for _ in 0..2_000 {
                     shop.sweep();
                     for member in 1..5 {
-                        let (counts, _) = shop.load(member);
-                        assert!(counts.total() < 1_000, "{counts:?}");
+                        assert!(shop.total(member) < 1_000);
                     }
                 }
             });

@@ -179,7 +179,7 @@ fn an_overflow_mark_goes_after_two_quiet_sweeps_and_stays_while_entries_are_else
         half_units: HALF_UNITS,
     };
     for tag in 1..=8u32 {
-        let tag = tag << 28 | tag << 1;
+        let tag = (tag << 28 | tag) & !1 | tag << 4;
         let entry = FlowWord::new(tag, 1, 8000, Mark::Open);
         assert!(insert(
             &f.flows,

@@ -1,13 +1,14 @@
 //! Round robin and weighted round robin: whose turn it is.
 //!
-//! A *cycle* gives every member as many turns as its share says, spread as
-//! evenly as they can be: member by member the turns are the points
-//! `(n + 1/2) / share`, and the cycle is all members' points in their order. A
-//! table holds cycle after cycle; the data path walks the first one.
+//! A *cycle* gives every member as many turns as its share says, spread evenly:
+//! member by member the turns are the points `(n + phase) / share`, and the
+//! cycle is all members' points in their order. Members of equal shares have
+//! phases that are spread as well, so that they don't come all at once. A table
+//! holds cycle after cycle; the data path walks the first one.
 
 use std::{
     cmp::{Ordering, Reverse},
-    collections::BinaryHeap,
+    collections::{BinaryHeap, HashMap},
 };
 
 use super::{Member, maglev::quotas};
@@ -55,19 +56,34 @@ pub fn turns(members: &[Member], size: u32) -> Turns {
     }
 }
 
-/// A member's next turn, at `(2 done + 1) / (2 share)` of the cycle.
+/// A member's next turn, at `(2 of done + 2 number + 1) / (2 of share)` of the
+/// cycle: it is number `number` of `of` members with this share.
 struct Next {
     done: u32,
     share: u32,
+    number: u32,
+    of: u32,
     index: usize,
+}
+
+impl Next {
+    /// Numerator and half of the denominator: below 2^65 and 2^64.
+    fn at(&self) -> (u128, u128) {
+        let of = u128::from(self.of);
+        (
+            2 * (of * u128::from(self.done) + u128::from(self.number)) + 1,
+            of * u128::from(self.share),
+        )
+    }
 }
 
 impl Ord for Next {
     fn cmp(&self, other: &Self) -> Ordering {
-        // Fractions compared by cross multiplication: below 2^64.
-        let at = |a: &Self, b: &Self| (2 * u64::from(a.done) + 1) * u64::from(b.share);
-        at(self, other)
-            .cmp(&at(other, self))
+        // Fractions compared by cross multiplication; no table is so large that
+        // this overflows.
+        let ((a, below_a), (b, below_b)) = (self.at(), other.at());
+        (a * below_b)
+            .cmp(&(b * below_a))
             .then(self.index.cmp(&other.index))
     }
 }
@@ -88,18 +104,23 @@ impl Eq for Next {}
 
 /// Indexes of the members in the order of their turns.
 fn order(shares: &[u32]) -> Vec<usize> {
-    let mut heap: BinaryHeap<Reverse<Next>> = shares
-        .iter()
-        .enumerate()
-        .filter(|(_, share)| **share > 0)
-        .map(|(index, &share)| {
-            Reverse(Next {
-                done: 0,
-                share,
-                index,
-            })
-        })
-        .collect();
+    let mut equals: HashMap<u32, u32> = HashMap::new();
+    for &share in shares {
+        *equals.entry(share).or_default() += 1;
+    }
+    let mut numbers: HashMap<u32, u32> = HashMap::new();
+    let mut heap = BinaryHeap::new();
+    for (index, &share) in shares.iter().enumerate().filter(|(_, share)| **share > 0) {
+        let number = numbers.entry(share).or_default();
+        heap.push(Reverse(Next {
+            done: 0,
+            share,
+            number: *number,
+            of: equals.get(&share).copied().unwrap_or(1),
+            index,
+        }));
+        *number += 1;
+    }
     let mut order = Vec::new();
     while let Some(Reverse(mut next)) = heap.pop() {
         order.push(next.index);
@@ -145,7 +166,7 @@ mod tests {
     fn unequal_shares_are_spread_over_the_cycle_and_not_given_in_a_row() {
         let turns = turns(&members(&[500, 100, 100]), 14);
         assert_eq!(turns.cycle, 7);
-        assert_eq!(turns.slots, [1, 1, 2, 1, 3, 1, 1, 1, 1, 2, 1, 3, 1, 1]);
+        assert_eq!(turns.slots, [1, 2, 1, 1, 1, 3, 1, 1, 2, 1, 1, 1, 3, 1]);
     }
 
     #[test]

@@ -303,6 +303,7 @@ impl<P: Plant> History<'_, P> {
             offset: 0,
             stateless: false,
             keep: up.is_empty(),
+            full: false,
             members,
         };
         let desired = DesiredState {
@@ -377,6 +378,8 @@ impl<P: Plant> History<'_, P> {
             size: SIZE,
             idle_units: IDLE_UNITS,
             idle_ticks: (IDLE_UNITS + 1) << UNIT_SHIFT,
+            full: false,
+            by_source: false,
         }];
         let nothing = MemoryTable::new(2);
         let (sweeper, now_ticks) = (&mut self.sweeper, self.now);
@@ -387,6 +390,7 @@ impl<P: Plant> History<'_, P> {
                 slots: &slots,
                 members: &members,
                 services: &services,
+                loads: &[],
                 half_units: HALF_UNITS,
                 now_ticks,
             });
