@@ -270,6 +270,12 @@ pub trait FlowTable {
         word
     }
 
+    /// The same entry. Hidden likewise.
+    #[inline(always)]
+    fn hide(&self, entry: u64) -> u64 {
+        entry
+    }
+
     /// A relaxed load of word `word`, below [`BUCKET_WORDS`].
     fn load(&self, bucket: Self::Bucket, word: usize) -> u64;
 
@@ -352,8 +358,8 @@ fn find_in<T: FlowTable>(
         if entry.tag() == tag && !entry.is_empty() && accept(entry) {
             return Some(Found {
                 bucket,
-                word,
-                entry,
+                word: table.blur(word),
+                entry: FlowWord(table.hide(entry.0)),
             });
         }
         word += 1;

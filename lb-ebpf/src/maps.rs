@@ -232,20 +232,6 @@ impl Flows {
     }
 }
 
-impl Flows {
-    /// The same number.
-    #[inline(always)]
-    pub fn hide(&self, mut number: u64) -> u64 {
-        // SAFETY: two operations on registers that cancel out. The verifier
-        // takes what comes out for any number, and so checks what is done
-        // with an entry once and not once for each place it may be found in.
-        unsafe {
-            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) number, in(reg) self.noise, options(pure, nomem));
-        }
-        number
-    }
-}
-
 impl FlowTable for Flows {
     type Bucket = *mut Bucket;
 
@@ -262,6 +248,17 @@ impl FlowTable for Flows {
     #[inline(always)]
     fn blur(&self, word: usize) -> usize {
         self.hide(word as u64) as usize & (BUCKET_WORDS - 1)
+    }
+
+    #[inline(always)]
+    fn hide(&self, mut number: u64) -> u64 {
+        // SAFETY: two operations on registers that cancel out. The verifier
+        // takes what comes out for any number, and so checks what is done
+        // with an entry once and not once for each place it may be found in.
+        unsafe {
+            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) number, in(reg) self.noise, options(pure, nomem));
+        }
+        number
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 use lb_common::{
     abi::{Config, MemberEntry, ServiceEntry, service_flag, udp},
     counter::{DropReason, Event},
-    flow::{FlowKey, Idle},
+    flow::{FlowKey, FlowTable as _, Idle},
     hash::{self, scale},
     load::{self, Counts, Meter},
     member::MemberState,
