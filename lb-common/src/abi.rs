@@ -61,6 +61,17 @@ pub mod map {
     pub const SAMPLE: &str = "SAMPLE";
     /// Ring buffer of [`super::NeighbourRequest`].
     pub const NEIGHBOUR_REQUESTS: &str = "NEIGH_REQUESTS";
+    /// Hash: [`super::VipKey`] of a pool address to [`super::PoolEntry`].
+    pub const NAT_POOL: &str = "NAT_POOL";
+    /// Array of [`super::Binding`] by index, mapped; the first is nobody's.
+    pub const BINDINGS: &str = "BINDINGS";
+    /// Array of cache lines, mapped: two [`crate::binding::Ring`]s.
+    pub const FREE_PORTS: &str = "FREE_PORTS";
+    /// Array of buckets, mapped: flows under full NAT, with the index of their
+    /// binding in place of a member.
+    pub const NAT_FLOWS: &str = "NAT_FLOWS";
+    /// Longest prefix: [`super::LocalKey`] to `u32`, which is 1.
+    pub const LOCAL: &str = "LOCAL";
     /// `[ClockReading; 1]`, mapped, written by the program `lb_clock`.
     pub const CLOCK: &str = "CLOCK";
     /// Program array: what `lb` hands packets on to, see [`super::program::TAILS`].
@@ -83,9 +94,23 @@ pub mod program {
     /// Place in `PROGRAMS` of what translates replies.
     pub const REPLY: u32 = 2;
 
+    /// Place in `PROGRAMS` of what gives clients' packets another source.
+    pub const FULL_NAT: u32 = 3;
+    /// Place in `PROGRAMS` of what takes packets to full NAT's addresses.
+    pub const BINDING: u32 = 4;
+    /// Place in `PROGRAMS` of what takes packets of services with full tracking.
+    pub const TRACKED: u32 = 5;
+
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 3] = ["lb_neighbour", "lb_icmp", "lb_reply"];
+    pub const TAILS: [&str; 6] = [
+        "lb_neighbour",
+        "lb_icmp",
+        "lb_reply",
+        "lb_full_nat",
+        "lb_binding",
+        "lb_tracked",
+    ];
 }
 
 /// Entries of the `OWNERS` map.
@@ -131,6 +156,10 @@ pub struct Config {
     pub reply_buckets: u32,
     /// Flows are sampled where these bits of the hash's lower half are zero.
     pub sample_mask: u32,
+    /// Buckets of `NAT_FLOWS`.
+    pub nat_buckets: u32,
+    /// Places in each ring of `FREE_PORTS`: a power of two.
+    pub free_ports: u32,
     /// Zero.
     pub reserved: u32,
 }
@@ -141,6 +170,10 @@ pub mod feature {
     pub const REPLIES: u32 = 1;
     /// Some service has a port range, or any port.
     pub const RANGES: u32 = 2;
+    /// Full NAT has an IPv4 address.
+    pub const POOL_V4: u32 = 4;
+    /// Full NAT has an IPv6 address.
+    pub const POOL_V6: u32 = 8;
 }
 
 /// What names a service of one port.
@@ -220,10 +253,14 @@ impl ServiceEntry {
 pub mod service_flag {
     /// NAT whose replies are recognised by flow and not by port.
     pub const REPLY_FLOWS: u16 = 1;
+    /// Full NAT.
+    pub const FULL_NAT: u16 = 2;
+    /// NAT with backends on links of this node: clients in `LOCAL` need full NAT.
+    pub const LOCAL: u16 = 4;
     /// Every flow has an entry in `FLOWS`.
-    pub const FULL_TRACKING: u16 = 2;
+    pub const FULL_TRACKING: u16 = 8;
     /// The slot follows from the source's prefix alone.
-    pub const BY_SOURCE: u16 = 4;
+    pub const BY_SOURCE: u16 = 16;
 }
 
 /// Values of [`ServiceEntry::udp`].
@@ -254,8 +291,81 @@ pub struct VipKey {
 pub struct VipEntry {
     /// Index in `OWNERS`.
     pub owner: u16,
-    /// Zero.
-    pub reserved: u16,
+    /// See [`vip_flag`].
+    pub flags: u16,
+}
+
+/// Bits of [`VipEntry::flags`].
+pub mod vip_flag {
+    /// No VIP, but an address of full NAT's pool: what is sent to it are replies.
+    pub const POOL: u16 = 1;
+}
+
+/// Which bindings an address of full NAT's pool has: that of port
+/// `first_port + n` is number `base + n`, for `n` below `count`.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PoolEntry {
+    /// Index of the first port's binding; not zero.
+    pub base: u32,
+    /// Number of ports.
+    pub count: u32,
+    /// The first port, host byte order.
+    pub first_port: u16,
+    /// 1: no new flows; the address goes when the old ones are over.
+    pub draining: u16,
+}
+
+impl PoolEntry {
+    /// Index of a port's binding; zero where the port isn't the pool's.
+    #[inline(always)]
+    pub const fn index(&self, port: Be16) -> u32 {
+        let n = (port.get() as u32).wrapping_sub(self.first_port as u32);
+        if n < self.count { self.base + n } else { 0 }
+    }
+}
+
+/// Key of `LOCAL`, behind the prefix length: addresses on the link of a
+/// backend, who would answer them directly and not by way of the balancer.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct LocalKey {
+    /// Address family.
+    pub family: u32,
+    /// The address; only its leading bits count.
+    pub address: Addr,
+}
+
+/// Bits of [`LocalKey`] before the address.
+pub const LOCAL_KEY_FIXED_BITS: u32 = 32;
+
+/// One port of a pool address and the flow it stands for. One cache line; see
+/// [`crate::binding`], which alone says how it changes.
+#[repr(C, align(8))]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Binding {
+    /// [`crate::binding::BindingState`].
+    pub state: u64,
+    /// The client's address.
+    pub client: Addr,
+    /// The pool's address.
+    pub pool: Addr,
+    /// The flow's hash.
+    pub hash: u64,
+    /// The client's port.
+    pub client_port: Be16,
+    /// The VIP's port.
+    pub vip_port: Be16,
+    /// The pool's port.
+    pub pool_port: Be16,
+    /// IANA protocol number.
+    pub protocol: u8,
+    /// Address family.
+    pub family: u8,
+    /// Member that has the flow.
+    pub member: u32,
+    /// Its service's id.
+    pub service: u32,
 }
 
 /// A backend's address, as the source of replies.
@@ -327,6 +437,8 @@ pub mod method {
     pub const L2_DSR: u8 = 1;
     /// Destination address and port are rewritten, and the source of replies.
     pub const NAT: u8 = 2;
+    /// The source, too, becomes a pool's address and port.
+    pub const FULL_NAT: u8 = 3;
 }
 
 /// A member's connections and what they are held against.
@@ -432,12 +544,15 @@ macro_rules! layout {
 }
 
 layout! {
-    Config = 56,
+    Config = 64,
     ServiceKey = 20,
     RangeKey = 20,
     ServiceEntry = 64,
     VipKey = 20,
     VipEntry = 4,
+    PoolEntry = 12,
+    LocalKey = 20,
+    Binding = 64,
     ReplyKey = 20,
     ReplyEntry = 4,
     MemberEntry = 64,
@@ -469,5 +584,9 @@ mod tests {
         assert_eq!(offset_of!(RangeKey, port) as u32 * 8, RANGE_KEY_FIXED_BITS);
         assert_eq!(offset_of!(ServiceKey, port), 16);
         assert_eq!(offset_of!(SampleEntry, member), 48);
+        assert_eq!(
+            offset_of!(LocalKey, address) as u32 * 8,
+            LOCAL_KEY_FIXED_BITS
+        );
     }
 }

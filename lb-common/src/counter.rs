@@ -71,6 +71,11 @@ names! {
         ReplyTableFull = "reply_table_full",
         /// The route to the client says unreachable, prohibited or blackhole.
         NoRoute = "no_route",
+        /// Under full NAT no port of the pool is free.
+        NoSourcePort = "no_source_port",
+        /// Under full NAT: a reply, or a packet that opens nothing, of no flow
+        /// that has a binding.
+        NoBinding = "no_binding",
         /// A new flow, and every backend has as many connections as it may.
         MaxConnections = "max_connections",
         /// The maps contradict each other; a bug, or somebody else wrote them.
@@ -100,6 +105,11 @@ names! {
         ReplyUnmatched = "reply_unmatched",
         /// Replies left to the kernel untouched because forwarding is off.
         ForwardingOff = "forwarding_off",
+        /// Full NAT's ports given to flows.
+        BindingOpened = "binding_opened",
+        /// NAT: packets of clients on a backend's own link, where there is no
+        /// pool for full NAT; the backend's answers go past the balancer.
+        LocalClient = "local_client",
     }
 }
 

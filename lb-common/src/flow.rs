@@ -282,6 +282,26 @@ pub trait FlowTable {
     /// Replaces word `word` if it is still `current`.
     fn replace(&self, bucket: Self::Bucket, word: usize, current: u64, new: u64) -> bool;
 
+    /// Writes word `word`, which nobody else writes at this time.
+    #[inline(always)]
+    fn store(&self, bucket: Self::Bucket, word: usize, value: u64) {
+        self.replace(bucket, word, self.load(bucket, word), value);
+    }
+
+    /// See [`exchange`], which is what this does. The data path has it as a
+    /// function of its own.
+    #[inline(always)]
+    fn exchange(
+        &self,
+        bucket: Self::Bucket,
+        word: usize,
+        old: FlowWord,
+        new: FlowWord,
+        place: Place,
+    ) -> bool {
+        exchange(self, bucket, word, old, new, place)
+    }
+
     /// Adds to the counts of a member ([`load::HALF`], [`load::OPEN`] and their
     /// negatives). Nothing in tables whose entries aren't counted.
     #[inline(always)]
@@ -303,7 +323,7 @@ pub enum Place {
 /// it is gone, and each change of an entry has one winner: so the counts are
 /// never below what the table holds, and equal to it when nobody is at work.
 #[inline(always)]
-pub fn exchange<T: FlowTable>(
+pub fn exchange<T: FlowTable + ?Sized>(
     table: &T,
     bucket: T::Bucket,
     word: usize,
@@ -403,7 +423,7 @@ fn insert_in<T: FlowTable>(
     // does as well, and a refusal there is one like any other.
     let word = table.blur(word);
     let old = FlowWord(table.load(bucket, word));
-    !old.is_live(now_ticks, idle) && exchange(table, bucket, word, old, entry, place)
+    !old.is_live(now_ticks, idle) && table.exchange(bucket, word, old, entry, place)
 }
 
 /// Puts an entry in the place of an empty or expired one, at home or else in
@@ -448,14 +468,7 @@ pub fn insert<T: FlowTable>(
 pub fn touch<T: FlowTable>(table: &T, found: &Found<T::Bucket>, now_ticks: u32, mark: Mark) {
     let new = found.entry.seen(now_ticks, mark);
     if new != found.entry {
-        exchange(
-            table,
-            found.bucket,
-            found.word,
-            found.entry,
-            new,
-            Place::Free,
-        );
+        table.exchange(found.bucket, found.word, found.entry, new, Place::Free);
     }
 }
 

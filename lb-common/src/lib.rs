@@ -11,6 +11,7 @@
 #![cfg_attr(not(any(test, feature = "user")), no_std)]
 
 pub mod abi;
+pub mod binding;
 pub mod checksum;
 pub mod clock;
 pub mod counter;

@@ -65,7 +65,7 @@ pub trait Members: Meter {
 
     /// The same number. The data path hides it from the verifier here.
     #[inline(always)]
-    fn blur(&self, number: u32) -> u32 {
+    fn blur(&self, number: u64) -> u64 {
         number
     }
 }
@@ -152,6 +152,7 @@ fn least_loaded<M: Members>(members: &M, slots: u32, hash: u64, home: u32) -> u3
         n += 1;
         let member = members.in_slot(scale(draw, slots));
         let load = members.weigh(member);
+        best_load = members.blur(best_load);
         if load == NOT_WEIGHED {
             continue;
         }
@@ -178,9 +179,12 @@ fn others<M: Members>(members: &M, policy: &Policy, hash: u64, by: u64, met: u32
     let mut step = 0;
     while step < STEPS {
         step += 1;
-        group = members.blur(group);
-        looks = members.blur(looks);
-        met = members.blur(met);
+        group = members.blur(u64::from(group)) as u32;
+        looks = members.blur(u64::from(looks)) as u32;
+        met = members.blur(u64::from(met)) as u32;
+        base = members.blur(u64::from(base)) as u32;
+        size = members.blur(u64::from(size)) as u32;
+        at = members.blur(u64::from(at)) as u32;
         if looks >= size || looks >= LOOKS {
             group += 1;
             // SYNs that nobody follows up don't push clients to the next group.

@@ -67,6 +67,18 @@ impl Kind {
         }
     }
 
+    /// The reverse of `as u32`.
+    #[inline(always)]
+    pub const fn of_number(number: u32) -> Self {
+        match number {
+            0 => Self::Syn,
+            1 => Self::Data,
+            2 => Self::Fin,
+            3 => Self::Rst,
+            _ => Self::Datagram,
+        }
+    }
+
     /// What it leaves in the flow's entry.
     #[inline(always)]
     pub const fn mark(self) -> Mark {
@@ -166,7 +178,7 @@ fn put<W: World>(
 ) -> bool {
     let flows = world.flows();
     match stale {
-        Some(found) => flow::exchange(flows, found.bucket, found.word, found.entry, entry, place),
+        Some(found) => flows.exchange(found.bucket, found.word, found.entry, entry, place),
         None => flow::insert(flows, key, entry, place, times.now_ticks, times.longest_idle),
     }
 }

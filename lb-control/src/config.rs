@@ -10,6 +10,7 @@ mod check;
 mod document;
 mod error;
 mod reader;
+mod topology;
 mod value;
 mod yaml;
 
@@ -101,6 +102,15 @@ pub fn parse(text: &str, file_name: &str) -> Result<Model, ConfigErrors> {
         errors,
         unreported,
     })
+}
+
+/// What is valid and may still not work, one sentence each.
+pub fn warnings(model: &Model) -> Vec<String> {
+    model
+        .services
+        .iter()
+        .filter_map(topology::warnings)
+        .collect()
 }
 
 fn too_large(name: &str) -> ConfigErrors {

@@ -11,6 +11,9 @@ pub mod allocate;
 pub mod apply;
 mod attach;
 mod aya_maps;
+pub mod bindings;
+#[cfg(test)]
+mod bindings_tests;
 mod bpf;
 mod bpffs;
 pub mod clock;

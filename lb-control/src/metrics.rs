@@ -187,6 +187,27 @@ fn flow_table(page: &mut Page, snapshot: &Snapshot) {
         "Entries the flow table has room for.",
         by_table(table.capacity, table.reply_capacity),
     );
+    page.gauges(
+        "lb_full_nat_ports",
+        "Ports of full NAT's addresses by state: free, used, resting, removed; together all of them.",
+        snapshot
+            .status
+            .full_nat
+            .iter()
+            .flat_map(|pool| {
+                let address = pool.address.to_string();
+                [
+                    ("free", pool.free),
+                    ("used", pool.used),
+                    ("resting", pool.resting),
+                    ("removed", pool.removed),
+                ]
+                .map(|(state, ports)| {
+                    gauge(&[("address", &address), ("state", state)], ports.into())
+                })
+            })
+            .collect(),
+    );
     page.counter(
         "lb_flow_table_inserted_total",
         "Entries made in the flow table.",
@@ -297,6 +318,22 @@ fn services(page: &mut Page, services: &[ServiceStatus]) {
 fn backends(page: &mut Page, all: &[BackendStatus]) {
     // Another backend may have the name of one that has left.
     let backends: Vec<&BackendStatus> = all.iter().filter(|b| !b.departed).collect();
+    let where_known = |value: fn(&BackendStatus) -> Option<f64>| {
+        backends
+            .iter()
+            .filter_map(|b| Some(gauge(&labels_of(b), value(b)?)))
+            .collect::<Vec<_>>()
+    };
+    page.gauges(
+        "lb_backend_connections_half_open",
+        "Connections of which only a SYN was seen, under full tracking.",
+        where_known(|b| b.concurrent.half_open.map(|n| n as f64)),
+    );
+    page.gauges(
+        "lb_backend_connections_limit",
+        "Connections the backend may have in the service, where it has a limit.",
+        where_known(|b| b.max_connections.map(f64::from)),
+    );
     for (name, help, value) in TOTALS {
         page.counters(
             &format!("lb_backend_{name}"),

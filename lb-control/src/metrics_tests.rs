@@ -2,7 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::status::{
-    ConfigStatus, FlowTableStatus, Histogram as Durations, InterfaceStatus, LastReload,
+    ConfigStatus, FlowTableStatus, Histogram as Durations, InterfaceStatus, LastReload, PoolStatus,
     ProbeStatus, ReloadStatus, Status,
 };
 
@@ -28,6 +28,14 @@ fn snapshot() -> Snapshot {
                 name: "eth0".into(),
                 mode: "generic".into(),
                 ..InterfaceStatus::default()
+            }],
+            full_nat: vec![PoolStatus {
+                address: [10, 0, 1, 200].into(),
+                free: 1,
+                used: 2,
+                resting: 3,
+                removed: 4,
+                draining: true,
             }],
             flow_table: FlowTableStatus {
                 entries: 12,
@@ -98,6 +106,14 @@ fn every_figure_stands_under_its_name_and_labels() {
         (r#"lb_drops_total{service="shop",reason="no_backend"}"#, "5"),
         (r#"lb_flow_table_entries{table="flows"}"#, "12"),
         ("lb_flow_table_refused_total ", "3"),
+        (
+            r#"lb_full_nat_ports{address="10.0.1.200",state="resting"}"#,
+            "3",
+        ),
+        (
+            r#"lb_full_nat_ports{address="10.0.1.200",state="free"}"#,
+            "1",
+        ),
         (r#"lb_tracked_slots{service="shop"}"#, "7"),
         (r#"lb_reloads_total{result="failure"}"#, "1"),
         ("lb_last_reload_success ", "0"),

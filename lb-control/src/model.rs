@@ -32,6 +32,26 @@ pub struct Model {
     pub pools: BTreeMap<String, Pool>,
     /// Services in the file's order; names are unique.
     pub services: Vec<Service>,
+    /// The addresses that full NAT gives to clients' packets as their source.
+    pub full_nat: Option<FullNat>,
+}
+
+/// Full NAT's pool of source addresses and ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct FullNat {
+    /// The addresses, of either family; unique.
+    pub addresses: Vec<IpAddr>,
+    /// First port of each address.
+    pub first_port: u16,
+    /// Last port of each address.
+    pub last_port: u16,
+}
+
+impl FullNat {
+    /// Ports of each address.
+    pub const fn ports(&self) -> u32 {
+        (self.last_port as u32 + 1).saturating_sub(self.first_port as u32)
+    }
 }
 
 /// One network interface the data path is attached to.
@@ -67,6 +87,9 @@ pub struct Dataplane {
     pub max_members: u32,
     /// Slots of all services together (8 bytes each).
     pub max_slots: u32,
+    /// Ports of full NAT's addresses the maps have room for (96 bytes each); at
+    /// most 2^20 - 1.
+    pub max_bindings: u32,
     /// A TCP flow idle for less than this never changes its backend.
     pub tcp_idle: Duration,
     /// A UDP flow's idle time, where UDP is tracked or its replies are.
@@ -171,6 +194,8 @@ pub struct Service {
     pub replies: Replies,
     /// How its flows are spread.
     pub balance: Balance,
+    /// What the operator says of the network around it; checked for sense.
+    pub topology: Topology,
     /// Name of its pool (checked to exist).
     pub pool: String,
     /// Slots of its table: a prime. A live service keeps the size it has.
@@ -226,6 +251,16 @@ pub enum ForwardingMethod {
     L2Dsr,
     /// The destination is rewritten, and the source of the replies.
     Nat,
+    /// The source is rewritten, too, to one of [`FullNat`]'s.
+    FullNat,
+}
+
+impl ForwardingMethod {
+    /// Whether packets are routed to the backend's address and port, and
+    /// replies to the client.
+    pub const fn translates(self) -> bool {
+        matches!(self, Self::Nat | Self::FullNat)
+    }
 }
 
 impl fmt::Display for ForwardingMethod {
@@ -233,8 +268,63 @@ impl fmt::Display for ForwardingMethod {
         f.write_str(match self {
             Self::L2Dsr => "l2-dsr",
             Self::Nat => "nat",
+            Self::FullNat => "full-nat",
         })
     }
+}
+
+/// Where balancer, servers and VIP are in the network, as far as the file says.
+/// It changes nothing; what can't work with it is refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Topology {
+    /// Clients and servers on the same interface, or on two.
+    pub arms: Option<Arms>,
+    /// How packets get from one side to the other.
+    pub path: Option<NetworkPath>,
+    /// Whether the VIP is in the servers' subnet.
+    pub subnets: Option<Subnets>,
+    /// The servers' default route.
+    pub gateway: Option<Gateway>,
+}
+
+/// Interfaces towards clients and servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Arms {
+    /// One for both.
+    One,
+    /// One for each.
+    Two,
+}
+
+/// How packets get from clients to servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum NetworkPath {
+    /// The balancer is a hop.
+    Routed,
+    /// The balancer is a Linux bridge.
+    Bridged,
+}
+
+/// Subnets of VIP and servers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Subnets {
+    /// One ("flat").
+    Same,
+    /// Two ("NAT based").
+    Different,
+}
+
+/// The servers' default route.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Gateway {
+    /// The balancer.
+    Balancer,
+    /// Another router.
+    Router,
 }
 
 /// How a reply is recognised under NAT.

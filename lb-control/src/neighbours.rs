@@ -5,6 +5,7 @@
 //! [`resolve`] decides without a socket; [`watch`] drives it. May import
 //! [`crate::model`] and lb-common only.
 
+pub mod devices;
 pub mod links;
 mod messages;
 pub mod multicast;
@@ -17,6 +18,7 @@ use std::{collections::HashMap, fmt, net::IpAddr};
 
 use serde::Serialize;
 
+pub use devices::Device;
 pub use links::Link;
 pub use watch::{NeighbourError, Neighbours};
 
@@ -126,6 +128,21 @@ pub struct NeighbourView {
     pub hops: HashMap<IpAddr, Result<Hop, Unresolved>>,
     /// The managed links that exist, by name.
     pub links: Vec<Link>,
+    /// The devices behind them, by name.
+    pub devices: Vec<Device>,
+    /// The node's own addresses.
+    pub addresses: Vec<OwnAddress>,
+}
+
+/// An address of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct OwnAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of it that are the same for all on its link.
+    pub prefix_bits: u8,
+    /// The interface that has it.
+    pub ifindex: u32,
 }
 
 /// The backends' addresses of a model.

@@ -48,6 +48,9 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The flow table.
     pub flow_table: FlowTableStatus,
+    /// Full NAT's addresses.
+    #[serde(default)]
+    pub full_nat: Vec<PoolStatus>,
     /// Instructions the verifier went through, where the kernel says.
     pub verified_instructions: Option<u32>,
     /// Whether the data path was adopted from an earlier daemon.
@@ -132,6 +135,24 @@ pub struct InterfaceStatus {
     pub program_id: Option<u32>,
 }
 
+/// An address of full NAT's pool and its ports, as of the last sweep. All
+/// states together are always all ports.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// Ports ready for a flow.
+    pub free: u32,
+    /// Ports given to a flow.
+    pub used: u32,
+    /// Ports given to no flow for 60 s after one.
+    pub resting: u32,
+    /// Ports taken back.
+    pub removed: u32,
+    /// Whether it is being removed: it takes no new flows.
+    pub draining: bool,
+}
+
 /// Entries of the flow table. Only flows in tracked slots have one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowTableStatus {
@@ -193,6 +214,9 @@ pub struct Concurrent {
     pub error: u64,
     /// Estimated from a sample of the flows, and not counted one by one.
     pub estimated: bool,
+    /// Connections of which only a SYN was seen; where they are counted.
+    #[serde(default)]
+    pub half_open: Option<u64>,
 }
 
 /// A virtual service.
@@ -208,6 +232,15 @@ pub struct ServiceStatus {
     pub protocol: String,
     /// `l2-dsr` or `nat`.
     pub forwarding: String,
+    /// `maglev`, `round-robin` or `least-connections`.
+    #[serde(default)]
+    pub scheduler: String,
+    /// `full` or `minimal`.
+    #[serde(default)]
+    pub tracking: String,
+    /// What decided on the tracking.
+    #[serde(default)]
+    pub tracking_reason: String,
     /// Its pool.
     pub pool: String,
     /// Backends that take new flows.
@@ -341,6 +374,12 @@ pub struct BackendStatus {
     pub weight: u16,
     /// Weight in force; zero while it takes no new flows.
     pub weight_effective: u16,
+    /// Its priority group; 1 is the highest.
+    #[serde(default)]
+    pub priority: u8,
+    /// Connections it may have in the service; none: any number.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// Its slots of the service's table.
     pub slots: u64,
     /// The same as a share, from 0 to 1.

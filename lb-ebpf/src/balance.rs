@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{ServiceEntry, feature, program},
+    abi::{ServiceEntry, Work, feature, link_flag, program, service_flag},
     counter::DropReason,
     hash,
     net::{Addr, family},
@@ -11,9 +11,10 @@ use lb_common::{
 use crate::{
     forward,
     frame::{self, Frame},
+    full_nat,
     lookup::{self, Vip},
     maps,
-    packet::{Ethernet, MacWords, Packet},
+    packet::{Ethernet, Packet},
     parse::{self, Parsed, What},
     sample, select, stats,
     verdict::{NO_SERVICE, Verdict},
@@ -42,6 +43,9 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     let Some(ingress) = maps::link(index) else {
         return Verdict::PASS;
     };
+    if ingress.flags & link_flag::BLOCKED != 0 {
+        return Verdict::PASS;
+    }
     let frame = Frame {
         ctx,
         packet,
@@ -56,9 +60,11 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     }
     // A switch floods frames for an address it has forgotten. One that isn't
     // addressed to this interface would come back and be forwarded again.
-    let for_us = ethernet.destination() == MacWords::new(ingress.mac);
+    let for_us = frame.is_for_us();
     let for_group = ether_type == ETHER_IPV6 && ethernet.destination().is_ipv6_multicast();
-    if !for_us && !for_group {
+    // On a bridge replies pass by, addressed to somebody behind the other port.
+    let passes_by = frame.is_bridged() && config.features & feature::REPLIES != 0;
+    if !for_us && !for_group && !passes_by {
         return Verdict::PASS;
     }
     let parsed = match ether_type {
@@ -68,6 +74,7 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     let parsed = parsed.forget(config.hash_key[0]);
     match parsed.what() {
         What::Segment if for_us => segment(&frame, &parsed),
+        What::Segment if passes_by => frame.hand_over(&parsed, program::REPLY),
         What::Icmp if parsed.is_discovery() => frame.hand_over(&parsed, program::NEIGHBOUR),
         What::Icmp if for_us => frame.hand_over(&parsed, program::ICMP),
         What::Bad if for_us => bad(&parsed),
@@ -101,8 +108,40 @@ fn balance(
     if !can_be_replied_to(tuple.source, tuple.family) || tuple.source == tuple.destination {
         return Err(DropReason::BadSource);
     }
+    if full_nat::is_wanted(frame.config, service, tuple) {
+        return Ok(frame.hand_over(parsed, program::FULL_NAT));
+    }
+    if service.flags & service_flag::FULL_TRACKING != 0 {
+        return Ok(frame.hand_over(parsed, program::TRACKED));
+    }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
     let (id, member) = select::member(frame, service, parsed, flow_hash)?;
+    let verdict = forward::to_member(frame, parsed, service, id, member)?;
+    let connections = sample::note(frame.config, service, parsed, flow_hash, id);
+    stats::forwarded(id, parsed.frame_bytes().into(), connections);
+    Ok(verdict)
+}
+
+/// A packet of a service with full tracking.
+#[inline(always)]
+pub fn tracked(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
+    let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
+        return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
+    };
+    match to_chosen(frame, parsed, service) {
+        Ok(verdict) => verdict,
+        Err(reason) => Verdict::drop(service.id, reason as u32),
+    }
+}
+
+#[inline(always)]
+fn to_chosen(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &'static ServiceEntry,
+) -> Result<Verdict, DropReason> {
+    let flow_hash = select::flow_hash(frame.config, parsed);
+    let (id, member) = select::chosen(frame, service, parsed, flow_hash)?;
     let verdict = forward::to_member(frame, parsed, service, id, member)?;
     let connections = sample::note(frame.config, service, parsed, flow_hash, id);
     stats::forwarded(id, parsed.frame_bytes().into(), connections);
@@ -115,6 +154,7 @@ fn unserved(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::Owned => Verdict::drop(NO_SERVICE, DropReason::NoService as u32),
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
+        Vip::Pool => frame.hand_over(parsed, program::BINDING),
         Vip::No if frame.config.features & feature::REPLIES != 0 => {
             frame.hand_over(parsed, program::REPLY)
         }
@@ -128,7 +168,7 @@ fn bad(parsed: &Parsed) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::No => Verdict::PASS,
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
-        Vip::Owned => Verdict::drop(NO_SERVICE, parsed.reason()),
+        Vip::Owned | Vip::Pool => Verdict::drop(NO_SERVICE, parsed.reason()),
     }
 }
 

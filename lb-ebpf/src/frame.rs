@@ -2,13 +2,13 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    abi::{Config, LinkEntry, Tags, Work},
+    abi::{Config, LinkEntry, Tags, Work, link_flag},
     counter::DropReason,
 };
 
 use crate::{
     maps,
-    packet::{ETHERNET, Ethernet, Header, Packet, Vlan},
+    packet::{ETHERNET, Ethernet, Header, MacWords, Packet, Vlan},
     parse::Parsed,
     verdict::{NO_SERVICE, Verdict},
 };
@@ -73,6 +73,18 @@ fn tag(tpid: u16, vlan: Header<Vlan>) -> u32 {
 }
 
 impl Frame<'_> {
+    /// Whether it came in by a port of a Linux bridge.
+    #[inline(always)]
+    pub fn is_bridged(&self) -> bool {
+        self.ingress.flags & link_flag::BRIDGE != 0
+    }
+
+    /// Whether the frame is addressed to the device that it came in by.
+    #[inline(always)]
+    pub fn is_for_us(&self) -> bool {
+        self.ethernet.destination() == MacWords::new(self.ingress.mac)
+    }
+
     /// Leaves the packet to the program at `place`.
     #[inline(always)]
     pub fn hand_over(&self, parsed: &Parsed, place: u32) -> Verdict {

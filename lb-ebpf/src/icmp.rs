@@ -25,7 +25,7 @@ pub fn handle(frame: &Frame<'_>, parsed: &Parsed, _: &mut Work) -> Verdict {
     match lookup::vip(parsed.destination(), parsed.family()) {
         Vip::No => Verdict::PASS,
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
-        Vip::Owned => answer(frame, parsed),
+        Vip::Owned | Vip::Pool => answer(frame, parsed),
     }
 }
 

@@ -1,7 +1,7 @@
 //! Whose packet it is: VIPs, services, owners.
 
 use lb_common::{
-    abi::{Config, RangeKey, ServiceEntry, ServiceKey, VipKey, feature, owner},
+    abi::{Config, RangeKey, ServiceEntry, ServiceKey, VipKey, feature, owner, vip_flag},
     hash::Tuple,
     net::Addr,
 };
@@ -46,6 +46,16 @@ pub enum Vip {
     NotOwned,
     /// A VIP that this node answers for.
     Owned,
+    /// An address of full NAT's pool that this node answers for.
+    Pool,
+}
+
+impl Vip {
+    /// Whether this node answers for it.
+    #[inline(always)]
+    pub fn is_answered(self) -> bool {
+        matches!(self, Self::Owned | Self::Pool)
+    }
 }
 
 /// What an address is to this node.
@@ -57,7 +67,10 @@ pub fn vip(address: Addr, family: u8) -> Vip {
         reserved: [0; 3],
     }) {
         None => Vip::No,
-        Some(entry) if owns(entry.owner) => Vip::Owned,
+        Some(entry) if owns(entry.owner) => match entry.flags & vip_flag::POOL {
+            0 => Vip::Owned,
+            _ => Vip::Pool,
+        },
         Some(_) => Vip::NotOwned,
     }
 }

@@ -3,7 +3,7 @@
 //! `parse` says what a packet is, `lookup` whose it is, `select` which member
 //! gets it, `forward` how. That is the program `lb`; the rest are programs that
 //! it hands packets over to: `neighbour` and `icmp` answer for the VIPs, `reply`
-//! translates what comes back. `frame` is what they all start from. Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
+//! translates what comes back, `full_nat` both ways. `frame` is what they all start from. Packet memory is touched in `packet` alone, map memory in `maps` alone. What can be
 //! decided without either stands in lb-common, where the host tests it.
 #![no_std]
 #![no_main]
@@ -16,6 +16,7 @@ mod balance;
 mod clock;
 mod forward;
 mod frame;
+mod full_nat;
 mod icmp;
 mod lookup;
 mod maps;
@@ -52,6 +53,24 @@ pub fn lb_icmp(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_reply(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, reply::handle).finish(&ctx)
+}
+
+/// Clients' packets that get another source.
+#[xdp(frags)]
+pub fn lb_full_nat(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, full_nat::client).finish(&ctx)
+}
+
+/// Packets to full NAT's addresses: replies.
+#[xdp(frags)]
+pub fn lb_binding(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, full_nat::backend).finish(&ctx)
+}
+
+/// Packets of services with full tracking.
+#[xdp(frags)]
+pub fn lb_tracked(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, balance::tracked).finish(&ctx)
 }
 
 /// Reads the clocks for the controller, which can't read jiffies. Started by

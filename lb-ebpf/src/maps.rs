@@ -21,11 +21,13 @@ use lb_common::{
         VipEntry, VipKey, Work, program::TAILS,
     },
     counter::{DROP_ROW, EVENT_ROW},
-    flow::{BUCKET_WORDS, FlowTable},
+    flow::{self, BUCKET_WORDS, FlowTable, FlowWord, Place},
     load::Counts,
     member::MemberState,
     slot::SlotWord,
 };
+
+pub mod bindings;
 
 /// Memory that other cores and the controller change at any time.
 type Bucket = [u64; BUCKET_WORDS];
@@ -77,6 +79,8 @@ static CLOCK: Array<ClockReading> = Array::pinned(1, BPF_F_MMAPABLE);
 // controller replaces them.
 #[map]
 static PROGRAMS: ProgramArray = ProgramArray::pinned(TAILS.len() as u32, 0);
+#[map]
+static CHOOSER: PerCpuArray<ServiceEntry> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static WORK: PerCpuArray<Work> = PerCpuArray::pinned(1, 0);
 
@@ -276,11 +280,90 @@ impl FlowTable for Flows {
     }
 
     #[inline(always)]
+    fn store(&self, bucket: *mut Bucket, word: usize, value: u64) {
+        // SAFETY: as in `load`.
+        unsafe { bucket.cast::<u64>().add(word).write_volatile(value) };
+    }
+
+    #[inline(always)]
+    fn exchange(
+        &self,
+        bucket: *mut Bucket,
+        word: usize,
+        old: FlowWord,
+        new: FlowWord,
+        place: Place,
+    ) -> bool {
+        if !self.counts {
+            return self.replace(bucket, word, old.0, new.0);
+        }
+        // The place goes with the index: BPF functions have five arguments.
+        let reserved = if place == Place::Reserved { RESERVED } else { 0 };
+        let done = exchange_counted(bucket, word as u64 | reserved, old.0, new.0);
+        self.hide(u64::from(done)) != 0
+    }
+
+    #[inline(always)]
     fn count(&self, member: u32, by: u64) {
         if self.counts {
             count_flows(member, by);
         }
     }
+}
+
+/// Beside the index of an entry: [`Place::Reserved`].
+const RESERVED: u64 = 1 << 32;
+
+/// A bucket whose entries are counted.
+struct Counted(*mut Bucket);
+
+impl FlowTable for Counted {
+    type Bucket = ();
+
+    #[inline(always)]
+    fn buckets(&self) -> u32 {
+        1
+    }
+
+    #[inline(always)]
+    fn bucket(&self, _: u32) -> Option<()> {
+        Some(())
+    }
+
+    #[inline(always)]
+    fn load(&self, (): (), _: usize) -> u64 {
+        0
+    }
+
+    #[inline(always)]
+    fn replace(&self, (): (), word: usize, current: u64, new: u64) -> bool {
+        // SAFETY: a valid element, and the index is below BUCKET_WORDS.
+        compare_exchange(unsafe { self.0.cast::<u64>().add(word) }, current, new)
+    }
+
+    #[inline(always)]
+    fn count(&self, member: u32, by: u64) {
+        count_flows(member, by);
+    }
+}
+
+#[inline(never)]
+fn exchange_counted(bucket: *mut Bucket, word: u64, old: u64, new: u64) -> u32 {
+    let place = if word & RESERVED != 0 {
+        Place::Reserved
+    } else {
+        Place::Free
+    };
+    let word = word as usize & (BUCKET_WORDS - 1);
+    let done = flow::exchange(
+        &Counted(bucket),
+        (),
+        word,
+        FlowWord(old),
+        FlowWord(new),
+        place,
+    );
+    u32::from(done)
 }
 
 /// Adds to a member's counts; what they were.
@@ -301,6 +384,21 @@ pub fn load_of(member: u32) -> MemberLoad {
         Some(load) => unsafe { load.read_volatile() },
         None => MemberLoad::default(),
     }
+}
+
+/// Leaves a service for [`chooser`].
+#[inline(always)]
+pub fn set_chooser(service: &ServiceEntry) {
+    if let Some(at) = CHOOSER.get_ptr_mut(0) {
+        // SAFETY: a valid element, this core's.
+        unsafe { at.write(*service) };
+    }
+}
+
+/// The service that a member is chosen of.
+#[inline(always)]
+pub fn chooser() -> Option<&'static ServiceEntry> {
+    CHOOSER.get(0)
 }
 
 /// The number of a service's next turn.

@@ -10,7 +10,7 @@ use lb_common::{
 
 use crate::{
     frame::Frame,
-    lookup::{self, Vip},
+    lookup,
     packet::{Arp, Ethernet, Header, Ipv6, LinkLayerOption, MacWords, Neighbour, resize},
     parse::{Parsed, What},
     stats,
@@ -73,7 +73,7 @@ fn address(halves: [u16; 2]) -> Addr {
 
 #[inline(always)]
 fn is_owned(address: Addr, family: u8) -> bool {
-    lookup::vip(address, family) == Vip::Owned
+    lookup::vip(address, family).is_answered()
 }
 
 /// An ICMPv6 message: an answer if it is a solicitation for a VIP.
@@ -81,9 +81,7 @@ fn is_owned(address: Addr, family: u8) -> bool {
 fn ndp(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match discovery(frame, parsed) {
         Some(verdict) => verdict,
-        None if frame.ethernet.destination() == MacWords::new(frame.ingress.mac) => {
-            frame.hand_over(parsed, program::ICMP)
-        }
+        None if frame.is_for_us() => frame.hand_over(parsed, program::ICMP),
         None => Verdict::PASS,
     }
 }

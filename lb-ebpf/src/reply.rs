@@ -13,7 +13,9 @@ use aya_ebpf::{
     helpers::bpf_fib_lookup,
 };
 use lb_common::{
-    abi::{Config, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work},
+    abi::{
+        Config, LinkEntry, MemberEntry, NeighbourRequest, ReplyKey, ServiceEntry, Work, link_flag,
+    },
     counter::{DropReason, Event},
     flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark, Place},
     hash::{self, Tuple},
@@ -22,7 +24,7 @@ use lb_common::{
 
 use crate::{
     clock,
-    forward::nat,
+    forward::{Way, nat},
     frame::Frame,
     maps,
     maps::Flows,
@@ -197,11 +199,14 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
     let Some(member) = maps::member(id) else {
         return Verdict::PASS;
     };
+    if frame.is_bridged() && !frame.is_for_us() {
+        return pass_by(frame, parsed, id, member);
+    }
     // The route is asked before anything is changed: what is for this host (the
     // answer to a health check) or stays on its link is never translated.
     let mut fib = FibParameters::default();
-    let egress = match route(frame, parsed, member, &mut fib) {
-        BPF_FIB_LKUP_RET_SUCCESS => maps::link(maps::find_link(fib.ifindex, [0; 2])),
+    let egress = match route(frame, parsed, member.vip, parsed.destination(), &mut fib) {
+        BPF_FIB_LKUP_RET_SUCCESS => fib.link(),
         BPF_FIB_LKUP_RET_NOT_FWDED => return Verdict::PASS,
         BPF_FIB_LKUP_RET_FWD_DISABLED => {
             stats::event(member.service, Event::ForwardingOff);
@@ -212,6 +217,7 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
         }
         _ => None,
     };
+    let link = by_us(frame, egress);
     if !nat::has_hop(&frame.packet, parsed) {
         return Verdict::drop(member.service, DropReason::TtlExceeded as u32);
     }
@@ -219,18 +225,50 @@ fn translate(frame: &Frame<'_>, parsed: &Parsed, id: u32) -> Verdict {
         return Verdict::drop(member.service, DropReason::Malformed as u32);
     }
     stats::replied(id, parsed.frame_bytes().into());
-    let Some(link) = egress else {
-        // The kernel resolves the neighbour, or knows a way that we don't; it
-        // uses up the hop itself.
-        stats::event(member.service, Event::ReplyUnresolved);
+    send(frame, parsed, member.service, link, &fib)
+}
+
+/// Sends a reply that was rewritten by the link and to the neighbour that the
+/// kernel named, or leaves it to the kernel.
+#[inline(always)]
+pub fn send(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: u32,
+    link: Option<&LinkEntry>,
+    fib: &FibParameters,
+) -> Verdict {
+    let Some(link) = link else {
+        stats::event(service, Event::ReplyUnresolved);
         return Verdict::PASS;
     };
     nat::hop(&frame.packet, parsed);
     frame
         .ethernet
         .set_destination(MacWords::new(fib.destination_mac));
+    if link.flags & link_flag::BRIDGE != 0 {
+        return Verdict::PASS;
+    }
     frame.ethernet.set_source(MacWords::new(link.mac));
     Verdict::send(link.ifindex, frame.ingress.ifindex)
+}
+
+/// The link, if this program sends by it. Otherwise the kernel resolves the
+/// neighbour, or knows a way that we don't; it uses up the hop itself.
+#[inline(always)]
+pub fn by_us(frame: &Frame<'_>, link: Option<&'static LinkEntry>) -> Option<&'static LinkEntry> {
+    link.filter(|link| Way::of(frame, link) != Way::Kernel)
+}
+
+/// A reply on a bridge that is addressed to somebody behind the other port: the
+/// bridge carries it on, and is no hop.
+#[inline(always)]
+fn pass_by(frame: &Frame<'_>, parsed: &Parsed, id: u32, member: &MemberEntry) -> Verdict {
+    if !rewrite_source(&frame.packet, parsed, member) {
+        return Verdict::drop(member.service, DropReason::Malformed as u32);
+    }
+    stats::replied(id, parsed.frame_bytes().into());
+    Verdict::PASS
 }
 
 #[inline(never)]
@@ -248,7 +286,7 @@ fn rewrite_source(packet: &Packet, parsed: &Parsed, member: &MemberEntry) -> boo
 /// `struct bpf_fib_lookup` of linux/bpf.h: the question and the answer.
 #[repr(C)]
 #[derive(Default)]
-struct FibParameters {
+pub struct FibParameters {
     address_family: u8,
     l4_protocol: u8,
     source_port: u16,
@@ -265,17 +303,31 @@ struct FibParameters {
     destination_mac: Mac,
 }
 
+impl FibParameters {
+    /// The device that the answer names, if it is one of ours.
+    #[inline(always)]
+    pub fn link(&self) -> Option<&'static LinkEntry> {
+        maps::link(maps::find_link(self.ifindex, [0; 2]))
+    }
+}
+
 const _: () = assert!(size_of::<FibParameters>() == size_of::<bpf_fib_lookup_abi>());
 
 /// The kernel's route to a reply's destination, as if it came from the VIP. An
 /// errno of the helper is none of the codes.
 #[inline(always)]
-fn route(frame: &Frame<'_>, parsed: &Parsed, member: &MemberEntry, fib: &mut FibParameters) -> u32 {
+pub fn route(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    vip: Addr,
+    client: Addr,
+    fib: &mut FibParameters,
+) -> u32 {
     fib.address_family = if parsed.is_v4() { AF_INET } else { AF_INET6 };
     fib.l4_protocol = parsed.protocol();
     fib.ifindex = frame.ingress.device;
-    fib.source = member.vip;
-    fib.destination = parsed.destination();
+    fib.source = vip;
+    fib.destination = client;
     // SAFETY: the context is the program's own, the parameters are on the stack
     // and laid out as the kernel's, see the assertion above.
     let result = unsafe {

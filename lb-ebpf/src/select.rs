@@ -58,19 +58,25 @@ impl track::World for World<'_> {
     }
 }
 
-impl Meter for World<'_> {
+/// The service that chooses.
+struct Chooser {
+    service: &'static ServiceEntry,
+    flows: Flows,
+}
+
+impl Meter for Chooser {
     #[inline(always)]
     fn max(&self, member: u32) -> u32 {
-        maps::load_of(member).max
+        Loads.max(member)
     }
 
     #[inline(always)]
     fn add(&self, member: u32, by: u64) -> Counts {
-        maps::count_flows(member, by)
+        Loads.add(member, by)
     }
 }
 
-impl World<'_> {
+impl Chooser {
     /// A word of `SLOTS`.
     #[inline(always)]
     fn word(index: u32) -> u64 {
@@ -78,7 +84,7 @@ impl World<'_> {
     }
 }
 
-impl Members for World<'_> {
+impl Members for Chooser {
     #[inline(always)]
     fn in_slot(&self, index: u32) -> u32 {
         SlotWord(Self::word(self.service.slot_offset.wrapping_add(index))).current()
@@ -96,17 +102,17 @@ impl Members for World<'_> {
 
     #[inline(always)]
     fn ask(&self, member: u32, by: u64) -> u32 {
-        ask(self.service.id, member, by)
+        lb_ask(self.service.id, member, by)
     }
 
     #[inline(always)]
     fn weigh(&self, member: u32) -> u64 {
-        weigh(self.service.id, member)
+        lb_weigh(self.service.id, member)
     }
 
     #[inline(always)]
-    fn blur(&self, number: u32) -> u32 {
-        self.flows.hide(u64::from(number)) as u32
+    fn blur(&self, number: u64) -> u64 {
+        self.flows.hide(number)
     }
 }
 
@@ -130,8 +136,10 @@ fn takes_new(service: u32, member: u32) -> bool {
     maps::member(member).is_some_and(|m| m.service == service && MemberState(m.state).takes_new())
 }
 
+/// Global like [`lb_choose`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn ask(service: u32, member: u32, by: u64) -> u32 {
+pub extern "C" fn lb_ask(service: u32, member: u32, by: u64) -> u32 {
     schedule::ask(&Loads, takes_new(service, member), member, by)
 }
 
@@ -140,8 +148,10 @@ fn admit(member: u32, by: u64) -> u32 {
     load::admit(&Loads, member, by) as u32
 }
 
+/// Global like [`lb_choose`].
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn weigh(service: u32, member: u32) -> u64 {
+pub extern "C" fn lb_weigh(service: u32, member: u32) -> u64 {
     let load = maps::load_of(member);
     let takes_new = takes_new(service, member);
     schedule::weigh(takes_new, Counts(load.counts), load.max, load.weight)
@@ -150,12 +160,18 @@ fn weigh(service: u32, member: u32) -> u64 {
 impl full::Service for World<'_> {
     #[inline(always)]
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice {
-        Choice(choose(self, hash, home, by))
+        maps::set_chooser(self.service);
+        Choice(lb_choose(hash, by, home))
     }
 
     #[inline(always)]
     fn admit(&self, member: u32, by: u64) -> u32 {
-        admit(member, by)
+        self.flows.hide(u64::from(admit(member, by))) as u32
+    }
+
+    #[inline(always)]
+    fn give_back(&self, member: u32, by: u64) {
+        maps::count_flows(member, by.wrapping_neg());
     }
 
     #[inline(always)]
@@ -165,15 +181,26 @@ impl full::Service for World<'_> {
     }
 }
 
+/// A global function: the verifier checks it once, for any arguments, and not
+/// once for each state that a call is made in. So what it needs besides stands
+/// in a map.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn choose(world: &World<'_>, hash: u64, home: u32, by: u64) -> u32 {
-    let policy = Policy {
-        scheduler: world.service.scheduler,
-        cycle: world.service.cycle,
-        slots: world.service.slot_size,
-        groups: world.service.list_sizes,
+pub extern "C" fn lb_choose(hash: u64, by: u64, home: u32) -> u32 {
+    let (Some(service), Some(config)) = (maps::chooser(), maps::config()) else {
+        return Choice::NOBODY.0;
     };
-    schedule::choose(world, &policy, hash, home, by).0
+    let chooser = Chooser {
+        service,
+        flows: Flows::forward(config),
+    };
+    let policy = Policy {
+        scheduler: service.scheduler,
+        cycle: service.cycle,
+        slots: service.slot_size,
+        groups: service.list_sizes,
+    };
+    schedule::choose(&chooser, &policy, hash, home, by).0
 }
 
 /// The member's id and record.
@@ -184,27 +211,36 @@ pub fn member(
     parsed: &Parsed,
     flow_hash: u64,
 ) -> Result<(u32, &'static MemberEntry), DropReason> {
-    let place = if service.flags & service_flag::BY_SOURCE == 0 {
-        flow_hash
-    } else {
-        source_hash(frame.config, service, parsed)
-    };
-    let index = scale(hash::tag(place), service.slot_size).wrapping_add(service.slot_offset);
-    let slot = maps::slot(index).ok_or(DropReason::Inconsistent)?;
-    let id = if service.flags & service_flag::FULL_TRACKING != 0 {
-        let kind = kind(frame, service, parsed);
-        fully_tracked(frame.config, service, &slot, flow_hash, kind)
-    } else if slot.word.is_tracked() {
+    let slot = slot(frame.config, service, parsed, flow_hash).ok_or(DropReason::Inconsistent)?;
+    let id = if slot.word.is_tracked() {
         let kind = kind(frame, service, parsed);
         tracked(frame.config, service, &slot, flow_hash, kind)
     } else {
         slot.word.current()
     };
+    record(service, id)
+}
+
+/// The id and record of the member of a flow under full tracking.
+#[inline(always)]
+pub fn chosen(
+    frame: &Frame<'_>,
+    service: &ServiceEntry,
+    parsed: &Parsed,
+    flow_hash: u64,
+) -> Result<(u32, &'static MemberEntry), DropReason> {
+    let slot = slot(frame.config, service, parsed, flow_hash).ok_or(DropReason::Inconsistent)?;
+    let kind = kind(frame, service, parsed);
+    match fully_tracked(frame.config, service, &slot, flow_hash, kind) {
+        NO_ROOM => Err(DropReason::MaxConnections),
+        id => record(service, id),
+    }
+}
+
+#[inline(always)]
+fn record(service: &ServiceEntry, id: u32) -> Result<(u32, &'static MemberEntry), DropReason> {
     if id == 0 {
         return Err(DropReason::NoBackend);
-    }
-    if id == NO_ROOM {
-        return Err(DropReason::MaxConnections);
     }
     let member = maps::member(id).ok_or(DropReason::Inconsistent)?;
     if !MemberState(member.state).serves() {
@@ -214,6 +250,24 @@ pub fn member(
         return Err(DropReason::Inconsistent);
     }
     Ok((id, member))
+}
+
+/// The slot of a packet.
+#[inline(always)]
+fn slot(config: &Config, service: &ServiceEntry, parsed: &Parsed, flow_hash: u64) -> Option<Slot> {
+    let place = if service.flags & service_flag::BY_SOURCE == 0 {
+        flow_hash
+    } else {
+        source_hash(config, service, parsed)
+    };
+    let index = scale(hash::tag(place), service.slot_size).wrapping_add(service.slot_offset);
+    maps::slot(index)
+}
+
+/// The hash of a packet's flow.
+#[inline(never)]
+pub fn flow_hash(config: &Config, parsed: &Parsed) -> u64 {
+    hash::flow_hash(config.hash_key, &parsed.tuple())
 }
 
 /// What places a packet of a service by source: the hash of its source's prefix.
@@ -230,14 +284,17 @@ fn source_hash(config: &Config, service: &ServiceEntry, parsed: &Parsed) -> u64 
 /// What a packet means to its flow.
 #[inline(always)]
 fn kind(frame: &Frame<'_>, service: &ServiceEntry, parsed: &Parsed) -> Kind {
-    match service.udp {
+    let kind = match service.udp {
         udp::STATELESS => parsed.kind(),
         udp::TRACKED => Kind::Datagram,
         _ => frame
             .packet
             .at::<[u8; quic::BYTES]>(parsed.offset() + UDP)
             .map_or(Kind::Data, |first| quic::kind(first.read())),
-    }
+    };
+    // What follows is the same for the verifier whatever it is.
+    let number = Flows::forward(frame.config).hide(u64::from(kind as u32));
+    Kind::of_number(number as u32)
 }
 
 #[inline(always)]

@@ -25,6 +25,8 @@ pub mod conns;
 pub mod daemon;
 pub mod demo;
 mod evidence;
+pub mod ipvs;
+pub mod machine;
 pub mod netns;
 pub mod packet;
 pub mod process;
@@ -32,5 +34,6 @@ pub mod program;
 pub mod servers;
 pub mod site;
 pub mod topology;
+pub mod tunnel;
 
 pub use evidence::check;

@@ -16,7 +16,7 @@ use anyhow::{Context as _, Result, anyhow, bail, ensure};
 
 use crate::{
     cleanup::{Leftover, TempDir, Undo},
-    evidence,
+    evidence, machine,
 };
 
 /// Most of a log that is printed when a test fails, in bytes.
@@ -243,12 +243,13 @@ pub fn wait_for(
 }
 
 /// Waits until something succeeds, and returns its value; the error tells the
-/// last failure.
+/// last failure. In the test machine it may take longer than `timeout`.
 pub fn wait_ok<T>(
     what: impl Display,
     timeout: Duration,
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
+    let timeout = timeout * machine::patience();
     let until = Instant::now() + timeout;
     loop {
         match attempt() {

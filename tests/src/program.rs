@@ -13,6 +13,7 @@ use aya::{
 };
 use lb_common::{
     abi::{self, Config, LinkEntry, MemberEntry, MemberStats, SampleEntry, ServiceEntry, map},
+    binding::Ring,
     counter::{DropReason, Event},
     net::{Addr, Be16, Mac, NextHop},
     slot::SlotWord,
@@ -21,6 +22,7 @@ use lb_control::dataplane::object::DATA_PATH;
 
 use crate::cleanup::{self, Bpffs, TempDir};
 
+mod full_nat;
 mod ingress;
 
 /// XDP's actions by number.
@@ -51,6 +53,8 @@ pub struct Sizes {
     pub slots: u32,
     /// Buckets of each flow table.
     pub buckets: u32,
+    /// Full NAT's bindings.
+    pub bindings: u32,
 }
 
 impl Default for Sizes {
@@ -60,6 +64,7 @@ impl Default for Sizes {
             members: 1024,
             slots: 1 << 17,
             buckets: 1024,
+            bindings: 4096,
         }
     }
 }
@@ -86,6 +91,12 @@ impl Program {
     /// Loads the object with a configuration under which time stands still
     /// until [`Self::set_ticks`] moves it, and without links.
     pub fn load(sizes: Sizes) -> Result<Self> {
+        Self::load_logging(sizes, 0)
+    }
+
+    /// As [`Self::load`], with the debug log up to `level` compiled in: 0 is
+    /// none, 5 all. Nobody reads it.
+    pub fn load_logging(sizes: Sizes, level: u8) -> Result<Self> {
         cleanup::sweep();
         let dir = TempDir::new()?;
         let fs = Bpffs::mount(&dir)?;
@@ -105,7 +116,13 @@ impl Program {
             .map_max_entries(map::STATS, sizes.members)
             .map_max_entries(map::FLOWS, sizes.buckets)
             .map_max_entries(map::REPLY_FLOWS, sizes.buckets)
-            .override_global(aya_log_level(), &0u8, true);
+            .map_max_entries(map::NAT_FLOWS, sizes.buckets)
+            .map_max_entries(map::BINDINGS, sizes.bindings + 1)
+            .map_max_entries(
+                map::FREE_PORTS,
+                Ring::lines(Ring::capacity_for(sizes.bindings)),
+            )
+            .override_global(aya_log_level(), &level, true);
         let mut ebpf = loader
             .load(DATA_PATH)
             .context("can't load the data path's object")?;
@@ -147,6 +164,8 @@ impl Program {
                 longest_idle_units: 990,
                 flow_buckets: sizes.buckets,
                 reply_buckets: sizes.buckets,
+                nat_buckets: sizes.buckets,
+                free_ports: Ring::capacity_for(sizes.bindings),
                 ..Config::default()
             };
         })?;
@@ -236,7 +255,7 @@ impl Program {
             family,
             reserved: [0; 3],
         };
-        let entry = abi::VipEntry { owner, reserved: 0 };
+        let entry = abi::VipEntry { owner, flags: 0 };
         Ok(self.hash(map::VIPS)?.insert(key, entry, 0)?)
     }
 

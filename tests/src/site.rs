@@ -167,7 +167,15 @@ impl Site {
         Self::start(topology, config, true)
     }
 
-    fn start(topology: Topology, config: Config, with_web: bool) -> Result<Self> {
+    /// As [`Self::full`], in a topology that was built before.
+    pub fn full_in(topology: Topology, adapt: impl FnOnce(&mut Config)) -> Result<Self> {
+        let mut config = full_config(&topology);
+        adapt(&mut config);
+        Self::start(topology, config, true)
+    }
+
+    /// A site in a topology that is there, with nginx or without.
+    pub fn start(topology: Topology, config: Config, with_web: bool) -> Result<Self> {
         let mut web = vec![];
         let mut echo = vec![];
         let ports = LIST.into_iter().chain(RANGE.0..=RANGE.1);

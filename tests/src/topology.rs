@@ -6,6 +6,7 @@
 //! NatTwoArmed         client – router – balancer – [switch: backends]
 //! NatOneArmed         client – router – [switch: balancer, backends], two subnets
 //! NatFlatOneArmed     client – router – [switch: balancer, backends], one subnet
+//! NatBridged          client – router – balancer (br0) – [switch: backends], one subnet
 //! ```
 //!
 //! Addresses end alike in every topology: router .1, balancer .10 (and .1 of
@@ -24,6 +25,7 @@
 
 mod build;
 mod offloads;
+mod trunk;
 mod wire;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -31,6 +33,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use anyhow::{Context as _, Result};
 
 pub use offloads::Offloads;
+pub use trunk::{BOND, BondMode, INSIDE_VLAN, OUTSIDE_VLAN};
 pub use wire::Wires;
 
 use crate::{
@@ -52,22 +55,33 @@ pub enum Kind {
     /// NAT, flat, one-armed: the VIP is in the servers' subnet, and their
     /// default route is the balancer.
     NatFlatOneArmed,
+    /// NAT, flat, bridged, two-armed: the balancer bridges the router's and the
+    /// servers' side; the servers' default route is the router.
+    NatBridged,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Dsr,
         Self::NatTwoArmed,
         Self::NatOneArmed,
         Self::NatFlatOneArmed,
+        Self::NatBridged,
     ];
+
+    /// Whether the balancer is between the router and the servers.
+    pub const fn is_two_armed(self) -> bool {
+        matches!(self, Self::NatTwoArmed | Self::NatBridged)
+    }
 
     /// The forwarding method it is made for, as the configuration calls it.
     pub const fn forwarding(self) -> &'static str {
         match self {
             Self::Dsr => "l2-dsr",
-            Self::NatTwoArmed | Self::NatOneArmed | Self::NatFlatOneArmed => "nat",
+            Self::NatTwoArmed | Self::NatOneArmed | Self::NatFlatOneArmed | Self::NatBridged => {
+                "nat"
+            }
         }
     }
 }
@@ -256,7 +270,7 @@ impl Topology {
         let mut out = format!("  {}\n   |\n  {}\n", addr(&self.client), addr(&self.router));
         out.push_str("   |\n");
         match self.kind {
-            Kind::NatTwoArmed => {
+            Kind::NatTwoArmed | Kind::NatBridged => {
                 out.push_str(&format!(
                     "  {}  VIP {}\n   |\n",
                     addr(&self.balancer),

@@ -319,6 +319,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_bindings: 64,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,
@@ -329,6 +330,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             manage_sysctls: true,
         },
         metrics: None,
+        full_nat: None,
         pools: BTreeMap::from([(
             "web".to_owned(),
             Pool {
@@ -355,6 +357,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             protocol: Protocol::Tcp,
             forwarding: ForwardingMethod::L2Dsr,
             replies: Replies::Port,
+            topology: Default::default(),
             pool: "web".to_owned(),
             table_size: 101,
             table_size_is_explicit: false,

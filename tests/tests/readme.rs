@@ -15,7 +15,9 @@ use lb_common::{
 use lb_control::{
     cli::Cli,
     config, metrics,
-    status::{BackendStatus, Histogram, InterfaceStatus, ProbeStatus, ServiceStatus, Snapshot},
+    status::{
+        BackendStatus, Histogram, InterfaceStatus, PoolStatus, ProbeStatus, ServiceStatus, Snapshot,
+    },
 };
 
 fn root() -> PathBuf {
@@ -156,6 +158,14 @@ fn metric_names() -> BTreeSet<String> {
     snapshot.status.events.insert("arp_reply".into(), 1);
     snapshot.services = vec![ServiceStatus::default()];
     snapshot.backends = vec![BackendStatus::default()];
+    snapshot.status.full_nat = vec![PoolStatus {
+        address: [192, 0, 2, 1].into(),
+        free: 1,
+        used: 0,
+        resting: 0,
+        removed: 0,
+        draining: false,
+    }];
     snapshot.probes = vec![ProbeStatus {
         results: [("passed".to_owned(), 1)].into(),
         durations: Histogram {
@@ -241,6 +251,11 @@ fn every_map_is_explained() {
         map::EVENTS,
         map::SAMPLE,
         map::NEIGHBOUR_REQUESTS,
+        map::NAT_POOL,
+        map::BINDINGS,
+        map::FREE_PORTS,
+        map::NAT_FLOWS,
+        map::LOCAL,
         map::CLOCK,
         map::PROGRAMS,
         map::WORK,

@@ -3,6 +3,7 @@
 //! This file only dispatches; each subcommand is the module of its name.
 
 mod build;
+mod follow;
 mod launch;
 mod libtest;
 mod lint;
@@ -11,10 +12,12 @@ mod setup;
 mod suites;
 mod test;
 mod tidy;
+mod vm;
 mod workspace;
 
 use std::{ffi::OsString, process::ExitCode};
 
+use anyhow::Result;
 use clap::{Parser, Subcommand};
 
 #[derive(Parser)]
@@ -54,6 +57,15 @@ enum Task {
         #[arg(long)]
         full: bool,
     },
+    /// Run the suite `vm` alone: Linux 6.1 under emulation, and what this kernel can't do
+    VmTest {
+        /// Everything that is run there, not a representative part
+        #[arg(long)]
+        full: bool,
+        /// Only tests with one of these in their names
+        #[arg(value_name = "NAME")]
+        names: Vec<String>,
+    },
     /// Balance real HTTP over three servers in network namespaces and show what happens
     Demo {
         /// Passed to lb-demo (try `-- --help`)
@@ -70,21 +82,27 @@ enum Task {
 
 fn main() -> ExitCode {
     let done = match Cli::parse().task {
-        Task::Setup { check: false } => setup::run(),
+        Task::Setup { check: false } => setup::run().and_then(|()| setup::machine()),
         Task::Setup { check: true } => setup::check(),
         Task::Build { release } => build::run(release),
         Task::Lint => lint::run(),
         Task::Tidy => tidy::run(),
-        Task::Test { suite, full } => match test::run(&suite, full) {
-            // It has said so, and its closing line stays the last one.
-            Ok(false) => return ExitCode::FAILURE,
-            other => other.map(|_| ()),
-        },
+        Task::Test { suite, full } => return exit(test::run(&suite, full, &[])),
+        Task::VmTest { full, names } => {
+            return exit(test::run(&[suites::MACHINE.to_owned()], full, &names));
+        }
         Task::Demo { args } => launch::run("lb-demo", &args),
         Task::Bench { args } => launch::run("lb-bench", &args),
     };
+    exit(done.map(|()| true))
+}
+
+/// The exit status of a task that says whether all is well; when it isn't, it
+/// has said so, and its closing line stays the last one.
+fn exit(done: Result<bool>) -> ExitCode {
     match done {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE

@@ -1,7 +1,7 @@
 //! `cargo xtask setup`: installs or detects all that the build and the tests
 //! need. Does nothing, in well under two seconds, where all is there.
 
-mod apt;
+pub mod apt;
 mod compiler;
 mod linker;
 mod packages;
@@ -15,7 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 use self::compiler::{Choice, Compiler, Core};
 use crate::{
-    process,
+    process, vm,
     workspace::{self, BPF_TOOLCHAIN},
 };
 
@@ -29,6 +29,18 @@ pub fn run() -> Result<()> {
         "setup: all there: {} packages, {compiler} as `{BPF_TOOLCHAIN}`, {linker}",
         packages::TOOLS.len()
     );
+    Ok(())
+}
+
+/// Fetches what the test machine is made of. On another system than Debian for
+/// amd64 that can't be had: said once, and the suite that needs it fails.
+pub fn machine() -> Result<()> {
+    if !apt::is_debian() || !cfg!(target_arch = "x86_64") {
+        process::step("no test machine here: it is made of Debian's packages for amd64");
+        return Ok(());
+    }
+    let parts = vm::parts::ensure().context("the test machine")?;
+    eprintln!("setup: a test machine with Linux {}", parts.version()?);
     Ok(())
 }
 
@@ -52,6 +64,13 @@ pub fn check() -> Result<()> {
         items.push((component.name, found.ok_or("for `cargo xtask lint`".into())));
     }
     items.extend(check_bpf());
+    items.push((
+        "test machine",
+        match vm::parts::Parts::find()? {
+            Some(parts) => Ok(format!("Linux {}", parts.version()?)),
+            None => Err("for the suite `vm`".into()),
+        },
+    ));
     for (item, state) in &items {
         match state {
             Ok(found) => println!("ok       {item}: {found}"),

@@ -15,6 +15,9 @@ use crate::workspace::{self, BPF_CRATE, TESTS_CRATE};
 /// Name of the suite of examples in the documentation.
 pub const DOC: &str = "doc";
 
+/// Name of the suite that is run in the test machine.
+pub const MACHINE: &str = "vm";
+
 /// A test binary.
 #[derive(Clone, Debug)]
 pub struct Binary {
@@ -35,6 +38,19 @@ pub struct Suite {
     pub serial: bool,
     /// It is a failure if none of its tests is run.
     pub required: bool,
+    /// What is run in the test machine instead of `binaries`, if anything is.
+    pub machine: Vec<Guest>,
+}
+
+/// A test binary in the test machine.
+#[derive(Clone, Debug)]
+pub struct Guest {
+    /// The binary.
+    pub binary: Binary,
+    /// Names of tests that are run there where not everything is; none is all.
+    pub filters: Vec<String>,
+    /// Its tests are run one at a time.
+    pub serial: bool,
 }
 
 /// What [`build`] leaves.
@@ -147,6 +163,7 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
                     binaries,
                     serial: false,
                     required: true,
+                    machine: Vec::new(),
                 });
             }
             continue;
@@ -156,6 +173,7 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
             binaries: unit.into_iter().map(binary).collect(),
             serial: false,
             required: false,
+            machine: Vec::new(),
         });
         let serial = serial_names(package)?;
         for artifact in integration {
@@ -169,7 +187,12 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
                 binaries: vec![binary(artifact)],
                 serial,
                 required: true,
+                machine: Vec::new(),
             });
+        }
+        let guests = guests(package, &root)?;
+        if let Some(suite) = root.iter_mut().find(|suite| suite.name == MACHINE) {
+            suite.machine = guests;
         }
         let missing = serial
             .iter()
@@ -186,6 +209,7 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
         binaries: Vec::new(),
         serial: false,
         required: false,
+        machine: Vec::new(),
     });
     host.append(&mut root);
     Ok(host)
@@ -200,6 +224,37 @@ fn serial_names(package: &Value) -> Result<Vec<&str>> {
         .as_array()
         .and_then(|names| names.iter().map(Value::as_str).collect());
     names.context("[package.metadata.lb] serial must be a list of names")
+}
+
+/// `[package.metadata.lb.machine]` of the tests crate: a suite, and the names of
+/// its tests that are run in the test machine.
+fn guests(package: &Value, suites: &[Suite]) -> Result<Vec<Guest>> {
+    let Some(table) = package["metadata"]["lb"].get("machine") else {
+        return Ok(Vec::new());
+    };
+    let table = table
+        .as_object()
+        .context("[package.metadata.lb.machine] must be a table")?;
+    let mut guests = Vec::new();
+    for (name, filters) in table {
+        let suite = suites.iter().find(|suite| suite.name == *name);
+        let suite = suite.with_context(|| {
+            format!("[package.metadata.lb.machine] names {name:?}, which is no suite")
+        })?;
+        let filters: Option<Vec<_>> = filters.as_array().and_then(|filters| {
+            let names = filters.iter().map(|name| name.as_str().map(str::to_owned));
+            names.collect()
+        });
+        let filters = filters.with_context(|| {
+            format!("[package.metadata.lb.machine] {name} must be a list of names")
+        })?;
+        guests.extend(suite.binaries.iter().map(|binary| Guest {
+            binary: binary.clone(),
+            filters: filters.clone(),
+            serial: suite.serial,
+        }));
+    }
+    Ok(guests)
 }
 
 /// The command that runs the examples in the documentation. With cargo's own
@@ -273,6 +328,38 @@ mod tests {
     #[test]
     fn a_serial_suite_that_does_not_exist_is_an_error() {
         assert!(found(&json!(["vrpp"])).is_err());
+    }
+
+    fn found_in_machine(machine: &Value) -> Result<Vec<Suite>> {
+        let mut metadata = metadata(&json!([]));
+        metadata["packages"][0]["metadata"]["lb"]["machine"] = machine.clone();
+        let artifacts = [artifact("t", "vm", "test"), artifact("t", "nat", "test")];
+        collect(&metadata, &artifacts)
+    }
+
+    #[test]
+    fn the_test_machine_runs_what_is_listed() {
+        let suites = found_in_machine(&json!({"nat": ["flow"], "vm": []})).unwrap();
+        let vm = suites.iter().find(|suite| suite.name == MACHINE).unwrap();
+        let guests: Vec<_> = vm
+            .machine
+            .iter()
+            .map(|guest| (guest.binary.path.to_str().unwrap(), guest.filters.concat()))
+            .collect();
+        assert_eq!(
+            guests,
+            [
+                ("target/nat", "flow".to_owned()),
+                ("target/vm", String::new())
+            ]
+        );
+        let others = suites.iter().filter(|suite| suite.name != MACHINE);
+        assert!(others.into_iter().all(|suite| suite.machine.is_empty()));
+    }
+
+    #[test]
+    fn a_suite_in_the_test_machine_that_does_not_exist_is_an_error() {
+        assert!(found_in_machine(&json!({"nta": []})).is_err());
     }
 
     #[test]

@@ -1,38 +1,39 @@
 //! `cargo xtask test`: builds and runs the suites and sums them up.
 
 use std::{
-    io::{BufRead as _, BufReader},
     path::Path,
-    process::{Child, Command, Stdio},
-    sync::mpsc::{self, RecvTimeoutError},
-    thread,
+    process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
 
 use crate::{
+    follow::{follow, seconds},
     libtest::{Counts, Reader},
     process, setup,
     suites::{self, Suite},
+    vm,
 };
 
 /// A binary that takes longer is stopped, or a hanging test would hang CI.
 const LIMIT: Duration = Duration::from_secs(15 * 60);
 
-/// Pause between two looks at a silent test binary.
-const LOOK: Duration = Duration::from_millis(200);
+/// As [`LIMIT`], for complete matrices under emulation.
+const FULL_MACHINE_LIMIT: Duration = Duration::from_secs(90 * 60);
 
-/// Runs the suites called `names`, or all. The last line on standard output is
+/// Runs the suites called `names`, or all; of those in the test machine only
+/// tests that have one of `tests` in their names, if there are any. The last line on standard output is
 /// `N passed, N failed, N skipped`. Whether nothing failed; a suite that executed
 /// no test counts as a failure.
-pub fn run(names: &[String], full: bool) -> Result<bool> {
+pub fn run(names: &[String], full: bool, tests: &[String]) -> Result<bool> {
     if !process::is_root() {
         bail!(
             "the suites make network namespaces and load BPF programs: run `cargo xtask test` as root"
         );
     }
     setup::run()?;
+    setup::machine()?;
     process::step("building lbctl and the tests");
     let start = Instant::now();
     let built = match suites::build() {
@@ -48,7 +49,7 @@ pub fn run(names: &[String], full: bool) -> Result<bool> {
     for suite in suites::select(built.suites, names)? {
         process::step(&suite.name);
         let start = Instant::now();
-        let mut counts = run_suite(&suite, &built.lbctl, full);
+        let mut counts = run_suite(&suite, &built.lbctl, full, tests);
         if suite.required && counts.passed + counts.failed == 0 {
             println!(
                 "{}: no test was executed, which counts as a failure",
@@ -63,9 +64,12 @@ pub fn run(names: &[String], full: bool) -> Result<bool> {
     Ok(total.failed == 0)
 }
 
-fn run_suite(suite: &Suite, lbctl: &Path, full: bool) -> Counts {
+fn run_suite(suite: &Suite, lbctl: &Path, full: bool, tests: &[String]) -> Counts {
     if suite.name == suites::DOC {
         return run_command(suites::doc_command());
+    }
+    if !suite.machine.is_empty() {
+        return run_in_machine(suite, lbctl, full, tests);
     }
     let mut counts = Counts::default();
     for binary in &suite.binaries {
@@ -86,6 +90,53 @@ fn run_suite(suite: &Suite, lbctl: &Path, full: bool) -> Counts {
     counts
 }
 
+/// Runs the suite's harnesses in the test machine, one after the other.
+fn run_in_machine(suite: &Suite, lbctl: &Path, full: bool, tests: &[String]) -> Counts {
+    let jobs: Vec<_> = suite
+        .machine
+        .iter()
+        .map(|guest| {
+            let directory = guest.binary.directory.display().to_string();
+            let mut environment = vec![
+                ("CARGO_MANIFEST_DIR".to_owned(), directory.clone()),
+                ("LBCTL".to_owned(), lbctl.display().to_string()),
+                ("LB_TEST_MACHINE".to_owned(), "1".to_owned()),
+            ];
+            // The figures that tests print are results, too.
+            let mut argv = vec![
+                guest.binary.path.display().to_string(),
+                "--show-output".to_owned(),
+            ];
+            if guest.serial {
+                argv.push("--test-threads=1".to_owned());
+            }
+            if full {
+                environment.push(("LB_TEST_FULL".to_owned(), "1".to_owned()));
+            }
+            if !tests.is_empty() {
+                argv.extend(tests.iter().cloned());
+            } else if !full {
+                argv.extend(guest.filters.iter().cloned());
+            }
+            vm::Job {
+                argv,
+                directory,
+                environment,
+            }
+        })
+        .collect();
+    let limit = if full { FULL_MACHINE_LIMIT } else { LIMIT };
+    let mut reader = Reader::default();
+    let success = vm::run(&jobs, limit, |line| {
+        println!("{line}");
+        reader.line(line);
+    });
+    if let Err(error) = &success {
+        println!("{}: {error:#}", suite.name);
+    }
+    reader.finish(success.unwrap_or(false))
+}
+
 /// Runs one harness, passes its output on and counts.
 fn run_command(mut command: Command) -> Counts {
     let name = process::display(&command);
@@ -96,7 +147,7 @@ fn run_command(mut command: Command) -> Counts {
         .spawn()
         .with_context(|| format!("starting {name}"))
         .and_then(|child| {
-            follow(child, |line| {
+            follow(child, LIMIT, |line| {
                 println!("{line}");
                 reader.line(line);
             })
@@ -105,50 +156,6 @@ fn run_command(mut command: Command) -> Counts {
         println!("{name}: {error:#}");
     }
     reader.finish(success.unwrap_or(false))
-}
-
-/// Hands every line of the child's standard output to `line` until it ends;
-/// whether it ended well. A child that outstays [`LIMIT`] is killed.
-fn follow(mut child: Child, mut line: impl FnMut(&str)) -> Result<bool> {
-    let stdout = child.stdout.take().context("it has no standard output")?;
-    let (sender, lines) = mpsc::channel();
-    thread::spawn(move || {
-        for line in BufReader::new(stdout)
-            .split(b'\n')
-            .map_while(std::result::Result::ok)
-        {
-            if sender
-                .send(String::from_utf8_lossy(&line).into_owned())
-                .is_err()
-            {
-                return;
-            }
-        }
-    });
-    let start = Instant::now();
-    let mut ended = None;
-    loop {
-        match lines.recv_timeout(LOOK) {
-            Ok(text) => line(&text),
-            Err(RecvTimeoutError::Disconnected) => break,
-            // A process that a test left behind may hold the pipe open.
-            Err(RecvTimeoutError::Timeout) if ended.is_some() => break,
-            Err(RecvTimeoutError::Timeout) => {}
-        }
-        if ended.is_none() {
-            ended = child.try_wait()?;
-        }
-        if ended.is_none() && start.elapsed() > LIMIT {
-            child.kill()?;
-            child.wait()?;
-            bail!("stopped after {}", seconds(LIMIT));
-        }
-    }
-    let status = match ended {
-        Some(status) => status,
-        None => child.wait()?,
-    };
-    Ok(status.success())
 }
 
 fn print_table(results: &[(String, Counts, Duration)]) -> Counts {
@@ -182,8 +189,4 @@ fn close(
     }: Counts,
 ) {
     println!("{passed} passed, {failed} failed, {skipped} skipped");
-}
-
-fn seconds(time: Duration) -> String {
-    format!("{:.1} s", time.as_secs_f64())
 }

@@ -68,4 +68,7 @@ pub mod link_flag {
     /// A port of a Linux bridge, or the bridge: packets are rewritten and left
     /// to the bridge to forward, so that its spanning tree holds.
     pub const BRIDGE: u16 = 1;
+    /// Spanning tree keeps one of the bridge's ports from forwarding: another
+    /// balancer is on the way that frames take, and this one stands aside.
+    pub const BLOCKED: u16 = 2;
 }

@@ -15,16 +15,16 @@
 //!   counted from the flow's next packet on. So stray packets leave nothing.
 //! - Nobody takes new flows: they go to the slot's member while that serves.
 
-use super::{Decision, Entry, Kind, Times, World, is_old, keeps, press, put};
+use super::{Decision, Entry, Kind, Times, World, is_old, keeps, press};
 use crate::{
-    flow::{self, FlowKey, FlowWord, Mark, Place},
+    flow::{self, CONTROL, FlowKey, FlowTable as _, FlowWord, Mark, Place},
     load::{self, Room},
-    schedule::{Choice, Members},
+    schedule::Choice,
     slot::SlotWord,
 };
 
 /// The service of the packet.
-pub trait Service: World + Members {
+pub trait Service: World {
     /// Chooses a member for a new flow; see [`crate::schedule::choose`].
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice;
 
@@ -34,6 +34,26 @@ pub trait Service: World + Members {
     /// Takes a place for one more connection, if there is room: a
     /// [`Room`] as a number; see [`load::admit`].
     fn admit(&self, member: u32, by: u64) -> u32;
+
+    /// Gives back a place that [`Self::admit`] or [`Self::choose`] took.
+    fn give_back(&self, member: u32, by: u64);
+
+    /// What is left where nobody takes new flows: the slot's member, while it
+    /// serves.
+    #[inline(always)]
+    fn slots_own(&self, member: u32, by: u64) -> Choice {
+        if !self.state(member).serves() {
+            return Choice::NOBODY;
+        }
+        let room = self.admit(member, by);
+        if room == Room::Taken as u32 {
+            Choice(member)
+        } else if room == Room::Full as u32 {
+            Choice::FULL
+        } else {
+            Choice::CROWDED
+        }
+    }
 }
 
 /// What is decided on.
@@ -59,106 +79,133 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
         kind,
     } = question;
     let flows = world.flows();
-    let found = flow::find(flows, key, |entry| world.is_ours(entry.member()));
-    let mut stale = None;
-    if let Some(found) = found {
-        let entry = found.entry;
+    let Some(home) = flows.bucket(key.home) else {
+        return nothing(slot.current());
+    };
+    // Where the flow's entry stands; the control word's place if it has none.
+    // (Plain values of one shape, so that the data path's verifier goes on from
+    // here once.)
+    let (mut bucket, mut word, mut entry) = (home, CONTROL, FlowWord::EMPTY);
+    if let Some(found) = flow::find(flows, key, |entry| world.is_ours(entry.member())) {
+        (bucket, word, entry) = (found.bucket, found.word, found.entry);
+    }
+    let word = flows.blur(word);
+    let entry = FlowWord(flows.hide(entry.0));
+    if word != CONTROL {
         let state = world.state(entry.member());
-        let unsure = kind == Kind::Syn && entry.is_unsure();
-        if entry.is_live(times.now_ticks, times.idle)
+        let decides = entry.is_live(times.now_ticks, times.idle)
             && state.serves()
             && keeps(entry, state, kind)
-            && !unsure
+            && !(kind == Kind::Syn && entry.is_unsure());
+        let opens_again = kind == Kind::Syn && entry.is_closing();
+        if decides
+            && (!opens_again
+                || world.admit(entry.member(), load::OPEN) == Room::Taken as u32)
         {
             let new = entry.seen(times.now_ticks, kind.mark()).full();
-            let opens_again = kind == Kind::Syn && entry.is_closing();
             let place = if opens_again {
                 Place::Reserved
             } else {
                 Place::Free
             };
-            if !opens_again || world.admit(entry.member(), load::OPEN) == Room::Taken as u32 {
-                if new != entry
-                    && !flow::exchange(flows, found.bucket, found.word, entry, new, place)
-                    && opens_again
-                {
-                    load::give_back(world, entry.member(), load::OPEN);
-                }
-                return Decision {
-                    member: entry.member(),
-                    entry: Entry::Found,
-                };
+            if new != entry
+                && !flows.exchange(bucket, word, entry, new, place)
+                && opens_again
+            {
+                world.give_back(entry.member(), load::OPEN);
             }
+            return Decision {
+                member: entry.member(),
+                entry: Entry::Found,
+            };
         }
-        stale = Some(found);
     }
 
-    let base_serves = world.state(slot.base()).serves();
+    let is_true = |condition: bool| flows.hide(u64::from(condition)) != 0;
+    let base_serves = is_true(world.state(slot.base()).serves());
     let miss = if base_serves {
         slot.base()
     } else {
         slot.current()
     };
-    let has_old_flows = slot.is_tracked() && slot.base() != slot.current() && base_serves;
-    let opens = !is_old(slot, kind, times) || (kind == Kind::Datagram && !has_old_flows);
+    let has_old_flows =
+        is_true(slot.is_tracked() && slot.base() != slot.current() && base_serves);
+    let opens =
+        !is_old(slot, kind, times) || (kind == Kind::Datagram && !has_old_flows);
+    let opens = is_true(opens);
     let mark = kind.mark();
+    let by = if mark == Mark::Half {
+        load::HALF
+    } else {
+        load::OPEN
+    };
+    let mut wanted = miss;
     if opens {
-        let by = if mark == Mark::Half {
-            load::HALF
-        } else {
-            load::OPEN
-        };
         let mut choice = world.choose(hash, slot.current(), by);
-        if choice == Choice::NOBODY && world.state(slot.current()).serves() {
-            let room = world.admit(slot.current(), by);
-            choice = if room == Room::Taken as u32 {
-                Choice(slot.current())
-            } else if room == Room::Full as u32 {
-                Choice::FULL
-            } else {
-                Choice::CROWDED
-            };
-        }
-        if choice.is_member() {
-            let entry = FlowWord::new(key.tag, choice.0, times.now_ticks, mark).full();
-            if put(world, stale, key, entry, Place::Reserved, times) {
-                return Decision {
-                    member: choice.0,
-                    entry: Entry::Inserted,
-                };
-            }
-            load::give_back(world, choice.0, by);
+        if choice == Choice::NOBODY {
+            choice = world.slots_own(slot.current(), by);
         }
         if choice == Choice::NOBODY {
-            return Decision {
-                member: miss,
-                entry: Entry::None,
-            };
+            return nothing(miss);
         }
-        if choice == Choice::FULL || !world.has_room(miss) {
-            return Decision {
-                member: 0,
-                entry: Entry::NoRoom,
-            };
+        if choice == Choice::FULL {
+            return NO_ROOM;
         }
+        if choice == Choice::CROWDED {
+            return refused(world, slot, miss, opens, times);
+        }
+        wanted = choice.0;
+    }
+    let mut new = FlowWord::new(key.tag, wanted, times.now_ticks, mark).full();
+    if !opens && !(has_old_flows && kind != Kind::Rst) {
+        if mark != Mark::Open {
+            return nothing(miss);
+        }
+        new = new.unsure();
+    }
+    let place = if opens { Place::Reserved } else { Place::Free };
+    let new = FlowWord(flows.hide(new.0));
+    let done = if word != CONTROL {
+        flows.exchange(bucket, word, entry, new, place)
     } else {
-        let entry = FlowWord::new(key.tag, miss, times.now_ticks, mark).full();
-        let entry = if has_old_flows && kind != Kind::Rst {
-            entry
-        } else if mark == Mark::Open {
-            entry.unsure()
-        } else {
-            return Decision {
-                member: miss,
-                entry: Entry::None,
-            };
+        flow::insert(flows, key, new, place, times.now_ticks, times.longest_idle)
+    };
+    if done {
+        return Decision {
+            member: wanted,
+            entry: Entry::Inserted,
         };
-        if put(world, stale, key, entry, Place::Free, times) {
-            return Decision {
-                member: miss,
-                entry: Entry::Inserted,
-            };
-        }
+    }
+    if opens {
+        world.give_back(wanted, by);
+    }
+    refused(world, slot, miss, opens, times)
+}
+
+const NO_ROOM: Decision = Decision {
+    member: 0,
+    entry: Entry::NoRoom,
+};
+
+#[inline(always)]
+const fn nothing(member: u32) -> Decision {
+    Decision {
+        member,
+        entry: Entry::None,
+    }
+}
+
+/// A flow gets no entry: it goes to `miss`, if that may have another one.
+#[inline(always)]
+fn refused<W: Service>(
+    world: &W,
+    slot: SlotWord,
+    miss: u32,
+    opens: bool,
+    times: Times,
+) -> Decision {
+    if opens && !world.has_room(miss) {
+        return NO_ROOM;
     }
     if slot.is_tracked() {
         press(world, slot, times);

@@ -177,6 +177,10 @@ impl Service for Shop {
         load::admit(self, member, by) as u32
     }
 
+    fn give_back(&self, member: u32, by: u64) {
+        load::give_back(self, member, by);
+    }
+
     fn has_room(&self, member: u32) -> bool {
         let max = self.max[member as usize];
         max == 0 || self.total(member) < max

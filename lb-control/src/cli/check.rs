@@ -15,6 +15,9 @@ pub fn check(path: &Path) -> ExitCode {
     match config::load(path) {
         Ok(model) => {
             let _ = summary(&mut io::stdout().lock(), path, &model);
+            for warning in config::warnings(&model) {
+                let _ = writeln!(io::stderr().lock(), "warning: {warning}");
+            }
             ExitCode::SUCCESS
         }
         Err(errors) => {

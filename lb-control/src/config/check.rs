@@ -7,6 +7,7 @@ use super::{
     balance,
     document::Document,
     reader::{Errors, Path, nearest},
+    topology,
 };
 use crate::{
     model::{Backend, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service},
@@ -40,10 +41,12 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
             Some(pool) => service_and_pool(service, pool, &path, errors),
             None => no_pool(model, service, &path, errors),
         }
+        topology::check(service, &model.interfaces, &path.key("topology"), errors);
     }
     overlaps(model, errors);
     balance::decide(model, tracking, errors);
     capacities(model, errors);
+    full_nat(model, errors);
     decide_replies(model, replies, errors);
 }
 
@@ -152,14 +155,18 @@ fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors
                      the backend's port out, or use nat"
                 ),
             ),
-            (ForwardingMethod::Nat, Some(port)) if single_port.is_none() => errors.add(
-                at_pool(),
-                format!(
-                    "backend {name:?} has the fixed port {port}, but the service has several: \
+            (ForwardingMethod::Nat | ForwardingMethod::FullNat, Some(port))
+                if single_port.is_none() =>
+            {
+                errors.add(
+                    at_pool(),
+                    format!(
+                        "backend {name:?} has the fixed port {port}, but the service has several: \
                      which one a reply belongs to would be ambiguous; leave the backend's port \
                      out, or make a service for each port"
-                ),
-            ),
+                    ),
+                )
+            }
             _ => {}
         }
     }
@@ -248,6 +255,80 @@ fn capacities(model: &Model, errors: &Errors) {
     }
 }
 
+/// Full NAT's addresses: nobody else's, and enough of them.
+fn full_nat(model: &Model, errors: &Errors) {
+    let root = Path::default().key("full_nat");
+    let addresses = model.full_nat.iter().flat_map(|pool| &pool.addresses);
+    let mut seen = HashSet::new();
+    for (index, address) in addresses.enumerate() {
+        let path = root.key("addresses").index(index);
+        if !seen.insert(address) {
+            errors.add(path, format!("{address} is listed twice; remove one"));
+            continue;
+        }
+        if let Some(service) = model.services.iter().find(|s| s.address == *address) {
+            errors.add(
+                path.clone(),
+                format!(
+                    "{address} is the address of service {:?}; full NAT needs addresses of its own",
+                    service.name
+                ),
+            );
+        }
+        for (name, pool) in &model.pools {
+            if let Some(backend) = pool.backends.iter().find(|b| b.address == *address) {
+                errors.add(
+                    path.clone(),
+                    format!(
+                        "{address} is backend {:?} of pool {name:?}; full NAT needs addresses that \
+                         nobody else has",
+                        backend.name
+                    ),
+                );
+            }
+        }
+    }
+    if let Some(pool) = &model.full_nat {
+        let needed = pool.addresses.len() as u64 * u64::from(pool.ports());
+        let limit = model.dataplane.max_bindings;
+        if needed > u64::from(limit) {
+            errors.add(
+                root.key("addresses"),
+                format!(
+                    "{} addresses with {} ports each are {needed}, dataplane.max_bindings is {limit}; \
+                     raise max_bindings (at most 1048575), or give fewer addresses or ports",
+                    pool.addresses.len(),
+                    pool.ports()
+                ),
+            );
+        }
+    }
+    for (index, service) in model.services.iter().enumerate() {
+        let is_served = model.full_nat.iter().any(|pool| {
+            pool.addresses
+                .iter()
+                .any(|a| a.is_ipv4() == service.address.is_ipv4())
+        });
+        if service.forwarding == ForwardingMethod::FullNat && !is_served {
+            errors.add(
+                Path::default()
+                    .key("services")
+                    .index(index)
+                    .key("forwarding"),
+                format!(
+                    "full-nat needs an address to send from: give one of {} under \
+                     `full_nat: {{addresses: [...]}}`",
+                    if service.address.is_ipv4() {
+                        "IPv4"
+                    } else {
+                        "IPv6"
+                    }
+                ),
+            );
+        }
+    }
+}
+
 /// The ports a backend is reached at.
 fn backend_ports<'a>(service: &'a Service, own: &'a [(u16, u16)]) -> &'a [(u16, u16)] {
     if own.is_empty() {
@@ -300,7 +381,11 @@ fn decide_replies(model: &mut Model, asked: &[Option<Replies>], errors: &Errors)
         let path = Path::default().key("services").index(index).key("replies");
         if service.forwarding != ForwardingMethod::Nat {
             if asked.is_some() {
-                let why = "is for nat; with l2-dsr replies don't pass here: remove it";
+                let why = if service.forwarding == ForwardingMethod::FullNat {
+                    "is for nat; with full-nat a reply's destination tells its flow: remove it"
+                } else {
+                    "is for nat; with l2-dsr replies don't pass here: remove it"
+                };
                 errors.add(path, why);
             }
             continue;

@@ -5,11 +5,12 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     balance,
     reader::{At, Errors, Fields, Path},
-    value,
+    topology, value,
     yaml::Node,
 };
 use crate::model::{
-    Backend, Check, CheckKind, Dataplane, ForwardingMethod, GROUPS, Interface, Model, Pool, Ports,
+    Backend, Check, CheckKind, Dataplane, ForwardingMethod, FullNat, GROUPS, Interface, Model, Pool,
+    Ports,
     Protocol, Replies, Service, XdpMode,
 };
 
@@ -33,6 +34,8 @@ const LONGEST_IDLE: Duration = seconds(2 * 3600 + 15 * 60);
 const MOST_CONNECTIONS: u32 = 1 << 28;
 /// Member ids have 20 bits, and 0 is nobody.
 const MOST_MEMBERS: u32 = (1 << 20) - 1;
+/// Their indices stand in the place of member ids.
+const MOST_BINDINGS: u32 = MOST_MEMBERS;
 
 /// Reads the whole document.
 pub(super) fn read(root: &Node, errors: &Errors) -> Document {
@@ -48,6 +51,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         "metrics",
         "pools",
         "services",
+        "full_nat",
     ];
     let fields = at.fields(&known, &["vrrp", "sync", "dns", "snmp"]);
     let mut document = Document {
@@ -58,6 +62,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
             metrics: None,
             pools: BTreeMap::new(),
             services: Vec::new(),
+            full_nat: None,
         },
         replies: Vec::new(),
         tracking: Vec::new(),
@@ -78,6 +83,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         .get("metrics")
         .and_then(|at| at.fields(&["listen"], &[]))
         .and_then(|metrics| metrics.required("listen")?.read(value::socket_address));
+    model.full_nat = fields.get("full_nat").and_then(full_nat);
     for (name, at) in fields.get("pools").map(At::entries).unwrap_or_default() {
         if !value::is_name(name) {
             at.error(format!("found the name {name:?}; {}", value::NAME_ALLOWED));
@@ -92,6 +98,24 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         }
     }
     document
+}
+
+fn full_nat(at: &At<'_>) -> Option<FullNat> {
+    let fields = at.fields(&["addresses", "ports"], &[])?;
+    let (first_port, last_port) = fields.or("ports", (1024, u16::MAX), value::port_range);
+    let addresses = fields.required("addresses")?;
+    if matches!(addresses.node, Node::List(items) if items.is_empty()) {
+        addresses.error("found an empty list; allowed: at least one address");
+    }
+    Some(FullNat {
+        addresses: addresses
+            .items()
+            .iter()
+            .filter_map(|at| at.read(value::address))
+            .collect(),
+        first_port,
+        last_port,
+    })
 }
 
 fn interfaces(at: &At<'_>) -> Vec<Interface> {
@@ -123,6 +147,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         "max_services",
         "max_members",
         "max_slots",
+        "max_bindings",
         "tcp_idle",
         "udp_idle",
         "dead_after",
@@ -152,6 +177,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         max_services: number("max_services", 1024, 1..=65_536),
         max_members: number("max_members", 65_536, 1..=MOST_MEMBERS),
         max_slots: number("max_slots", 4_194_304, 1024..=1 << 28),
+        max_bindings: number("max_bindings", 131_072, 64..=MOST_BINDINGS),
         tcp_idle: duration("tcp_idle", LONGEST_IDLE, seconds(10)..=LONGEST_IDLE),
         udp_idle: duration("udp_idle", seconds(60), seconds(10)..=LONGEST_IDLE),
         dead_after: duration("dead_after", seconds(30), seconds(0)..=seconds(86_400)),
@@ -268,6 +294,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>, balance::Asked)> {
         "replies",
         "pool",
         "table_size",
+        "topology",
     ];
     let known: Vec<&str> = known.into_iter().chain(balance::KEYS).collect();
     let later = ["persistence", "on_backend_down", "allow", "deny"];
@@ -275,8 +302,9 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>, balance::Asked)> {
     let methods = [
         ("l2-dsr", ForwardingMethod::L2Dsr),
         ("nat", ForwardingMethod::Nat),
+        ("full-nat", ForwardingMethod::FullNat),
     ];
-    let later_methods = ["full-nat", "ipip", "gue"].map(|name| (name, ""));
+    let later_methods = ["ipip", "gue"].map(|name| (name, ""));
     let (balance, tracking) = balance::read(&fields);
     let replies = fields.or("replies", None, |node| {
         let names = [
@@ -290,6 +318,10 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>, balance::Asked)> {
     let protocol =
         |node: &Node| value::choice(node, &[("tcp", Protocol::Tcp), ("udp", Protocol::Udp)], &[]);
     let forwarding = |node: &Node| value::choice(node, &methods, &later_methods);
+    let topology = fields
+        .get("topology")
+        .map(topology::read)
+        .unwrap_or_default();
     // All are read before the first missing one ends it.
     let name = fields.required("name").and_then(|at| at.read(value::name));
     let address = fields
@@ -309,6 +341,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>, balance::Asked)> {
         forwarding: forwarding?,
         replies: replies.unwrap_or(Replies::Port),
         balance,
+        topology,
         pool: pool?,
         table_size: table_size.unwrap_or(0),
         table_size_is_explicit: table_size.is_some(),

@@ -34,6 +34,77 @@ fn good_after(from: &str, to: &str) -> Model {
 }
 
 #[test]
+fn full_nat_needs_addresses_that_are_nobody_elses_and_room_for_their_ports() {
+    let with = |full_nat: &str| {
+        let text = GOOD.replace("forwarding: nat", "forwarding: full-nat");
+        let text = text.replacen("\npools:", &format!("\n{full_nat}\npools:"), 1);
+        match parse(&text, "f.yaml") {
+            Ok(_) => "none".into(),
+            Err(errors) => errors.to_string(),
+        }
+    };
+    for (full_nat, expected) in [
+        ("full_nat: {addresses: [10.0.1.200]}", "none"),
+        (
+            "",
+            "services[0].forwarding: full-nat needs an address to send from: give one of IPv4",
+        ),
+        (
+            "full_nat: {addresses: [\"fd00::1\"]}",
+            "services[0].forwarding: full-nat needs an address to send from: give one of IPv4",
+        ),
+        (
+            "full_nat: {addresses: []}",
+            "full_nat.addresses: found an empty list; allowed: at least one address",
+        ),
+        (
+            "full_nat: {ports: \"1-2\"}",
+            "full_nat: `addresses` is missing",
+        ),
+        (
+            "full_nat: {addresses: [10.0.1.200], ports: \"9-3\"}",
+            "full_nat.ports: found \"9-3\"; allowed: a range of ports such as \"1024-65535\"",
+        ),
+        (
+            "full_nat: {addresses: [203.0.113.10]}",
+            "full_nat.addresses[0]: 203.0.113.10 is the address of service \"shop\"",
+        ),
+        (
+            "full_nat: {addresses: [10.0.1.11]}",
+            "full_nat.addresses[0]: 10.0.1.11 is backend \"a\" of pool \"web\"",
+        ),
+        (
+            "full_nat: {addresses: [10.0.1.200, 10.0.1.200]}",
+            "full_nat.addresses[1]: 10.0.1.200 is listed twice",
+        ),
+        (
+            "full_nat: {addresses: [10.0.1.200, 10.0.1.201, 10.0.1.202]}",
+            "full_nat.addresses: 3 addresses with 64512 ports each are 193536, dataplane.max_bindings is 131072",
+        ),
+    ] {
+        let found = with(full_nat);
+        assert!(found.contains(expected), "{full_nat}: {found}");
+    }
+    let model = good_after(
+        "\npools:",
+        "\nfull_nat: {addresses: [10.0.1.200], ports: \"5000-5009\"}\npools:",
+    );
+    let pool = model.full_nat.unwrap();
+    assert_eq!(
+        (pool.first_port, pool.last_port, pool.ports()),
+        (5000, 5009, 10)
+    );
+    let found = errors_after("pool: web}", "pool: web, replies: flow}");
+    assert_eq!(found, "none");
+    let text = GOOD.replace("forwarding: nat", "forwarding: full-nat, replies: flow");
+    let found = parse(&text, "f.yaml").unwrap_err().to_string();
+    assert!(
+        found.contains("a reply's destination tells its flow"),
+        "{found}"
+    );
+}
+
+#[test]
 fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
     let second = "\n  - {name: api, address: 203.0.113.10, port: [79-81], protocol: tcp, forwarding: nat, pool: web}\n";
     let cases: &[(&str, &str, &str)] = &[

@@ -146,11 +146,16 @@ pub(super) fn port(node: &Node) -> Read<u16> {
         .map_err(|_| "allowed: a port from 1 to 65535".into())
 }
 
-/// The ports of a service.
-pub(super) fn ports(node: &Node) -> Read<Ports> {
-    const ALLOWED: &str = "allowed: a port from 1 to 65535, a range such as \"8000-8100\", \
-                           a list of these without overlap, or any";
-    let range = |node: &Node| match node {
+/// A range of ports, such as "1024-65535".
+pub(super) fn port_range(node: &Node) -> Read<(u16, u16)> {
+    range(node)
+        .filter(|(first, last)| first < last)
+        .ok_or_else(|| "allowed: a range of ports such as \"1024-65535\"".into())
+}
+
+/// A port, or a range of them.
+fn range(node: &Node) -> Option<(u16, u16)> {
+    match node {
         Node::Text(text) => {
             let (first, last) = text.split_once('-')?;
             let of = |text: &str| text.trim().parse::<u16>().ok().filter(|&port| port > 0);
@@ -158,7 +163,13 @@ pub(super) fn ports(node: &Node) -> Read<Ports> {
             (first <= last).then_some((first, last))
         }
         node => port(node).ok().map(|port| (port, port)),
-    };
+    }
+}
+
+/// The ports of a service.
+pub(super) fn ports(node: &Node) -> Read<Ports> {
+    const ALLOWED: &str = "allowed: a port from 1 to 65535, a range such as \"8000-8100\", \
+                           a list of these without overlap, or any";
     let mut ranges = match node {
         Node::Text(text) if text == "any" => return Ok(Ports::Any),
         Node::List(items) if !items.is_empty() => items

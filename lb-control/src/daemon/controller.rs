@@ -15,10 +15,10 @@ use super::{
     retry::BackOff,
 };
 use crate::{
-    dataplane::desired::{BackendKey, Hop, Link, Runtime},
+    dataplane::desired::{BackendKey, Hop, Link, OwnAddress, Runtime},
     health::HealthState,
     model::Model,
-    neighbours::{NeighbourView, Unresolved},
+    neighbours::{Device, NeighbourView, Unresolved},
     status::{
         AdminState, ApplyStatus, LastReload, ReloadStatus,
         request::{AdminAction, AdminAnswer, AdminRequest, Refusal},
@@ -251,15 +251,15 @@ impl<D: DataPath> Controller<D> {
     fn runtime(&self, conditions: &Conditions) -> Runtime {
         let mut runtime = Runtime {
             backends: conditions.backends.clone(),
-            links: self
+            links: self.neighbours.devices.iter().map(link_of).collect(),
+            addresses: self
                 .neighbours
-                .links
+                .addresses
                 .iter()
-                .map(|link| Link {
-                    name: link.name.clone(),
-                    ifindex: link.ifindex,
-                    mac: link.mac,
-                    mtu: link.mtu,
+                .map(|own| OwnAddress {
+                    address: own.address,
+                    prefix_bits: own.prefix_bits,
+                    ifindex: own.ifindex,
                 })
                 .collect(),
             ..Runtime::default()
@@ -407,6 +407,25 @@ pub fn read(load: Load, file: &Path) -> Result<Candidate, Refusal> {
         model,
         hash: format!("{hash:016x}"),
     })
+}
+
+/// A device in the data path's terms.
+fn link_of(device: &Device) -> Link {
+    Link {
+        name: device.name.clone(),
+        ifindex: device.ifindex,
+        mac: device.mac,
+        mtu: device.mtu,
+        is_bridge: device.is_bridge,
+        is_blocked: device.is_blocked,
+        egress: device.egress,
+        tags: device.tags,
+        ways: device
+            .ways
+            .iter()
+            .map(|way| (way.ifindex, way.tags, way.egress))
+            .collect(),
+    }
 }
 
 /// Every check has its first result by then: the first turn is within a

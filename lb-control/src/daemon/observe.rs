@@ -12,14 +12,16 @@ use super::{conditions::Now, controller::Controller};
 use crate::{
     dataplane::{
         links,
-        stats::{Estimate, MemberRow, PlaneStats},
+        stats::{MemberRow, PlaneStats},
     },
     health::BackendHealth,
     model::{Backend, ForwardingMethod, Model, Ports, Service},
+    neighbours::Device,
     rates::{CounterKey, Counts, Ledger, RawCounters},
     status::{
         BackendStatus, Concurrent, Condition, ConfigStatus, FlowTableStatus, Histogram,
-        InterfaceStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot, Status, Totals,
+        InterfaceStatus, PoolStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot, Status,
+        Totals,
     },
 };
 
@@ -102,7 +104,7 @@ impl Observer {
         for (service, backend) in pairs(model) {
             let port = match service.forwarding {
                 ForwardingMethod::L2Dsr => None,
-                ForwardingMethod::Nat => backend.port,
+                ForwardingMethod::Nat | ForwardingMethod::FullNat => backend.port,
             };
             if let Some(row) = by_member.get(&(service.name.as_str(), backend.address, port)) {
                 let key = key_of(service, backend);
@@ -182,6 +184,13 @@ impl Observer {
             ports: ports(&service.ports),
             protocol: service.protocol.to_string(),
             forwarding: service.forwarding.to_string(),
+            scheduler: service.balance.scheduler.to_string(),
+            tracking: if service.balance.tracking.full {
+                "full".into()
+            } else {
+                "minimal".into()
+            },
+            tracking_reason: service.balance.tracking.reason.clone(),
             pool: service.pool.clone(),
             backends_up: own()
                 .filter(|b| b.condition == Condition::Up && b.weight_effective > 0)
@@ -195,8 +204,7 @@ impl Observer {
                 stats
                     .members
                     .iter()
-                    .filter(|row| row.service == service.name)
-                    .map(|row| row.concurrent),
+                    .filter(|row| row.service == service.name),
             ),
             drops: self.drops_of(&service.name),
             events: self.events_of(&service.name),
@@ -234,7 +242,7 @@ impl Observer {
     {
         let controller = view.controller;
         let (model, stats) = (&controller.model, view.stats);
-        let interfaces = interfaces(model, stats);
+        let interfaces = interfaces(model, stats, &controller.neighbours.devices);
         Status {
             node: model.node.clone(),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -256,6 +264,18 @@ impl Observer {
             reloads: controller.reloads.clone(),
             apply: controller.applies.clone(),
             interfaces,
+            full_nat: stats
+                .pools
+                .iter()
+                .map(|row| PoolStatus {
+                    address: row.address,
+                    free: row.ports.free,
+                    used: row.ports.used,
+                    resting: row.ports.resting,
+                    removed: row.ports.removed,
+                    draining: row.draining,
+                })
+                .collect(),
             flow_table: FlowTableStatus {
                 entries: stats.flow_table.entries,
                 capacity: stats.flow_table.max_flows,
@@ -296,17 +316,23 @@ fn key_of(service: &Service, backend: &Backend) -> CounterKey {
     }
 }
 
-fn concurrent(estimates: impl IntoIterator<Item = Estimate>) -> Concurrent {
+fn concurrent<'a>(rows: impl IntoIterator<Item = &'a MemberRow>) -> Concurrent {
     let (mut value, mut variance) = (0.0, 0.0);
-    for estimate in estimates {
+    let mut half_open = None;
+    for row in rows {
+        let estimate = row.concurrent;
         value += estimate.value;
         variance += estimate.standard_error * estimate.standard_error;
+        if let Some(counted) = row.counted {
+            half_open = Some(half_open.unwrap_or(0) + u64::from(counted.half_open));
+        }
     }
     let error = (CONFIDENCE * variance.sqrt()).round() as u64;
     Concurrent {
         connections: value.round() as u64,
         error,
         estimated: error > 0,
+        half_open,
     }
 }
 
@@ -328,18 +354,27 @@ pub(super) fn ports(ports: &Ports) -> String {
     }
 }
 
-fn interfaces(model: &Model, stats: &PlaneStats) -> Vec<InterfaceStatus> {
+fn interfaces(model: &Model, stats: &PlaneStats, devices: &[Device]) -> Vec<InterfaceStatus> {
     model
         .interfaces
         .iter()
         .map(|interface| {
             let row = stats.interfaces.iter().find(|row| row.name == interface.name);
             let mode = row.and_then(|row| row.mode);
+            let is_blocked = row.is_some_and(|row| {
+                devices.iter().any(|device| {
+                    device.is_blocked && device.ways.iter().any(|way| way.ifindex == row.ifindex)
+                })
+            });
             InterfaceStatus {
                 name: interface.name.clone(),
                 ifindex: row.map_or(0, |row| row.ifindex),
                 mode: mode.map_or("detached".into(), |mode| mode.to_string()),
                 reason: match (row, mode) {
+                    (Some(_), Some(_)) if is_blocked => Some(
+                        "spanning tree blocks a port of the bridge: this balancer stands aside"
+                            .into(),
+                    ),
                     (Some(row), Some(_)) => row.fallback_reason.clone(),
                     (Some(_), None) => Some(
                         "the program is not on the interface any more; restart the daemon to attach it"

@@ -12,7 +12,7 @@ use crate::{
         plan::{MapOp, SlotChange},
         plane::Plane,
     },
-    model::{Model, Pool, Service},
+    model::{FullNat, Model, Pool, Service},
     status::request::{PlanAnswer, Refusal, ServicePlan},
 };
 
@@ -201,6 +201,19 @@ fn pool_details(old: Option<&Pool>, new: Option<&Pool>) -> Vec<String> {
     details
 }
 
+fn full_nat(pool: Option<&FullNat>) -> String {
+    let Some(pool) = pool else {
+        return "none".into();
+    };
+    let addresses: Vec<String> = pool.addresses.iter().map(ToString::to_string).collect();
+    format!(
+        "{} ports {}-{}",
+        addresses.join(", "),
+        pool.first_port,
+        pool.last_port
+    )
+}
+
 fn other(old: &Model, new: &Model) -> Vec<String> {
     let mut other = Vec::new();
     if old.node != new.node {
@@ -212,6 +225,13 @@ fn other(old: &Model, new: &Model) -> Vec<String> {
             "metrics: {} -> {}",
             shown(old.metrics),
             shown(new.metrics)
+        ));
+    }
+    if old.full_nat != new.full_nat {
+        other.push(format!(
+            "full_nat: {} -> {}",
+            full_nat(old.full_nat.as_ref()),
+            full_nat(new.full_nat.as_ref())
         ));
     }
     let (was, is) = (&old.dataplane, &new.dataplane);

@@ -236,13 +236,14 @@ impl Daemon {
             .services
             .iter()
             .map(|s| s.address)
+            .chain(self.controller.data_path.pool_addresses())
             .collect();
         let indexes: Vec<_> = self
             .controller
             .neighbours
-            .links
+            .devices
             .iter()
-            .map(|l| l.ifindex)
+            .map(|device| device.ifindex)
             .collect();
         for error in self.groups.set(&vips, &indexes) {
             tracing::warn!(%error, "neighbour solicitations for a VIP may not arrive");

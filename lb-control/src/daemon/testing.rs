@@ -60,6 +60,7 @@ pub fn model(backends: &[&str]) -> Model {
             max_services: 16,
             max_members: 64,
             max_slots: 100_000,
+            max_bindings: 1_000,
             tcp_idle: Duration::from_secs(300),
             udp_idle: Duration::from_secs(30),
             dead_after: Duration::from_secs(60),
@@ -103,9 +104,11 @@ pub fn model(backends: &[&str]) -> Model {
             forwarding: ForwardingMethod::L2Dsr,
             replies: Replies::Port,
             balance: Balance::default(),
+            topology: Default::default(),
             pool: "web".into(),
             table_size: 1_009,
             table_size_is_explicit: false,
         }],
+        full_nat: None,
     }
 }

@@ -69,6 +69,10 @@ pub fn execute<S: MapStore>(store: &mut S, op: &MapOp, now_ticks: u32) -> Result
         MapOp::RemoveVip(key) => store.remove_vip(key),
         MapOp::PutReply(key, entry) => store.put_reply(key, entry),
         MapOp::RemoveReply(key) => store.remove_reply(key),
+        MapOp::PutPool(key, entry) => store.put_pool(key, entry),
+        MapOp::RemovePool(key) => store.remove_pool(key),
+        MapOp::PutLocal(prefix, value) => store.put_local(prefix, *value),
+        MapOp::RemoveLocal(prefix) => store.remove_local(prefix),
     }
 }
 

@@ -18,10 +18,11 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES, RangeKey,
-        ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, VipEntry, VipKey,
-        map,
+        ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberLoad, MemberStats, NAME_BYTES, PoolEntry,
+        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey,
+        VipEntry, VipKey, map,
     },
+    binding::{self, Ring},
     flow::BUCKET_WORDS,
 };
 
@@ -52,6 +53,11 @@ pub(super) struct AyaMaps {
     reply_flows: Mapping,
     replies: HashMap<MapData, ReplyKey, ReplyEntry>,
     links: Array<MapData, LinkEntry>,
+    pools: HashMap<MapData, VipKey, PoolEntry>,
+    local: LpmTrie<MapData, LocalKey, u32>,
+    bindings: Mapping,
+    free_ports: Mapping,
+    nat_flows: Mapping,
     stats: PerCpu<MemberStats>,
     drops: PerCpu<u64>,
     events: PerCpu<u64>,
@@ -128,6 +134,9 @@ impl AyaMaps {
     /// Takes the maps out of a loaded object. Their shapes were checked.
     pub(super) fn open(ebpf: &mut Ebpf, capacity: Capacity) -> Result<Self, StoreError> {
         let table = capacity.flow_buckets as usize * BUCKET_WORDS * 8;
+        let lines = |name, count: u32, ebpf: &mut Ebpf| {
+            mapped(ebpf, name, count as usize * BUCKET_WORDS * 8)
+        };
         Ok(Self {
             abi: take(ebpf, map::ABI)?,
             config: mapped(ebpf, map::CONFIG, CONFIG_WORDS * 8)?,
@@ -151,6 +160,19 @@ impl AyaMaps {
             reply_flows: mapped(ebpf, map::REPLY_FLOWS, table)?,
             replies: take(ebpf, map::REPLIES)?,
             links: take(ebpf, map::LINKS)?,
+            pools: take(ebpf, map::NAT_POOL)?,
+            local: take(ebpf, map::LOCAL)?,
+            bindings: lines(map::BINDINGS, capacity.bindings + 1, ebpf)?,
+            free_ports: lines(
+                map::FREE_PORTS,
+                Ring::lines(Ring::capacity_for(capacity.bindings)),
+                ebpf,
+            )?,
+            nat_flows: lines(
+                map::NAT_FLOWS,
+                binding::buckets_for(capacity.bindings),
+                ebpf,
+            )?,
             stats: PerCpu::take(ebpf, map::STATS)?,
             drops: PerCpu::take(ebpf, map::DROPS)?,
             events: PerCpu::take(ebpf, map::EVENTS)?,

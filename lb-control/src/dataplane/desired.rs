@@ -4,7 +4,8 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::{
-    abi::{Config, LinkEntry, ServiceEntry, feature, owner, service_flag},
+    abi::{Config, LinkEntry, ServiceEntry, feature, owner},
+    binding::{self, Ring},
     clock,
 };
 
@@ -12,17 +13,19 @@ use super::{
     allocate::{Ids, SlotRanges},
     state::{Capacity, MapSnapshot, MemberKey},
 };
-use crate::model::{ForwardingMethod, Model, Pool, Protocol, Replies, Service};
+use crate::model::{Model, Pool, Protocol, Service};
 
 mod keys;
 mod links;
 mod members;
+mod pools;
 mod spread;
 mod types;
 
 pub use spread::{TableCache, Tables};
 pub use types::{
     BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, MemberLimits,
+    OwnAddress,
     Runtime, Table,
 };
 
@@ -55,6 +58,8 @@ pub fn desired(
     for service in &model.services {
         builder.service(service, tables)?;
     }
+    builder.pools()?;
+    builder.local();
     builder.departed();
     Ok(builder.finish())
 }
@@ -117,6 +122,8 @@ impl<'a> Builder<'a> {
                     features: 0,
                     flow_buckets: given.capacity.flow_buckets,
                     reply_buckets: given.capacity.flow_buckets,
+                    nat_buckets: binding::buckets_for(given.capacity.bindings),
+                    free_ports: Ring::capacity_for(given.capacity.bindings),
                     ..snapshot.config
                 },
                 links,
@@ -145,11 +152,7 @@ impl<'a> Builder<'a> {
             slot_offset: offset,
             slot_size: size,
             owner: owner::ALWAYS_INDEX,
-            flags: if is_reply_flow(service) {
-                service_flag::REPLY_FLOWS
-            } else {
-                0
-            },
+            flags: self.service_flags(service, pool),
             idle_units: self.idle_units(service)?,
             ..ServiceEntry::default()
         };
@@ -212,8 +215,4 @@ impl<'a> Builder<'a> {
         }
         self.state
     }
-}
-
-fn is_reply_flow(service: &Service) -> bool {
-    service.forwarding == ForwardingMethod::Nat && service.replies == Replies::Flow
 }

@@ -2,8 +2,8 @@
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey, VipEntry,
-        VipKey, owner,
+        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
+        VipEntry, VipKey, owner,
     },
     member::MemberState,
     slot::SlotWord,
@@ -11,7 +11,7 @@ use lb_common::{
 
 use super::{
     desired::MemberLimits,
-    state::{MapSnapshot, PortBlock},
+    state::{LocalPrefix, MapSnapshot, PortBlock},
     store::{MapStore, StoreError},
 };
 
@@ -195,6 +195,26 @@ impl MapStore for FakeMaps {
 
     fn remove_reply(&mut self, key: &ReplyKey) -> Result<(), StoreError> {
         self.write("REPLIES")?.replies.remove(key);
+        Ok(())
+    }
+
+    fn put_pool(&mut self, key: &VipKey, entry: &PoolEntry) -> Result<(), StoreError> {
+        self.write("NAT_POOL")?.pools.insert(*key, *entry);
+        Ok(())
+    }
+
+    fn remove_pool(&mut self, key: &VipKey) -> Result<(), StoreError> {
+        self.write("NAT_POOL")?.pools.remove(key);
+        Ok(())
+    }
+
+    fn put_local(&mut self, prefix: &LocalPrefix, value: u32) -> Result<(), StoreError> {
+        self.write("LOCAL")?.local.insert(*prefix, value);
+        Ok(())
+    }
+
+    fn remove_local(&mut self, prefix: &LocalPrefix) -> Result<(), StoreError> {
+        self.write("LOCAL")?.local.remove(prefix);
         Ok(())
     }
 }

@@ -5,7 +5,10 @@ use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
     ptr::NonNull,
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{
+        AtomicU64,
+        Ordering::{AcqRel, Relaxed},
+    },
 };
 
 use lb_common::flow::{BUCKET_WORDS, FlowTable};
@@ -153,7 +156,13 @@ impl<'a> FlowTable for MappedTable<'a> {
     fn replace(&self, bucket: Self::Bucket, word: usize, current: u64, new: u64) -> bool {
         bucket
             .get(word)
-            .is_some_and(|w| w.compare_exchange(current, new, Relaxed, Relaxed).is_ok())
+            .is_some_and(|w| w.compare_exchange(current, new, AcqRel, Relaxed).is_ok())
+    }
+
+    fn store(&self, bucket: Self::Bucket, word: usize, value: u64) {
+        if let Some(w) = bucket.get(word) {
+            w.store(value, Relaxed);
+        }
     }
 
     fn count(&self, member: u32, by: u64) {

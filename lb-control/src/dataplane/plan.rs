@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey, VipEntry,
-        VipKey, owner, service_flag,
+        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
+        VipEntry, VipKey, owner, service_flag,
     },
     member::MemberState,
     slot::SlotWord,
@@ -18,7 +18,7 @@ use lb_common::{
 
 use super::{
     desired::{DesiredState, MemberLimits, Table},
-    state::{MapSnapshot, MemberKey, PortBlock},
+    state::{LocalPrefix, MapSnapshot, MemberKey, PortBlock},
 };
 
 /// One step.
@@ -62,6 +62,15 @@ pub enum MapOp {
     PutReply(ReplyKey, ReplyEntry),
     /// Removes one.
     RemoveReply(ReplyKey),
+    /// Adds or replaces an address of full NAT's pool. Its ports are given out
+    /// by [`super::bindings`].
+    PutPool(VipKey, PoolEntry),
+    /// Removes one whose ports are all taken back.
+    RemovePool(VipKey),
+    /// Adds a prefix of clients on a backend's link.
+    PutLocal(LocalPrefix, u32),
+    /// Removes one.
+    RemoveLocal(LocalPrefix),
 }
 
 /// A change of one slot. The data path may write to the slot between the plan
@@ -144,6 +153,7 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
             ops.push(MapOp::SetServiceName(*id, Some(name.clone())));
         }
     }
+    upserts(&desired.pools, &snapshot.pools, MapOp::PutPool, &mut ops);
     members(desired, snapshot, &mut ops);
     upserts(
         &desired.replies,
@@ -174,7 +184,14 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
     );
     upserts(&desired.ranges, &snapshot.ranges, MapOp::PutRange, &mut ops);
     upserts(&desired.vips, &snapshot.vips, MapOp::PutVip, &mut ops);
+    upserts(&desired.local, &snapshot.local, MapOp::PutLocal, &mut ops);
 
+    removals(
+        &desired.local,
+        &snapshot.local,
+        MapOp::RemoveLocal,
+        &mut ops,
+    );
     removals(
         &desired.services,
         &snapshot.services,
@@ -188,6 +205,7 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
         &mut ops,
     );
     removals(&desired.vips, &snapshot.vips, MapOp::RemoveVip, &mut ops);
+    removals(&desired.pools, &snapshot.pools, MapOp::RemovePool, &mut ops);
     withdrawn_members(desired, snapshot, &mut ops);
     removals(
         &desired.replies,

@@ -7,11 +7,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{abi::service_flag, clock::UNIT_SHIFT, member::MemberState};
+use lb_common::{
+    abi::{PoolEntry, VipKey, service_flag},
+    clock::UNIT_SHIFT,
+    member::MemberState,
+};
 
 use super::{
     apply::apply,
-    attach, clock,
+    attach,
+    bindings::{Bookkeeper, BooksReport},
+    clock,
     desired::{DesiredState, Given, Runtime, TableCache, desired},
     error::PlaneError,
     links,
@@ -37,6 +43,8 @@ pub struct Plane {
     drain_timeout: Duration,
     tables: TableCache,
     sweeper: sweep::Sweeper,
+    bookkeeper: Bookkeeper,
+    books: BooksReport,
     /// When members left the configuration.
     departed: BTreeMap<u32, Instant>,
     desired: DesiredState,
@@ -65,6 +73,8 @@ impl Plane {
             drain_timeout: model.dataplane.drain_timeout,
             tables: TableCache::default(),
             sweeper: sweep::Sweeper::default(),
+            bookkeeper: Bookkeeper::default(),
+            books: BooksReport::default(),
             departed: BTreeMap::new(),
             desired: DesiredState::default(),
             swept: SweepReport::default(),
@@ -87,7 +97,15 @@ impl Plane {
         let (desired, snapshot) = self.desired(model, runtime)?;
         let ops = plan(&desired, &snapshot);
         let now = self.now_ticks()?;
-        let applied = apply(&mut self.loaded.maps, &ops, now)?;
+        // New addresses first, with all their ports: the services need them.
+        let is_pool = |op: &MapOp| matches!(op, MapOp::PutPool(..));
+        let (pools, ops): (Vec<_>, Vec<_>) = ops.into_iter().partition(is_pool);
+        if !pools.is_empty() || self.books.pools.len() != desired.pools.len() {
+            apply(&mut self.loaded.maps, &pools, now)?;
+            self.keep_books(&snapshot, &desired.pools, now);
+        }
+        let mut applied = apply(&mut self.loaded.maps, &ops, now)?;
+        applied.ops += pools.len();
         self.note_departed(&desired);
         self.desired = desired;
         Ok(ApplySummary {
@@ -228,6 +246,7 @@ impl Plane {
                 reply_entries: self.swept.reply_flows,
                 max_flows: u64::from(self.capacity.flow_buckets) * 4,
             },
+            pools: self.pool_rows(),
             sample_mask: mask,
             sample_occupancy,
             interfaces: self.interface_rows(),
@@ -288,6 +307,16 @@ impl Plane {
                 }
             })
             .collect()
+    }
+
+    fn pool_rows(&self) -> Vec<stats::PoolRow> {
+        let pools = &self.desired.pools;
+        let row = |(key, entry): (&VipKey, &PoolEntry)| stats::PoolRow {
+            address: key.address.to_ip(key.family),
+            draining: entry.draining != 0,
+            ports: self.books.pools.get(key).copied().unwrap_or_default(),
+        };
+        pools.iter().map(row).collect()
     }
 
     /// The interfaces and how the program is attached to each.
@@ -375,6 +404,20 @@ impl Plane {
     pub fn last_sweep(&self) -> &SweepReport {
         &self.swept
     }
+}
+
+fn member_infos(snapshot: &MapSnapshot) -> Vec<sweep::MemberInfo> {
+    let highest = snapshot.members.keys().next_back().copied().unwrap_or(0);
+    let mut members = vec![sweep::MemberInfo::default(); highest as usize + 1];
+    for (id, member) in &snapshot.members {
+        if let Some(info) = members.get_mut(*id as usize) {
+            *info = sweep::MemberInfo {
+                state: MemberState(member.state),
+                service: member.service,
+            };
+        }
+    }
+    members
 }
 
 /// What [`detach`] removed.

@@ -2,9 +2,12 @@
 
 use std::{io, path::Path};
 
-use lb_common::abi::{
-    self, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES, ReplyEntry, SampleEntry,
-    ServiceEntry, VipEntry, map, program,
+use lb_common::{
+    abi::{
+        self, Binding, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES, PoolEntry,
+        ReplyEntry, SampleEntry, ServiceEntry, VipEntry, map, program,
+    },
+    binding::{self, Ring},
 };
 
 use super::{
@@ -53,6 +56,22 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
         shape(map::FLOWS, 64, buckets),
         shape(map::REPLY_FLOWS, 64, buckets),
         shape(map::REPLIES, size_of::<ReplyEntry>(), None),
+        shape(map::NAT_POOL, size_of::<PoolEntry>(), None),
+        shape(
+            map::BINDINGS,
+            size_of::<Binding>(),
+            Some(capacity.bindings + 1),
+        ),
+        shape(
+            map::FREE_PORTS,
+            64,
+            Some(Ring::lines(Ring::capacity_for(capacity.bindings))),
+        ),
+        shape(
+            map::NAT_FLOWS,
+            64,
+            Some(binding::buckets_for(capacity.bindings)),
+        ),
         shape(map::LINKS, size_of::<LinkEntry>(), Some(abi::LINKS)),
         shape(
             map::STATS,
@@ -75,6 +94,9 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
     ]
 }
 
+/// Entries of `NAT_POOL` in the object.
+const MOST_POOL_ADDRESSES: u32 = 256;
+
 /// Keys of a service, at most so many ports on average.
 const KEYS_PER_SERVICE: u32 = 32;
 
@@ -88,7 +110,10 @@ pub(super) fn sizes(capacity: Capacity) -> Vec<(&'static str, u32)> {
     sizes.extend([
         (map::SERVICES, keys),
         (map::RANGES, keys),
-        (map::VIPS, capacity.services),
+        (
+            map::VIPS,
+            capacity.services.saturating_add(MOST_POOL_ADDRESSES),
+        ),
         (map::REPLIES, capacity.members.saturating_mul(2)),
     ]);
     sizes

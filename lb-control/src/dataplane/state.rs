@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, RangeKey, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
-        VipEntry, VipKey,
+        Config, LinkEntry, LocalKey, MemberEntry, PoolEntry, RangeKey, ReplyEntry, ReplyKey,
+        ServiceEntry, ServiceKey, VipEntry, VipKey,
     },
     member::MemberState,
     net::{Addr, Be16},
@@ -25,6 +25,8 @@ pub struct Capacity {
     pub slots: u32,
     /// Buckets of each flow table.
     pub flow_buckets: u32,
+    /// Highest index of full NAT's bindings.
+    pub bindings: u32,
 }
 
 impl Capacity {
@@ -35,6 +37,7 @@ impl Capacity {
             members: dataplane.max_members,
             slots: dataplane.max_slots,
             flow_buckets: lb_common::flow::buckets_for(dataplane.max_flows),
+            bindings: dataplane.max_bindings,
         }
     }
 }
@@ -104,6 +107,15 @@ pub struct PortBlock {
     pub key: RangeKey,
 }
 
+/// A key of `LOCAL` with its prefix length, in bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LocalPrefix {
+    /// Bits of `key` that count.
+    pub prefix_bits: u32,
+    /// Family and address.
+    pub key: LocalKey,
+}
+
 /// What the maps held when they were read.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct MapSnapshot {
@@ -131,6 +143,10 @@ pub struct MapSnapshot {
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
     pub links: BTreeMap<u16, LinkEntry>,
+    /// `NAT_POOL`.
+    pub pools: BTreeMap<VipKey, PoolEntry>,
+    /// `LOCAL`; the values are all 1.
+    pub local: BTreeMap<LocalPrefix, u32>,
 }
 
 impl MapSnapshot {

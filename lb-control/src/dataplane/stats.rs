@@ -9,7 +9,7 @@ use lb_common::{
 };
 use serde::Serialize;
 
-use super::links::AttachedMode;
+use super::{bindings::PoolUse, links::AttachedMode};
 
 /// All that is counted, at one moment.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -24,6 +24,8 @@ pub struct PlaneStats {
     pub services: Vec<ServiceRow>,
     /// Flow tables at the last sweep.
     pub flow_table: FlowTableStats,
+    /// Full NAT's addresses at the last sweep.
+    pub pools: Vec<PoolRow>,
     /// Flows are sampled where these bits of the hash are zero; the rate is
     /// one in `sample_mask + 1`.
     pub sample_mask: u32,
@@ -33,6 +35,17 @@ pub struct PlaneStats {
     pub interfaces: Vec<InterfaceRow>,
     /// Instructions the verifier looked at, where the kernel tells.
     pub verified_instructions: Option<u32>,
+}
+
+/// The ports of an address of full NAT's pool.
+#[derive(Clone, Debug, Serialize)]
+pub struct PoolRow {
+    /// The address.
+    pub address: IpAddr,
+    /// Whether it left the configuration and waits for its last flow.
+    pub draining: bool,
+    /// How its ports are used.
+    pub ports: PoolUse,
 }
 
 /// Counters of one member.

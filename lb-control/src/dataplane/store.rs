@@ -2,8 +2,8 @@
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey, VipEntry,
-        VipKey,
+        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
+        VipEntry, VipKey,
     },
     member::MemberState,
     slot::SlotWord,
@@ -11,7 +11,7 @@ use lb_common::{
 
 use super::{
     desired::MemberLimits,
-    state::{MapSnapshot, PortBlock},
+    state::{LocalPrefix, MapSnapshot, PortBlock},
 };
 
 /// A map refused an operation.
@@ -82,4 +82,12 @@ pub trait MapStore {
     fn put_reply(&mut self, key: &ReplyKey, entry: &ReplyEntry) -> Result<(), StoreError>;
     /// Removes one.
     fn remove_reply(&mut self, key: &ReplyKey) -> Result<(), StoreError>;
+    /// Adds or replaces an address of full NAT's pool.
+    fn put_pool(&mut self, key: &VipKey, entry: &PoolEntry) -> Result<(), StoreError>;
+    /// Removes one.
+    fn remove_pool(&mut self, key: &VipKey) -> Result<(), StoreError>;
+    /// Adds a prefix of clients that a backend would answer directly.
+    fn put_local(&mut self, prefix: &LocalPrefix, value: u32) -> Result<(), StoreError>;
+    /// Removes one.
+    fn remove_local(&mut self, prefix: &LocalPrefix) -> Result<(), StoreError>;
 }

@@ -110,23 +110,23 @@ pub struct Sweeper {
 /// Control words of the last sweep that were not zero and of whose home no
 /// entry was found elsewhere, by bucket.
 #[derive(Debug, Default)]
-struct Overflows(Vec<(u32, u64)>);
+pub(super) struct Overflows(Vec<(u32, u64)>);
 
 /// One bit for each index.
-struct Bits(Vec<u64>);
+pub(super) struct Bits(Vec<u64>);
 
 impl Bits {
-    fn new(n: usize) -> Self {
+    pub(super) fn new(n: usize) -> Self {
         Self(vec![0; n.div_ceil(64)])
     }
 
-    fn set(&mut self, index: u32) {
+    pub(super) fn set(&mut self, index: u32) {
         if let Some(word) = self.0.get_mut(index as usize / 64) {
             *word |= 1 << (index % 64);
         }
     }
 
-    fn has(&self, index: u32) -> bool {
+    pub(super) fn has(&self, index: u32) -> bool {
         self.0
             .get(index as usize / 64)
             .is_some_and(|word| word >> (index % 64) & 1 == 1)
@@ -175,12 +175,22 @@ impl Named {
 }
 
 impl Sweeper {
-    /// One sweep over everything. Runs through each table once, at memory
+    /// [`Self::sweep_with`] where nothing else refers to members.
+    pub fn sweep<F: FlowTable, R: FlowTable>(&mut self, world: World<'_, F, R>) -> SweepReport {
+        let named = Bits::new(world.members.len());
+        self.sweep_with(world, named)
+    }
+
+    /// One sweep over everything. `named` are members that something beside
+    /// these tables refers to. Runs through each table once, at memory
     /// speed; allocates a bit for each slot, member and bucket and nothing for
     /// an entry.
-    pub fn sweep<F: FlowTable, R: FlowTable>(&mut self, world: World<'_, F, R>) -> SweepReport {
+    pub(super) fn sweep_with<F: FlowTable, R: FlowTable>(
+        &mut self,
+        world: World<'_, F, R>,
+        mut named: Bits,
+    ) -> SweepReport {
         let mut report = SweepReport::default();
-        let mut named = Bits::new(world.members.len());
         let mut rows = rows(&world);
         let mut disagree = Bits::new(world.slots.len());
         let before = self.recount.begin(world.loads, world.members.len());
@@ -370,7 +380,7 @@ impl Overflows {
     /// Frees the entries that don't `stay`, and the control words that stayed
     /// the same since the last sweep while no entry of their home was in its
     /// alternate bucket, in either sweep.
-    fn sweep_table<T: FlowTable>(
+    pub(super) fn sweep_table<T: FlowTable>(
         &mut self,
         table: &T,
         freed: &mut u64,

@@ -1,5 +1,7 @@
 //! Properties of the way from any configuration to any other.
 
+mod pools;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr},
@@ -36,6 +38,7 @@ const CAPACITY: Capacity = Capacity {
     members: 100,
     slots: 1000,
     flow_buckets: 64,
+    bindings: 1_000,
 };
 const NOW: u32 = 5000;
 
@@ -59,6 +62,7 @@ fn service(n: u8, pool: &str) -> Service {
         forwarding: ForwardingMethod::L2Dsr,
         replies: Replies::Port,
         balance: Balance::default(),
+        topology: Default::default(),
         pool: pool.into(),
         table_size: 31,
         table_size_is_explicit: false,
@@ -77,6 +81,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             max_services: CAPACITY.services,
             max_members: CAPACITY.members,
             max_slots: CAPACITY.slots,
+            max_bindings: 1_000,
             tcp_idle: Duration::from_secs(8100),
             udp_idle: Duration::from_secs(120),
             dead_after: Duration::from_secs(30),
@@ -98,6 +103,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             })
             .collect(),
         services,
+        full_nat: None,
     }
 }
 
@@ -113,6 +119,11 @@ fn runtime() -> Runtime {
             ifindex: 7,
             mac: [2, 0, 0, 0, 0, 1],
             mtu: 1500,
+            is_bridge: false,
+            is_blocked: false,
+            egress: 7,
+            tags: [0; 2],
+            ways: vec![(7, [0; 2], 7)],
         }],
         next_hops: (1..=9)
             .map(|n| {

@@ -4,6 +4,7 @@ use std::net::IpAddr;
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
+    address::{AddressAttribute, AddressMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage,
         NeighbourState as Nud,
@@ -12,6 +13,7 @@ use rtnetlink::packet_route::{
 };
 
 use super::{
+    OwnAddress,
     netlink::Answer,
     resolve::{Neighbour, NeighbourKey, NeighbourState, Route},
 };
@@ -67,6 +69,24 @@ fn neighbour_message((ifindex, address): NeighbourKey) -> NeighbourMessage {
             IpAddr::V6(address) => NeighbourAddress::Inet6(address),
         }));
     message
+}
+
+/// An address of this node from the kernel's message.
+pub fn own_address(message: &AddressMessage) -> Option<OwnAddress> {
+    let (mut local, mut address) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            _ => {}
+        }
+    }
+    // On a point-to-point link the other is the far end's.
+    Some(OwnAddress {
+        address: local.or(address)?,
+        prefix_bits: message.header.prefix_len,
+        ifindex: message.header.index,
+    })
 }
 
 /// What a message says of a neighbour; `None` where it is about something

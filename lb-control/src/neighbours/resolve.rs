@@ -8,7 +8,10 @@ use std::{
     net::IpAddr,
 };
 
-use super::{Hop, Link, NeighbourView, Target, Unresolved};
+use super::{
+    Hop, Link, NeighbourView, OwnAddress, Target, Unresolved,
+    devices::{Device, devices},
+};
 
 /// The kernel's answer to "how is this address reached".
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +74,8 @@ pub struct Resolver {
     managed: BTreeSet<String>,
     targets: HashMap<IpAddr, bool>,
     links: HashMap<u32, Link>,
+    addresses: BTreeSet<OwnAddress>,
+    devices: Vec<Device>,
     neighbours: HashMap<NeighbourKey, Neighbour>,
     routes: HashMap<IpAddr, Route>,
     kept: HashSet<NeighbourKey>,
@@ -93,6 +98,7 @@ impl Resolver {
     /// Names of the interfaces the data path is attached to.
     pub fn set_managed(&mut self, managed: impl IntoIterator<Item = String>) {
         self.managed = managed.into_iter().collect();
+        self.find_devices();
         self.review = true;
     }
 
@@ -119,6 +125,7 @@ impl Resolver {
     /// The kernel described a link.
     pub fn handle_link(&mut self, link: Link) {
         let known = self.links.insert(link.ifindex, link.clone());
+        self.find_devices();
         let routes_may_differ = known.is_none_or(|old| old.up != link.up || old.name != link.name);
         if routes_may_differ {
             self.handle_routing_change(None);
@@ -126,9 +133,23 @@ impl Resolver {
         self.review = true;
     }
 
+    /// This node has an address.
+    pub fn handle_address(&mut self, address: OwnAddress) {
+        self.addresses.insert(address);
+        self.handle_routing_change(None);
+    }
+
+    /// This node has an address no more.
+    pub fn handle_address_gone(&mut self, address: OwnAddress) {
+        self.addresses.remove(&address);
+        self.handle_routing_change(None);
+    }
+
     /// A link is gone.
     pub fn handle_link_gone(&mut self, ifindex: u32) {
         self.links.remove(&ifindex);
+        self.addresses.retain(|own| own.ifindex != ifindex);
+        self.find_devices();
         self.neighbours.retain(|(link, _), _| *link != ifindex);
         self.kept.retain(|(link, _)| *link != ifindex);
         self.handle_routing_change(None);
@@ -188,6 +209,8 @@ impl Resolver {
     /// [`Resolver::end_of_dump`] finds out.
     pub fn begin_dump(&mut self) {
         self.links.clear();
+        self.addresses.clear();
+        self.find_devices();
         self.neighbours.clear();
     }
 
@@ -215,11 +238,15 @@ impl Resolver {
         self.kept.iter().copied()
     }
 
-    /// The managed link of this index, if it is one.
+    /// The link of this index, if it is a device behind the managed ones.
     pub fn managed_link(&self, ifindex: u32) -> Option<&Link> {
         self.links
             .get(&ifindex)
-            .filter(|link| self.managed.contains(&link.name))
+            .filter(|_| self.devices.iter().any(|d| d.ifindex == ifindex))
+    }
+
+    fn find_devices(&mut self) {
+        self.devices = devices(&self.links, &self.managed);
     }
 
     /// What is known of all targets and managed links.
@@ -238,6 +265,8 @@ impl Resolver {
                 .map(|(address, on_link_only)| (*address, self.resolve(*address, *on_link_only)))
                 .collect(),
             links,
+            addresses: self.addresses.iter().copied().collect(),
+            devices: self.devices.clone(),
         }
     }
 

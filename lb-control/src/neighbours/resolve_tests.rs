@@ -17,6 +17,9 @@ fn link(ifindex: u32, name: &str) -> Link {
         mtu: 1500,
         up: true,
         kind: None,
+        master: None,
+        vlan: None,
+        forwards: true,
     }
 }
 

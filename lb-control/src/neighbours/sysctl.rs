@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{ForwardingMethod, Model};
+use crate::model::Model;
 
 /// A setting that has to change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -84,9 +84,10 @@ const FORWARD_V6_ALL: &str = "IPv6 is forwarded only where this is 1 as well; th
 /// or IPv6 is disabled.
 pub fn plan_sysctls(model: &Model, settings: &dyn Settings) -> Result<Vec<Change>, SysctlError> {
     let nat = |v4: bool| {
-        model.services.iter().any(|service| {
-            service.forwarding == ForwardingMethod::Nat && service.address.is_ipv4() == v4
-        })
+        model
+            .services
+            .iter()
+            .any(|service| service.forwarding.translates() && service.address.is_ipv4() == v4)
     };
     let mut wanted: Vec<(String, &str, &str)> = Vec::new();
     let mut want = |key: String, value, why| wanted.push((key, value, why));

@@ -2,7 +2,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Balance, Dataplane, Interface, Pool, Ports, Protocol, Replies, Service, XdpMode,
+    Backend, Balance, Dataplane, ForwardingMethod, Interface, Pool, Ports, Protocol, Replies, Service,
+    XdpMode,
 };
 
 #[derive(Default)]
@@ -56,6 +57,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             max_services: 1,
             max_members: 1,
             max_slots: 1,
+            max_bindings: 1_000,
             tcp_idle: Duration::ZERO,
             udp_idle: Duration::ZERO,
             dead_after: Duration::ZERO,
@@ -83,11 +85,13 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 forwarding: *forwarding,
                 replies: Replies::Port,
                 balance: Balance::default(),
+                topology: Default::default(),
                 pool: "web".to_owned(),
                 table_size: 101,
                 table_size_is_explicit: false,
             })
             .collect(),
+        full_nat: None,
     }
 }
 

@@ -4,7 +4,7 @@
 #![allow(clippy::disallowed_methods, reason = "the shell reads the clock")]
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     future::poll_fn,
     io,
     net::IpAddr,
@@ -16,7 +16,8 @@ use lb_common::abi::NeighbourRequest;
 use rtnetlink::{
     packet_core::{NLM_F_CREATE, NetlinkPayload},
     packet_route::{
-        AddressFamily, RouteNetlinkMessage, link::LinkMessage, neighbour::NeighbourMessage,
+        AddressFamily, RouteNetlinkMessage, address::AddressMessage, link::LinkMessage,
+        neighbour::NeighbourMessage,
     },
     sys::{AsyncSocket as _, SocketAddr, TokioSocket, protocols::NETLINK_ROUTE},
 };
@@ -29,8 +30,8 @@ use tokio::{
 use super::{
     Link, NeighbourView, Target,
     messages::{
-        Request, keep_request, neighbour, release_request, route, route_prefix, route_request,
-        use_request,
+        Request, keep_request, neighbour, own_address, release_request, route, route_prefix,
+        route_request, use_request,
     },
     netlink::{ACKNOWLEDGED, Answer, Requests, messages},
     resolve::{Action, NeighbourKey, Resolver},
@@ -106,6 +107,7 @@ impl Neighbours {
             probed: HashSet::new(),
             clients: HashMap::new(),
             kernel_manages: true,
+            links_in_doubt: BTreeSet::new(),
         };
         watcher
             .dump()
@@ -168,6 +170,8 @@ struct Watcher {
     clients: HashMap<NeighbourKey, Instant>,
     /// The kernel knows NTF_EXT_MANAGED (5.16).
     kernel_manages: bool,
+    /// Links that something happened to that wasn't said in full.
+    links_in_doubt: BTreeSet<u32>,
 }
 
 impl Watcher {
@@ -251,9 +255,13 @@ impl Watcher {
         use RouteNetlinkMessage as M;
         match message {
             // A bridge describes its ports by messages of its own family, with
-            // less in them, and says that way that a port has left.
+            // less in them. It says so that a port has left, and what spanning
+            // tree made of a port.
             M::NewLink(message) | M::DelLink(message)
-                if message.header.interface_family != AddressFamily::Unspec => {}
+                if message.header.interface_family != AddressFamily::Unspec =>
+            {
+                self.links_in_doubt.insert(message.header.index);
+            }
             M::NewLink(message) => {
                 if let Some(link) = Link::from_message(message) {
                     self.resolver.handle_link(link);
@@ -274,7 +282,17 @@ impl Watcher {
             M::NewRoute(message) | M::DelRoute(message) => {
                 self.resolver.handle_routing_change(route_prefix(message));
             }
-            M::NewRule(_) | M::DelRule(_) | M::NewAddress(_) | M::DelAddress(_) => {
+            M::NewAddress(message) => {
+                if let Some(own) = own_address(message) {
+                    self.resolver.handle_address(own);
+                }
+            }
+            M::DelAddress(message) => {
+                if let Some(own) = own_address(message) {
+                    self.resolver.handle_address_gone(own);
+                }
+            }
+            M::NewRule(_) | M::DelRule(_) => {
                 self.resolver.handle_routing_change(None);
             }
             _ => {}
@@ -286,6 +304,7 @@ impl Watcher {
         for request in [
             RouteNetlinkMessage::GetLink(LinkMessage::default()),
             RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()),
+            RouteNetlinkMessage::GetAddress(AddressMessage::default()),
         ] {
             self.requests.dump(request, |message| all.push(message))?;
         }
@@ -297,8 +316,23 @@ impl Watcher {
         Ok(())
     }
 
+    fn ask_for_links(&mut self) {
+        let indexes = std::mem::take(&mut self.links_in_doubt);
+        let requests = indexes.into_iter().map(|index| {
+            let mut message = LinkMessage::default();
+            message.header.index = index;
+            (RouteNetlinkMessage::GetLink(message), 0)
+        });
+        for answer in self.ask("reading links", requests.collect()) {
+            if let Ok(Some(message)) = answer {
+                self.handle(&message);
+            }
+        }
+    }
+
     /// Asks and tells the kernel what the resolver wants, and publishes.
     async fn settle(&mut self) {
+        self.ask_for_links();
         loop {
             let mut look_ups = Vec::new();
             let mut keep = Vec::new();

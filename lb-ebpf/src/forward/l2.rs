@@ -2,27 +2,31 @@
 //! is, TTL included.
 
 use lb_common::{
-    abi::{LinkEntry, MemberEntry},
+    abi::{LinkEntry, MemberEntry, link_flag},
     counter::DropReason,
 };
 
-use crate::{
-    maps,
-    packet::{Ethernet, Header, MacWords},
-};
+use crate::{frame::Frame, maps, packet::MacWords};
 
-/// Addresses the frame to the member's next hop; the link it goes out by.
+/// The link that the member's next hop is reached by.
 #[inline(always)]
-pub fn address(
-    ethernet: Header<Ethernet>,
-    member: &MemberEntry,
-) -> Result<&'static LinkEntry, DropReason> {
+pub fn link(member: &MemberEntry) -> Result<&'static LinkEntry, DropReason> {
     let next_hop = member.next_hop();
     if !next_hop.is_resolved() {
         return Err(DropReason::NoNeighbour);
     }
-    let link = maps::link(next_hop.link().into()).ok_or(DropReason::NoNeighbour)?;
-    ethernet.set_destination(MacWords::of(next_hop));
-    ethernet.set_source(MacWords::new(link.mac));
-    Ok(link)
+    maps::link(next_hop.link().into()).ok_or(DropReason::NoNeighbour)
+}
+
+/// Addresses the frame to the member's next hop.
+#[inline(always)]
+pub fn address(frame: &Frame<'_>, link: &LinkEntry, member: &MemberEntry) {
+    frame
+        .ethernet
+        .set_destination(MacWords::of(member.next_hop()));
+    // What stays on a bridge keeps its source: the bridge would learn its own
+    // address behind a port.
+    if link.flags & link_flag::BRIDGE == 0 {
+        frame.ethernet.set_source(MacWords::new(link.mac));
+    }
 }

@@ -162,6 +162,11 @@ impl Packet {
         self
     }
 
+    /// Whether it is a TCP segment.
+    pub fn is_tcp(&self) -> bool {
+        matches!(self.layer4, Layer4::Tcp { .. })
+    }
+
     /// TCP flags, see [`tcp_flags`].
     pub fn flags(mut self, value: u8) -> Self {
         let Layer4::Tcp { flags, .. } = &mut self.layer4 else {

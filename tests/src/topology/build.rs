@@ -59,7 +59,7 @@ pub(super) fn topology(kind: Kind, options: &Options) -> Result<Topology> {
         options.backends
     );
     let servers_net = match kind {
-        Kind::Dsr | Kind::NatFlatOneArmed => OUTSIDE,
+        Kind::Dsr | Kind::NatFlatOneArmed | Kind::NatBridged => OUTSIDE,
         Kind::NatTwoArmed | Kind::NatOneArmed => INSIDE,
     };
     let balancer = match kind {
@@ -69,6 +69,16 @@ pub(super) fn topology(kind: Kind, options: &Options) -> Result<Topology> {
                 interface("eth0", OUTSIDE, BALANCER),
                 interface("eth1", INSIDE, ROUTER),
             ]
+        }
+        Kind::NatBridged => {
+            // Both are ports of br0, which has the address.
+            let eth0 = interface("eth0", OUTSIDE, BALANCER);
+            let eth1 = Interface {
+                name: "eth1".into(),
+                mac: mac(INSIDE, BALANCER),
+                ..eth0.clone()
+            };
+            vec![eth0, eth1]
         }
         Kind::NatOneArmed => {
             let mut eth0 = interface("eth0", OUTSIDE, BALANCER);
@@ -103,6 +113,9 @@ pub(super) fn topology(kind: Kind, options: &Options) -> Result<Topology> {
         vip6: v6(OUTSIDE, VIP),
     };
     wire(&mut t)?;
+    if kind == Kind::NatBridged {
+        bridge(&t.balancer)?;
+    }
     addresses(&t)?;
     offloads(&t, options)?;
     if kind == Kind::Dsr {
@@ -110,6 +123,20 @@ pub(super) fn topology(kind: Kind, options: &Options) -> Result<Topology> {
     }
     wait_until_up(&t)?;
     Ok(t)
+}
+
+/// Makes the host's interfaces ports of a bridge with the first one's MAC.
+fn bridge(host: &Host) -> Result<()> {
+    let mac = host.interface().mac;
+    let mut batch = format!(
+        "link add br0 address {mac} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\n\
+         link set br0 up\n"
+    );
+    for i in &host.interfaces {
+        writeln!(batch, "link set {} master br0", i.name)?;
+    }
+    host.ns.feed(&["ip", "-batch", "-"], &batch)?;
+    Ok(())
 }
 
 /// The other end of a host's link.
@@ -139,7 +166,7 @@ fn wire(t: &mut Topology) -> Result<()> {
     link(&t.client.ns, t.client.interface(), &router_end(0))?;
     let mut plugged: Vec<(&Host, &Interface)> = vec![];
     let mut balancer_ports = vec![];
-    if t.kind == Kind::NatTwoArmed {
+    if t.kind.is_two_armed() {
         link(&t.balancer.ns, t.balancer.interface(), &router_end(1))?;
         plugged.push((&t.balancer, &t.balancer.interfaces[1]));
         balancer_ports.push(Port {
@@ -171,6 +198,11 @@ fn wire(t: &mut Topology) -> Result<()> {
             "fdb replace {} dev {} master static",
             interface.mac, host.name
         )?;
+    }
+    if t.kind == Kind::NatBridged {
+        for mac in [t.router.interfaces[1].mac, t.balancer.interface().mac] {
+            writeln!(fdb, "fdb replace {mac} dev balancer master static")?;
+        }
     }
     t.switch.feed(&["bridge", "-batch", "-"], &fdb)?;
     t.balancer_ports = balancer_ports;
@@ -210,9 +242,13 @@ fn link(ns: &Netns, near: &Interface, far: &FarEnd<'_>) -> Result<()> {
 /// The kernel notices that a link is up with a delay of up to a second; until
 /// then the interface, and a switch port with it, drops what it should send.
 fn wait_until_up(t: &Topology) -> Result<()> {
-    let mut namespaces: Vec<(&Netns, usize)> =
-        t.hosts().map(|h| (&h.ns, h.interfaces.len())).collect();
-    let plugged: usize = t.backends.len() + if t.kind == Kind::NatTwoArmed { 1 } else { 2 };
+    let has_bridge =
+        |h: &Host| usize::from(t.kind == Kind::NatBridged && h.name == t.balancer.name);
+    let mut namespaces: Vec<(&Netns, usize)> = t
+        .hosts()
+        .map(|h| (&h.ns, h.interfaces.len() + has_bridge(h)))
+        .collect();
+    let plugged: usize = t.backends.len() + if t.kind.is_two_armed() { 1 } else { 2 };
     namespaces.push((&t.switch, plugged + 1));
     for (ns, interfaces) in namespaces {
         wait_ok(
@@ -244,12 +280,21 @@ fn wait_until_up(t: &Topology) -> Result<()> {
 fn addresses(t: &Topology) -> Result<()> {
     for host in t.hosts() {
         let mut batch = String::new();
-        for i in &host.interfaces {
+        let bridged = t.kind == Kind::NatBridged && host.name == t.balancer.name;
+        let devices = if bridged {
+            vec![("br0", host.interface())]
+        } else {
+            host.interfaces
+                .iter()
+                .map(|i| (i.name.as_str(), i))
+                .collect()
+        };
+        for (device, i) in devices {
             for a in &i.v4 {
-                writeln!(batch, "addr add {a}/24 dev {}", i.name)?;
+                writeln!(batch, "addr add {a}/24 dev {device}")?;
             }
             for a in &i.v6 {
-                writeln!(batch, "addr add {a}/64 dev {} nodad", i.name)?;
+                writeln!(batch, "addr add {a}/64 dev {device} nodad")?;
             }
         }
         host.ns.feed(&["ip", "-batch", "-"], &batch)?;
@@ -280,7 +325,7 @@ fn routes(t: &Topology) -> Result<()> {
     default(&t.balancer, OUTSIDE, ROUTER)?;
     for backend in &t.backends {
         match t.kind {
-            Kind::Dsr => default(backend, OUTSIDE, ROUTER)?,
+            Kind::Dsr | Kind::NatBridged => default(backend, OUTSIDE, ROUTER)?,
             Kind::NatTwoArmed | Kind::NatOneArmed => default(backend, INSIDE, ROUTER)?,
             Kind::NatFlatOneArmed => default(backend, OUTSIDE, BALANCER)?,
         }
@@ -310,7 +355,7 @@ fn offloads(t: &Topology, options: &Options) -> Result<()> {
     }
     let mut on_switch: Vec<&str> = t.backends.iter().map(|b| b.name.as_str()).collect();
     on_switch.push("balancer");
-    if t.kind != Kind::NatTwoArmed {
+    if !t.kind.is_two_armed() {
         on_switch.push("router");
     }
     for name in on_switch {

@@ -61,6 +61,14 @@ impl Topology {
     }
 }
 
+impl Port {
+    /// As [`Topology::wire_balancer`], for one far end.
+    pub fn wire(&self) -> Result<Wires> {
+        let program = pass_program().context("loading an XDP program")?;
+        Ok(Wires(vec![attach(&program, self)?]))
+    }
+}
+
 fn pass_program() -> io::Result<OwnedFd> {
     let load = Load {
         program_type: PROG_TYPE_XDP,

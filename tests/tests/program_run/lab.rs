@@ -298,11 +298,13 @@ impl Lab {
                 self.program.set_slot(slot, SlotWord::stable(*member))?;
             }
         }
-        let flags = if spec.reply_flows {
-            service_flag::REPLY_FLOWS
-        } else {
-            0
-        };
+        let mut flags = 0;
+        if spec.reply_flows {
+            flags |= service_flag::REPLY_FLOWS;
+        }
+        if spec.method == method::FULL_NAT {
+            flags |= service_flag::FULL_NAT;
+        }
         let entry = ServiceEntry {
             id,
             slot_offset: first_slot,

@@ -6,6 +6,7 @@ mod lab;
 
 mod budget;
 mod forward;
+mod full_nat;
 mod lookup;
 mod malformed;
 mod neighbour;

@@ -15,12 +15,12 @@ use lb_tests::{
 use crate::lab::{Backend, Case, Lab, Observed, Service, backend_mac, ip};
 
 /// The balancer's interfaces: servers, clients, and one that isn't managed.
-const SERVERS: (&str, Mac) = ("in0", Mac([2, 0, 0, 0, 1, 1]));
-const CLIENTS: (&str, Mac) = ("out0", Mac([2, 0, 0, 0, 1, 2]));
+pub const SERVERS: (&str, Mac) = ("in0", Mac([2, 0, 0, 0, 1, 1]));
+pub const CLIENTS: (&str, Mac) = ("out0", Mac([2, 0, 0, 0, 1, 2]));
 const UNMANAGED: (&str, Mac) = ("un0", Mac([2, 0, 0, 0, 1, 3]));
 
 /// The next hop of clients that is resolved, on every interface.
-const NEXT_HOP: Mac = Mac([2, 0, 0, 0, 2, 0xfe]);
+pub const NEXT_HOP: Mac = Mac([2, 0, 0, 0, 2, 0xfe]);
 
 /// Routes by what is behind them; `.254` and `::fe` are resolved next hops,
 /// `.253` and `::fd` are not.
@@ -64,7 +64,7 @@ route add prohibit 2001:db8:c:6::/64
 
 /// Clients by the third or fourth number of their prefix, see [`SETUP`].
 #[derive(Clone, Copy, Debug)]
-enum Behind {
+pub enum Behind {
     Resolved = 0,
     Unresolved = 1,
     UnmanagedLink = 2,
@@ -75,7 +75,7 @@ enum Behind {
     Nothing = 7,
 }
 
-fn client(v4: bool, behind: Behind) -> SocketAddr {
+pub fn client(v4: bool, behind: Behind) -> SocketAddr {
     let n = behind as u16;
     let address = if v4 {
         ip(&format!("198.51.{}.7", 100 + n))
@@ -85,18 +85,18 @@ fn client(v4: bool, behind: Behind) -> SocketAddr {
     (address, 40_001).into()
 }
 
-struct Router {
-    ns: Netns,
-    lab: Lab,
-    servers: u32,
-    clients: u32,
+pub struct Router {
+    pub ns: Netns,
+    pub lab: Lab,
+    pub servers: u32,
+    pub clients: u32,
     services: Vec<(Case, Service)>,
 }
 
 impl Router {
     /// NAT services of all families and protocols, their replies recognised by
     /// port or by flow.
-    fn new(by_flow: bool) -> Result<Self> {
+    pub fn new(by_flow: bool) -> Result<Self> {
         let ns = Netns::new("fib")?;
         ns.sysctl("net/ipv4/ip_forward", "1")?;
         ns.sysctl("net/ipv6/conf/all/forwarding", "1")?;
@@ -132,7 +132,7 @@ impl Router {
         })
     }
 
-    fn run(&mut self, ifindex: u32, frame: &[u8]) -> Result<Observed> {
+    pub fn run(&mut self, ifindex: u32, frame: &[u8]) -> Result<Observed> {
         let program = &self.lab.program;
         let outcome: Outcome = self.ns.run(|| program.run_on(ifindex, frame))??;
         Ok(self.lab.observe(outcome))

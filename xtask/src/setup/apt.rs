@@ -7,7 +7,7 @@ use std::{
     process::Command,
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 
 use crate::process;
 
@@ -75,6 +75,41 @@ pub fn install(packages: &[&str]) -> Result<()> {
         let _ = process::answer(Command::new("systemctl").args(["--quiet", "disable", service]));
     }
     Ok(())
+}
+
+/// `packages` and what they need, as far as the system lacks it. Nothing is
+/// installed.
+pub fn to_be_installed(packages: &[&str]) -> Result<Vec<String>> {
+    let output = apt_get(&["install", "--simulate", "--no-install-recommends"])
+        .args(packages)
+        .output()
+        .context("starting apt-get")?;
+    ensure!(
+        output.status.success(),
+        "apt-get can't install {}: {}",
+        packages.join(" "),
+        String::from_utf8_lossy(&output.stderr).trim()
+    );
+    Ok(simulated(&String::from_utf8_lossy(&output.stdout)))
+}
+
+/// The packages of lines such as `Inst kmod (30+20221128-1 Debian:12 [amd64])`.
+fn simulated(output: &str) -> Vec<String> {
+    output
+        .lines()
+        .filter_map(|line| line.strip_prefix("Inst ")?.split_whitespace().next())
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Fetches the archives of `packages` into a directory.
+pub fn download(packages: &[String], directory: &Path) -> Result<()> {
+    // apt's own user could not write there.
+    process::run(
+        apt_get(&["-o", "APT::Sandbox::User=root", "download"])
+            .args(packages)
+            .current_dir(directory),
+    )
 }
 
 fn apt_get(arguments: &[&str]) -> Command {
@@ -154,6 +189,14 @@ mod tests {
             not_installed(&["curl", "socat", "bpftool", "unknown"], listed),
             ["socat", "bpftool", "unknown"]
         );
+    }
+
+    #[test]
+    fn only_what_would_be_installed_is_fetched() {
+        let output = "Reading package lists...\nRemv qemu-utils [1:10.0.2]\n\
+            Inst libpopt0 (1.19 Debian:12 [amd64])\nInst kmod [29] (30 Debian:12 [amd64])\n\
+            Conf libpopt0 (1.19 Debian:12 [amd64])\n";
+        assert_eq!(simulated(output), ["libpopt0", "kmod"]);
     }
 
     #[test]

@@ -205,6 +205,9 @@ impl Daemon {
                 );
             }
         }
+        for warning in crate::config::warnings(model) {
+            tracing::warn!("{warning}");
+        }
         for stranger in self.controller.admin.strangers(model) {
             tracing::warn!(
                 backend = stranger,

@@ -18,7 +18,7 @@ use crate::dataplane::{
     bpf,
     desired::MemberLimits,
     mapping::{MappedTable, from_words, to_words},
-    state::{MapSnapshot, PortBlock, service_name},
+    state::{LocalPrefix, MapSnapshot, PortBlock, service_name},
     store::StoreError,
 };
 
@@ -31,6 +31,21 @@ impl AyaMaps {
     /// Flows of NAT replies.
     pub(in crate::dataplane) fn reply_flows(&self) -> MappedTable<'_> {
         MappedTable::new(&self.reply_flows, &[])
+    }
+
+    /// Full NAT's bindings.
+    pub(in crate::dataplane) fn bindings(&self) -> MappedTable<'_> {
+        MappedTable::new(&self.bindings, &[])
+    }
+
+    /// The ways from clients to bindings.
+    pub(in crate::dataplane) fn nat_flows(&self) -> MappedTable<'_> {
+        MappedTable::new(&self.nat_flows, &[])
+    }
+
+    /// The rings of free ports.
+    pub(in crate::dataplane) fn free_ports(&self) -> MappedTable<'_> {
+        MappedTable::new(&self.free_ports, &[])
     }
 
     /// All slots.
@@ -182,6 +197,7 @@ impl AyaMaps {
             services: entries(map::SERVICES, self.services.iter())?,
             vips: entries(map::VIPS, self.vips.iter())?,
             replies: entries(map::REPLIES, self.replies.iter())?,
+            pools: entries(map::NAT_POOL, self.pools.iter())?,
             ..MapSnapshot::default()
         };
         for entry in self.ranges.iter() {
@@ -191,6 +207,14 @@ impl AyaMaps {
                 key: key.data(),
             };
             snapshot.ranges.insert(block, value);
+        }
+        for entry in self.local.iter() {
+            let (key, value) = entry.map_err(|e| failed(map::LOCAL, "read")(io_of(e)))?;
+            let prefix = LocalPrefix {
+                prefix_bits: key.prefix_len(),
+                key: key.data(),
+            };
+            snapshot.local.insert(prefix, value);
         }
         for id in 1..=self.capacity.services {
             let name = self

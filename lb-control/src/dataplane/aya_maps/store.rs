@@ -8,7 +8,7 @@ use std::sync::atomic::{
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, ReplyEntry, ReplyKey, ServiceEntry,
+        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry,
         ServiceKey, VipEntry, VipKey, map, owner,
     },
     counter::{DROP_ROW, EVENT_ROW},
@@ -20,7 +20,7 @@ use super::{AyaMaps, CONFIG_WORDS, LOAD_WORDS, MEMBER_WORDS, beyond, failed, io_
 use crate::dataplane::{
     desired::MemberLimits,
     mapping::to_words,
-    state::{MapSnapshot, PortBlock, service_name_bytes},
+    state::{LocalPrefix, MapSnapshot, PortBlock, service_name_bytes},
     store::{MapStore, StoreError},
 };
 
@@ -214,6 +214,24 @@ impl MapStore for AyaMaps {
 
     fn remove_reply(&mut self, key: &ReplyKey) -> Result<(), StoreError> {
         removed(map::REPLIES, self.replies.remove(key))
+    }
+
+    fn put_pool(&mut self, key: &VipKey, entry: &PoolEntry) -> Result<(), StoreError> {
+        written(map::NAT_POOL, self.pools.insert(key, entry, 0))
+    }
+
+    fn remove_pool(&mut self, key: &VipKey) -> Result<(), StoreError> {
+        removed(map::NAT_POOL, self.pools.remove(key))
+    }
+
+    fn put_local(&mut self, prefix: &LocalPrefix, value: u32) -> Result<(), StoreError> {
+        let key = Key::new(prefix.prefix_bits, prefix.key);
+        written(map::LOCAL, self.local.insert(&key, value, 0))
+    }
+
+    fn remove_local(&mut self, prefix: &LocalPrefix) -> Result<(), StoreError> {
+        let key = Key::new(prefix.prefix_bits, prefix.key);
+        removed(map::LOCAL, self.local.remove(&key))
     }
 }
 

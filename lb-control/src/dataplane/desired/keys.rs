@@ -23,7 +23,7 @@ impl Builder<'_> {
             },
             VipEntry {
                 owner: entry.owner,
-                reserved: 0,
+                flags: 0,
             },
         );
         let keys = ports::keys(&service.ports);

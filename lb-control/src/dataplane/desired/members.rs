@@ -227,6 +227,7 @@ fn member_key(service: &Service, backend: &Backend, id: u32) -> MemberKey {
     let (method, port) = match service.forwarding {
         ForwardingMethod::L2Dsr => (method::L2_DSR, None),
         ForwardingMethod::Nat => (method::NAT, backend.port),
+        ForwardingMethod::FullNat => (method::FULL_NAT, backend.port),
     };
     let vip_port = port.and(ports::single_port(&service.ports));
     MemberKey {

@@ -10,7 +10,7 @@ use lb_common::{
 use super::{Builder, DesiredError, MemberLimits, Table};
 use crate::{
     dataplane::state::MapSnapshot,
-    model::{Balance, GROUPS, HashInput, Pool, Protocol, Scheduler, Service, UdpMode},
+    model::{Balance, ForwardingMethod, GROUPS, HashInput, Pool, Protocol, Scheduler, Service, UdpMode},
     scheduler,
 };
 
@@ -114,7 +114,9 @@ impl Builder<'_> {
         let (members, cycle) = tables.table(&service.name, scheduler, &group, entry.slot_size);
         let table = Table {
             offset: entry.slot_offset,
-            stateless: service.protocol == Protocol::Udp && udp == UdpMode::Stateless,
+            // Under full NAT a flow's binding has its member.
+            stateless: service.protocol == Protocol::Udp && udp == UdpMode::Stateless
+                || service.forwarding == ForwardingMethod::FullNat,
             keep,
             full: tracking.full,
             members,

@@ -8,13 +8,13 @@ use std::{
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey, VipEntry,
-        VipKey,
+        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
+        Tags, VipEntry, VipKey,
     },
     net::Mac,
 };
 
-use crate::dataplane::state::PortBlock;
+use crate::dataplane::state::{LocalPrefix, PortBlock};
 
 /// What is known at run time, besides the configuration.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -30,6 +30,34 @@ pub struct Runtime {
     pub unreachable: HashSet<IpAddr>,
     /// The interfaces the data path is attached to.
     pub links: Vec<Link>,
+    /// The node's own addresses.
+    pub addresses: Vec<OwnAddress>,
+}
+
+/// An address of this node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnAddress {
+    /// The address.
+    pub address: IpAddr,
+    /// Bits of it that are the same for all on its link.
+    pub prefix_bits: u8,
+    /// The interface that has it.
+    pub ifindex: u32,
+}
+
+impl OwnAddress {
+    /// Whether a host with this address is on the same link.
+    pub fn is_on_link(&self, other: IpAddr) -> bool {
+        let same = |a: u128, b: u128, bits: u32| {
+            let shift = bits.saturating_sub(u32::from(self.prefix_bits));
+            (a ^ b).checked_shr(shift).unwrap_or(0) == 0
+        };
+        match (self.address, other) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => same(a.to_bits().into(), b.to_bits().into(), 32),
+            (IpAddr::V6(a), IpAddr::V6(b)) => same(a.to_bits(), b.to_bits(), 128),
+            _ => false,
+        }
+    }
 }
 
 /// Names a backend.
@@ -74,17 +102,28 @@ pub struct Hop {
     pub ifindex: u32,
 }
 
-/// An interface.
+/// A device that packets come in by and go out by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Link {
     /// The kernel's name of it.
     pub name: String,
-    /// Its index.
+    /// Its index, as routes name it.
     pub ifindex: u32,
     /// Its MAC address.
     pub mac: Mac,
     /// Its MTU in bytes.
     pub mtu: u32,
+    /// It is a Linux bridge: what is sent is left to it.
+    pub is_bridge: bool,
+    /// Spanning tree keeps one of its ports from forwarding.
+    pub is_blocked: bool,
+    /// Interface that its frames are sent by.
+    pub egress: u32,
+    /// Tags that its frames have.
+    pub tags: Tags,
+    /// How its frames come in: interface, tags, and the interface by which an
+    /// answer goes back.
+    pub ways: Vec<(u32, Tags, u32)>,
 }
 
 /// What the maps should hold.
@@ -112,6 +151,10 @@ pub struct DesiredState {
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
     pub links: BTreeMap<u16, LinkEntry>,
+    /// `NAT_POOL`: full NAT's addresses, those that are being removed included.
+    pub pools: BTreeMap<VipKey, PoolEntry>,
+    /// `LOCAL`.
+    pub local: BTreeMap<LocalPrefix, u32>,
     /// Ids of members that left the configuration, whether they still serve or
     /// only wait for a sweep to give their ids back.
     pub departed: BTreeSet<u32>,
@@ -191,6 +234,25 @@ pub enum DesiredError {
         service: String,
         backend: IpAddr,
         port: u16,
+    },
+    #[error(
+        "full_nat: address {address} is this node's own, on interface index {ifindex}: full NAT needs addresses that \
+         exist nowhere else; remove it there or here"
+    )]
+    OwnPoolAddress { address: IpAddr, ifindex: u32 },
+    #[error(
+        "full_nat: address {address} has the ports {from}-{to} as long as flows use them: keep these, or take the \
+         address out and add it again when `lbctl status` doesn't show it any more"
+    )]
+    PoolPortsChanged { address: IpAddr, from: u16, to: u32 },
+    #[error(
+        "full_nat: address {address} needs {needed} ports in a row, of {free} that are free: raise \
+         dataplane.max_bindings (needs `lbctl detach` first), or wait until removed addresses are gone"
+    )]
+    TooManyBindings {
+        address: IpAddr,
+        needed: u32,
+        free: u32,
     },
     #[error("no place for interface `{link}` in the table of interfaces, which holds {limit}")]
     TooManyLinks { link: String, limit: u32 },
