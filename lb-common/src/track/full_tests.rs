@@ -10,7 +10,7 @@ use crate::{
     },
     load::{Counts, Meter},
     member::MemberState,
-    schedule::{self, Policy, choose, scheduler},
+    schedule::{self, Members, Policy, choose, scheduler},
 };
 
 const SLOTS: u32 = 7;

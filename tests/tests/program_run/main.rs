@@ -15,5 +15,6 @@ mod random;
 mod reply_flow;
 mod reply_route;
 mod sample;
+mod scheduled;
 mod tracked;
 mod unbalanced;
