@@ -62,7 +62,12 @@ impl Members for Shop {
 
     fn weigh(&self, member: u32) -> u64 {
         let counts = Counts(self.counts[member as usize].load(SeqCst));
-        weigh(self.takes_new[member as usize], counts, self.max[member as usize], self.weight[member as usize])
+        weigh(
+            self.takes_new[member as usize],
+            counts,
+            self.max[member as usize],
+            self.weight[member as usize],
+        )
     }
 }
 
@@ -170,7 +175,10 @@ fn a_group_is_filled_before_the_next_and_then_nobody_has_room() {
         assert!(choice.is_member());
         orders.push(choice.0);
     }
-    assert!(orders[..20].iter().all(|m| [1, 2].contains(m)), "{orders:?}");
+    assert!(
+        orders[..20].iter().all(|m| [1, 2].contains(m)),
+        "{orders:?}"
+    );
     assert!(orders[20..30].iter().all(|m| *m == 3), "{orders:?}");
     assert!(orders[30..].iter().all(|m| *m == 4), "{orders:?}");
     let choice = choose(&shop, &policy, 5, 1, load::OPEN);

@@ -143,10 +143,7 @@ mod tests {
 
     #[test]
     fn a_watched_slot_keeps_its_members_and_looks_flows_up() {
-        assert_eq!(
-            SlotWord::stable(3).watched(9),
-            SlotWord::tracked(3, 3, 9)
-        );
+        assert_eq!(SlotWord::stable(3).watched(9), SlotWord::tracked(3, 3, 9));
         let changing = SlotWord::tracked(3, 2, 4);
         assert_eq!(changing.watched(9), SlotWord::tracked(3, 2, 9));
     }

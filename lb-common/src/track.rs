@@ -179,7 +179,14 @@ fn put<W: World>(
     let flows = world.flows();
     match stale {
         Some(found) => flows.exchange(found.bucket, found.word, found.entry, entry, place),
-        None => flow::insert(flows, key, entry, place, times.now_ticks, times.longest_idle),
+        None => flow::insert(
+            flows,
+            key,
+            entry,
+            place,
+            times.now_ticks,
+            times.longest_idle,
+        ),
     }
 }
 

@@ -15,8 +15,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry,
-        MemberLoad, MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
+        ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LinkEntry, MemberEntry, MemberLoad,
+        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
         RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey, Tags,
         VipEntry, VipKey, Work, program::TAILS,
     },
@@ -298,7 +298,11 @@ impl FlowTable for Flows {
             return self.replace(bucket, word, old.0, new.0);
         }
         // The place goes with the index: BPF functions have five arguments.
-        let reserved = if place == Place::Reserved { RESERVED } else { 0 };
+        let reserved = if place == Place::Reserved {
+            RESERVED
+        } else {
+            0
+        };
         let done = exchange_counted(bucket, word as u64 | reserved, old.0, new.0);
         self.hide(u64::from(done)) != 0
     }

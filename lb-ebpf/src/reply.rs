@@ -89,7 +89,14 @@ fn insert(config: &Config, home: u32, entry: u64, now: u32) -> u32 {
         home,
     };
     let longest = idle(config, config.longest_idle_units);
-    if flow::insert(&Flows::replies(config), key, entry, Place::Free, now, longest) {
+    if flow::insert(
+        &Flows::replies(config),
+        key,
+        entry,
+        Place::Free,
+        now,
+        longest,
+    ) {
         RESERVED
     } else {
         FULL

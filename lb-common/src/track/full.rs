@@ -99,8 +99,7 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
             && !(kind == Kind::Syn && entry.is_unsure());
         let opens_again = kind == Kind::Syn && entry.is_closing();
         if decides
-            && (!opens_again
-                || world.admit(entry.member(), load::OPEN) == Room::Taken as u32)
+            && (!opens_again || world.admit(entry.member(), load::OPEN) == Room::Taken as u32)
         {
             let new = entry.seen(times.now_ticks, kind.mark()).full();
             let place = if opens_again {
@@ -108,10 +107,7 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
             } else {
                 Place::Free
             };
-            if new != entry
-                && !flows.exchange(bucket, word, entry, new, place)
-                && opens_again
-            {
+            if new != entry && !flows.exchange(bucket, word, entry, new, place) && opens_again {
                 world.give_back(entry.member(), load::OPEN);
             }
             return Decision {
@@ -128,10 +124,8 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
     } else {
         slot.current()
     };
-    let has_old_flows =
-        is_true(slot.is_tracked() && slot.base() != slot.current() && base_serves);
-    let opens =
-        !is_old(slot, kind, times) || (kind == Kind::Datagram && !has_old_flows);
+    let has_old_flows = is_true(slot.is_tracked() && slot.base() != slot.current() && base_serves);
+    let opens = !is_old(slot, kind, times) || (kind == Kind::Datagram && !has_old_flows);
     let opens = is_true(opens);
     let mark = kind.mark();
     let by = if mark == Mark::Half {

@@ -164,7 +164,12 @@ impl Members for Shop {
 
     fn weigh(&self, member: u32) -> u64 {
         let counts = Counts(self.flows.counts()[member as usize].load(SeqCst));
-        schedule::weigh(self.state(member).takes_new(), counts, self.max[member as usize], 1)
+        schedule::weigh(
+            self.state(member).takes_new(),
+            counts,
+            self.max[member as usize],
+            1,
+        )
     }
 }
 
@@ -298,7 +303,14 @@ fn an_entry_of_before_full_tracking_is_counted_from_its_next_packet_on() {
     let shop = Shop::new(scheduler::MAGLEV, 64);
     let key = FlowKey::new(FLOW, 64);
     let entry = FlowWord::new(key.tag, 3, 8_000, Mark::Open);
-    assert!(flow::insert(&shop.flows, key, entry, Place::Free, 8_000, IDLE));
+    assert!(flow::insert(
+        &shop.flows,
+        key,
+        entry,
+        Place::Free,
+        8_000,
+        IDLE
+    ));
     assert_eq!(shop.counts(3), (0, 0));
     assert_eq!(shop.send(FLOW, Kind::Data), found(3));
     assert_eq!(shop.counts(3), (0, 1));
@@ -409,7 +421,11 @@ fn a_datagram_without_an_entry_opens_a_flow_unless_its_slot_has_old_ones() {
     }
     assert_eq!(shop.send(!FLOW, Kind::Datagram), inserted(4), "an old one");
     shop.pass(IDLE.open_units + 2);
-    assert_eq!(shop.send(FLOW ^ 0xff00, Kind::Datagram), inserted(2), "by turn");
+    assert_eq!(
+        shop.send(FLOW ^ 0xff00, Kind::Datagram),
+        inserted(2),
+        "by turn"
+    );
 }
 
 /// Four cores, a sweeper and a clock at work on a table that is too small.
@@ -454,7 +470,11 @@ fn counts_are_what_the_table_holds_whoever_worked_on_it_at_once() {
             });
         });
         for member in 1..5 {
-            assert_eq!(shop.counts(member), shop.recount(member), "{seed}: {member}");
+            assert_eq!(
+                shop.counts(member),
+                shop.recount(member),
+                "{seed}: {member}"
+            );
         }
         shop.pass(IDLE.open_units + 2);
         shop.sweep();

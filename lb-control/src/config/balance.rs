@@ -6,7 +6,8 @@ use super::{
     yaml::Node,
 };
 use crate::model::{
-    Balance, ForwardingMethod, HashInput, Model, Pool, Protocol, Scheduler, Service, Tracking, UdpMode,
+    Balance, ForwardingMethod, HashInput, Model, Pool, Protocol, Scheduler, Service, Tracking,
+    UdpMode,
 };
 
 /// Keys of a service that are read here.

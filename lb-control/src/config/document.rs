@@ -9,9 +9,8 @@ use super::{
     yaml::Node,
 };
 use crate::model::{
-    Backend, Check, CheckKind, Dataplane, ForwardingMethod, FullNat, GROUPS, Interface, Model, Pool,
-    Ports,
-    Protocol, Replies, Service, XdpMode,
+    Backend, Check, CheckKind, Dataplane, ForwardingMethod, FullNat, GROUPS, Interface, Model,
+    Pool, Ports, Protocol, Replies, Service, XdpMode,
 };
 
 /// What the file says, before the checks that concern several values.

@@ -10,8 +10,8 @@ use super::conditions::Now;
 use crate::{
     dataplane::desired::BackendKey,
     model::{
-        Backend, Balance, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports,
-        Protocol, Replies, Service, XdpMode,
+        Backend, Balance, Check, CheckKind, Dataplane, ForwardingMethod, Interface, Model, Pool,
+        Ports, Protocol, Replies, Service, XdpMode,
     },
 };
 

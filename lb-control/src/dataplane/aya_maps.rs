@@ -18,9 +18,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberLoad, MemberStats, NAME_BYTES, PoolEntry,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry, ServiceKey,
-        VipEntry, VipKey, map,
+        ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberLoad, MemberStats,
+        NAME_BYTES, PoolEntry, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry,
+        ServiceEntry, ServiceKey, VipEntry, VipKey, map,
     },
     binding::{self, Ring},
     flow::BUCKET_WORDS,

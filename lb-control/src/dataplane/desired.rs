@@ -25,8 +25,7 @@ mod types;
 pub use spread::{TableCache, Tables};
 pub use types::{
     BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, MemberLimits,
-    OwnAddress,
-    Runtime, Table,
+    OwnAddress, Runtime, Table,
 };
 
 /// What [`desired`] depends on besides configuration and run-time knowledge.

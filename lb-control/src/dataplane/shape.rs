@@ -4,8 +4,8 @@ use std::{io, path::Path};
 
 use lb_common::{
     abi::{
-        self, Binding, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES, PoolEntry,
-        ReplyEntry, SampleEntry, ServiceEntry, VipEntry, map, program,
+        self, Binding, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES,
+        PoolEntry, ReplyEntry, SampleEntry, ServiceEntry, VipEntry, map, program,
     },
     binding::{self, Ring},
 };

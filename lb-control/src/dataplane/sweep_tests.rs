@@ -7,8 +7,8 @@ use lb_common::{
         BRIEF_UNITS, CLOSING_UNITS, CONTROL, FlowKey, FlowTable as _, FlowWord, Idle, Mark, Place,
         buckets_for, insert, memory::MemoryTable,
     },
-    load::{self, Counts},
     hash::scale,
+    load::{self, Counts},
     member::MemberState,
     slot::SlotWord,
 };

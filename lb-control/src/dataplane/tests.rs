@@ -28,8 +28,8 @@ use super::{
     store::MapStore,
 };
 use crate::model::{
-    Backend, Balance, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports, Protocol, Replies,
-    Service, XdpMode,
+    Backend, Balance, Dataplane, ForwardingMethod, Interface, Model, Pool, Ports, Protocol,
+    Replies, Service, XdpMode,
 };
 
 const HZ: u32 = 1000;

@@ -2,8 +2,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Balance, Dataplane, ForwardingMethod, Interface, Pool, Ports, Protocol, Replies, Service,
-    XdpMode,
+    Backend, Balance, Dataplane, ForwardingMethod, Interface, Pool, Ports, Protocol, Replies,
+    Service, XdpMode,
 };
 
 #[derive(Default)]

@@ -142,7 +142,9 @@ fn turns_are_exact_to_one_connection_on_two_cores_at_once() -> Result<()> {
     }
     let (lab, mut sums) = (&lab, BTreeMap::new());
     let run = |first: u32| -> Result<Vec<u8>> {
-        (first..first + 1500).map(|n| sent_to(lab, &syn(n))).collect()
+        (first..first + 1500)
+            .map(|n| sent_to(lab, &syn(n)))
+            .collect()
     };
     let both = thread::scope(|scope| {
         let other = scope.spawn(|| run(100_000));
@@ -279,7 +281,9 @@ fn a_member_that_takes_no_new_flows_gets_none_and_keeps_its_own() -> Result<()> 
             mine.push(flow);
         }
     }
+    // As the controller does it: the state first, then the table.
     lab.change_member(service.members[0], |m| m.state = MemberState::DRAINING.0)?;
+    lab.set_slots(&service, SlotWord::stable(service.members[1]))?;
     for flow in 100..150 {
         assert_eq!(sent_to(&lab, &syn(flow))?, 1);
     }

@@ -9,11 +9,15 @@ use std::{
 
 use aya::{Pod, maps::MapError};
 use lb_common::{
-    abi::{ClockReading, Config, LINKS, MemberEntry, MemberLoad, MemberStats, SampleEntry, map, owner},
+    abi::{
+        ClockReading, Config, LINKS, MemberEntry, MemberLoad, MemberStats, SampleEntry, map, owner,
+    },
     counter::{DROP_ROW, EVENT_ROW},
 };
 
-use super::{AyaMaps, CONFIG_WORDS, LOAD_WORDS, MEMBER_WORDS, SAMPLE_WORDS, STATS_WORDS, failed, io_of};
+use super::{
+    AyaMaps, CONFIG_WORDS, LOAD_WORDS, MEMBER_WORDS, SAMPLE_WORDS, STATS_WORDS, failed, io_of,
+};
 use crate::dataplane::{
     bpf,
     desired::MemberLimits,

@@ -8,8 +8,8 @@ use std::sync::atomic::{
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry,
-        ServiceKey, VipEntry, VipKey, map, owner,
+        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, PoolEntry, ReplyEntry, ReplyKey,
+        ServiceEntry, ServiceKey, VipEntry, VipKey, map, owner,
     },
     counter::{DROP_ROW, EVENT_ROW},
     member::MemberState,

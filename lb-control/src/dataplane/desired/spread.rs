@@ -10,7 +10,9 @@ use lb_common::{
 use super::{Builder, DesiredError, MemberLimits, Table};
 use crate::{
     dataplane::state::MapSnapshot,
-    model::{Balance, ForwardingMethod, GROUPS, HashInput, Pool, Protocol, Scheduler, Service, UdpMode},
+    model::{
+        Balance, ForwardingMethod, GROUPS, HashInput, Pool, Protocol, Scheduler, Service, UdpMode,
+    },
     scheduler,
 };
 
@@ -203,9 +205,7 @@ impl Builder<'_> {
 }
 
 /// Ranges of slots (first, number) that hold lists, by service id.
-pub(super) fn list_ranges(
-    snapshot: &MapSnapshot,
-) -> std::collections::BTreeMap<u32, (u32, u32)> {
+pub(super) fn list_ranges(snapshot: &MapSnapshot) -> std::collections::BTreeMap<u32, (u32, u32)> {
     snapshot
         .entries()
         .filter(|entry| entry.listed() > 0)
