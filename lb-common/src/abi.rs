@@ -4,7 +4,10 @@
 //! stand in network byte order behind their types, everything else is native.
 //! A change of any of it is a change of [`ABI_VERSION`].
 
-use crate::net::{Addr, Be16, NextHop};
+use crate::{
+    net::{Addr, Be16, NextHop},
+    schedule::GROUPS,
+};
 
 mod defence;
 mod link;
@@ -53,6 +56,10 @@ pub mod map {
     pub const REPLIES: &str = "REPLIES";
     /// Array of [`super::LinkEntry`], open addressing by [`super::LinkEntry::place`].
     pub const LINKS: &str = "LINKS";
+    /// Array by member id: [`super::MemberLoad`], mapped.
+    pub const LOADS: &str = "LOADS";
+    /// Array of `u64` by service id: turns taken under round robin.
+    pub const TURNS: &str = "TURNS";
     /// Per-CPU array by member id: [`super::MemberStats`].
     pub const STATS: &str = "STATS";
     /// Per-CPU array of `u64`: [`crate::counter::DropReason::index`] by service id.
@@ -116,10 +123,12 @@ pub mod program {
     /// Place in `PROGRAMS` of what notes flows whose replies are recognised one
     /// by one.
     pub const EXPECT: u32 = 8;
+    /// Place in `PROGRAMS` of what takes packets of services with full tracking.
+    pub const SCHEDULE: u32 = 9;
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 9] = [
+    pub const TAILS: [&str; 10] = [
         "lb_neighbour",
         "lb_icmp",
         "lb_reply",
@@ -129,6 +138,7 @@ pub mod program {
         "lb_head",
         "lb_tracked",
         "lb_expect",
+        "lb_schedule",
     ];
 }
 
@@ -248,8 +258,23 @@ pub struct ServiceEntry {
     pub flags: u16,
     /// Units after which a flow's entry has expired.
     pub idle_units: u32,
+    /// See [`crate::schedule::scheduler`].
+    pub scheduler: u8,
+    /// See [`udp`].
+    pub udp: u8,
+    /// Leading bits of an IPv4 source that count, with [`service_flag::BY_SOURCE`].
+    pub prefix_v4: u8,
+    /// Leading bits of an IPv6 source that count, with [`service_flag::BY_SOURCE`].
+    pub prefix_v6: u8,
+    /// Slots of a cycle of turns, from the first on; zero: no turns.
+    pub cycle: u32,
+    /// First word in `SLOTS` of the list of members, the priority groups one
+    /// after another, a member's id in each word.
+    pub list_offset: u32,
+    /// Members listed in each group; all zero where nobody has a limit.
+    pub list_sizes: [u16; GROUPS],
     /// Zero.
-    pub reserved: [u32; 7],
+    pub reserved: [u32; 2],
     /// [`crate::limit::cost`] of a new flow on one core; zero: no limit.
     pub core_cost: u32,
     /// The same from one source.
@@ -258,6 +283,13 @@ pub struct ServiceEntry {
     pub sources: u32,
     /// Zero.
     pub reserved_tail: u32,
+}
+
+impl ServiceEntry {
+    /// Members listed in all groups.
+    pub fn listed(&self) -> u32 {
+        self.list_sizes.iter().map(|n| u32::from(*n)).sum()
+    }
 }
 
 /// Bits of [`ServiceEntry::flags`].
@@ -272,6 +304,20 @@ pub mod service_flag {
     pub const FULL_NAT: u16 = 2;
     /// NAT with backends on links of this node: clients in `LOCAL` need full NAT.
     pub const LOCAL: u16 = 4;
+    /// Every flow has an entry in `FLOWS`.
+    pub const FULL_TRACKING: u16 = 8;
+    /// The slot follows from the source's prefix alone.
+    pub const BY_SOURCE: u16 = 16;
+}
+
+/// Values of [`ServiceEntry::udp`].
+pub mod udp {
+    /// A datagram goes to its slot's member, whatever flow it belongs to.
+    pub const STATELESS: u8 = 0;
+    /// Flows are told apart like those of TCP.
+    pub const TRACKED: u8 = 1;
+    /// As above, and QUIC's Initial packets are the SYN.
+    pub const QUIC: u8 = 2;
 }
 
 /// A VIP.
@@ -379,6 +425,18 @@ pub mod method {
     pub const IPIP: u8 = 4;
     /// The packet is put into a UDP datagram to the backend.
     pub const GUE: u8 = 5;
+}
+
+/// A member's connections and what they are held against.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberLoad {
+    /// [`crate::load::Counts`]: the data path and the sweeper add to it.
+    pub counts: u64,
+    /// Connections it may have; zero: any number.
+    pub max: u32,
+    /// Its weight among the service's members; as one word with `max`.
+    pub weight: u32,
 }
 
 /// What was sent to and came back from a member on one core.
@@ -489,6 +547,7 @@ layout! {
     Work = 72,
     SourceKey = 20,
     LimitKey = 20,
+    MemberLoad = 16,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

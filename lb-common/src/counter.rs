@@ -80,6 +80,8 @@ names! {
         /// Under full NAT: a reply, or a packet that opens nothing, of no flow
         /// that has a binding.
         NoBinding = "no_binding",
+        /// A new flow, and every backend has as many connections as it may.
+        MaxConnections = "max_connections",
         /// The maps contradict each other; a bug, or somebody else wrote them.
         Inconsistent = "inconsistent",
         /// The service's `allow` and `deny` don't let the source in.

@@ -318,6 +318,22 @@ fn services(page: &mut Page, services: &[ServiceStatus]) {
 fn backends(page: &mut Page, all: &[BackendStatus]) {
     // Another backend may have the name of one that has left.
     let backends: Vec<&BackendStatus> = all.iter().filter(|b| !b.departed).collect();
+    let where_known = |value: fn(&BackendStatus) -> Option<f64>| {
+        backends
+            .iter()
+            .filter_map(|b| Some(gauge(&labels_of(b), value(b)?)))
+            .collect::<Vec<_>>()
+    };
+    page.gauges(
+        "lb_backend_connections_half_open",
+        "Connections of which only a SYN was seen, under full tracking.",
+        where_known(|b| b.concurrent.half_open.map(|n| n as f64)),
+    );
+    page.gauges(
+        "lb_backend_connections_limit",
+        "Connections the backend may have in the service, where it has a limit.",
+        where_known(|b| b.max_connections.map(f64::from)),
+    );
     for (name, help, value) in TOTALS {
         page.counters(
             &format!("lb_backend_{name}"),

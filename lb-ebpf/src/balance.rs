@@ -123,11 +123,14 @@ fn balance(
     if lookup::has_flag(service, service_flag::GUARDED) {
         defence::admit(frame.config, service, parsed)?;
     }
+    if lookup::has_flag(service, service_flag::FULL_TRACKING) {
+        return Ok(frame.hand_over(parsed, program::SCHEDULE));
+    }
     if full_nat::is_wanted(frame.config, service, tuple) {
         return Ok(frame.hand_over(parsed, program::FULL_NAT));
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
-    let slot = select::slot(service, flow_hash)?;
+    let slot = select::slot(frame.config, service, parsed, flow_hash)?;
     if slot.word.is_tracked() {
         return Ok(frame.pass_on(parsed, 0, flow_hash, program::TRACKED));
     }
@@ -153,9 +156,41 @@ fn to_tracked(
     service: &'static ServiceEntry,
     flow_hash: u64,
 ) -> Result<Verdict, DropReason> {
-    let slot = select::slot(service, flow_hash)?;
-    let id = select::tracked(frame.config, service, &slot, flow_hash, parsed.kind());
-    let member = select::member(service, id, parsed.kind())?;
+    let slot = select::slot(frame.config, service, parsed, flow_hash)?;
+    let kind = select::kind(frame, service, parsed);
+    let id = select::tracked(frame.config, service, &slot, flow_hash, kind);
+    let member = select::member(service, id, kind)?;
+    forward::to_member(frame, parsed, service, flow_hash, id, member)
+}
+
+/// A packet of a service with full tracking.
+#[inline(always)]
+pub fn scheduled(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
+    let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
+        return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
+    };
+    let outcome = to_scheduled(frame, parsed, service);
+    settle(frame, parsed, service, outcome)
+}
+
+#[inline(always)]
+fn to_scheduled(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &'static ServiceEntry,
+) -> Result<Verdict, DropReason> {
+    let flow_hash = select::flow_hash(frame.config, parsed);
+    let slot = select::slot(frame.config, service, parsed, flow_hash)?;
+    let kind = select::kind(frame, service, parsed);
+    let id = select::scheduled(frame.config, service, &slot, flow_hash, kind);
+    if id == select::NO_ROOM {
+        return Err(DropReason::MaxConnections);
+    }
+    let member = select::member(service, id, kind)?;
+    // The flow is counted by its entry, whatever source it gets.
+    if full_nat::is_wanted(frame.config, service, &parsed.tuple()) {
+        return Ok(frame.pass_on(parsed, id, flow_hash, program::FULL_NAT));
+    }
     forward::to_member(frame, parsed, service, flow_hash, id, member)
 }
 

@@ -69,7 +69,7 @@ pub fn client(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    match to_backend(frame, parsed, service, handed.detail == CONFLICT) {
+    match to_backend(frame, parsed, service, handed) {
         Ok(verdict) => verdict,
         Err(DropReason::NoBinding) if lookup::has_flag(service, service_flag::RESET) => {
             reset::begin(frame, parsed, service.id)
@@ -83,7 +83,7 @@ fn to_backend(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &'static ServiceEntry,
-    is_conflict: bool,
+    handed: &Handed,
 ) -> Result<Verdict, DropReason> {
     let config = frame.config;
     let flow_hash = hash_of(config, parsed);
@@ -96,11 +96,15 @@ fn to_backend(
         if is_full && !opens {
             return Err(DropReason::NoBinding);
         }
-        let id = select::id(config, service, flow_hash, parsed.kind());
+        let id = if lookup::has_flag(service, service_flag::FULL_TRACKING) {
+            handed.member
+        } else {
+            select::id(frame, service, parsed, flow_hash)
+        };
         let member = select::member(service, id, parsed.kind())?;
         let is_bound = is_full || (opens && takes_new(config, service, parsed));
         if !is_bound {
-            if is_conflict {
+            if handed.detail == CONFLICT {
                 return Err(DropReason::ReplyConflict);
             }
             // Under NAT a connection may be older than the pool.

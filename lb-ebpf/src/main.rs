@@ -91,6 +91,12 @@ pub fn lb_binding(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, full_nat::backend).finish(&ctx)
 }
 
+/// Packets of services with full tracking.
+#[xdp(frags)]
+pub fn lb_schedule(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, balance::scheduled).finish(&ctx)
+}
+
 /// Packets to members that leave with a head of another length.
 #[xdp(frags)]
 pub fn lb_head(ctx: XdpContext) -> u32 {

@@ -5,7 +5,7 @@
 //! configuration before it loads the object.
 
 use core::arch::asm;
-use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -18,13 +18,15 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         ClockReading, Config, LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry,
-        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry,
-        ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
+        MemberLoad, MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT,
+        RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS,
+        SampleEntry, ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work,
+        program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
-    flow::{BUCKET_WORDS, FlowTable},
+    flow::{self, BUCKET_WORDS, FlowTable, FlowWord, Place},
     limit,
+    load::Counts,
     member::MemberState,
     slot::SlotWord,
 };
@@ -61,6 +63,10 @@ static REPLIES: HashMap<ReplyKey, ReplyEntry> = HashMap::pinned(64, 0);
 #[map]
 static LINKS: Array<LinkEntry> = Array::pinned(LINK_COUNT, 0);
 #[map]
+static LOADS: Array<MemberLoad> = Array::pinned(64, BPF_F_MMAPABLE);
+#[map]
+static TURNS: Array<u64> = Array::pinned(64, 0);
+#[map]
 static STATS: PerCpuArray<MemberStats> = PerCpuArray::pinned(64, 0);
 #[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(64 * DROP_ROW, 0);
@@ -77,6 +83,8 @@ static CLOCK: Array<ClockReading> = Array::pinned(1, BPF_F_MMAPABLE);
 // controller replaces them.
 #[map]
 static PROGRAMS: ProgramArray = ProgramArray::pinned(TAILS.len() as u32, 0);
+#[map]
+static CHOOSER: PerCpuArray<ServiceEntry> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static WORK: PerCpuArray<Work> = PerCpuArray::pinned(1, 0);
 #[map]
@@ -255,6 +263,8 @@ impl Slot {
 pub struct Flows {
     map: &'static Array<Bucket>,
     buckets: u32,
+    /// Whether entries are counted at their members.
+    counts: bool,
     /// Any number from a map, see `blur`.
     noise: u64,
 }
@@ -266,6 +276,7 @@ impl Flows {
         Self {
             map: &FLOWS,
             buckets: config.flow_buckets,
+            counts: true,
             noise: config.hash_key[0],
         }
     }
@@ -276,6 +287,7 @@ impl Flows {
         Self {
             map: &REPLY_FLOWS,
             buckets: config.reply_buckets,
+            counts: false,
             noise: config.hash_key[0],
         }
     }
@@ -296,14 +308,18 @@ impl FlowTable for Flows {
 
     #[inline(always)]
     fn blur(&self, word: usize) -> usize {
-        let mut word = word as u64;
+        self.hide(word as u64) as usize & (BUCKET_WORDS - 1)
+    }
+
+    #[inline(always)]
+    fn hide(&self, mut number: u64) -> u64 {
         // SAFETY: two operations on registers that cancel out. The verifier
         // takes what comes out for any number, and so checks what is done
         // with an entry once and not once for each place it may be found in.
         unsafe {
-            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) word, in(reg) self.noise, options(pure, nomem));
+            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) number, in(reg) self.noise, options(pure, nomem));
         }
-        word as usize & (BUCKET_WORDS - 1)
+        number
     }
 
     #[inline(always)]
@@ -325,6 +341,133 @@ impl FlowTable for Flows {
         // SAFETY: as in `load`.
         unsafe { bucket.cast::<u64>().add(word).write_volatile(value) };
     }
+
+    #[inline(always)]
+    fn exchange(
+        &self,
+        bucket: *mut Bucket,
+        word: usize,
+        old: FlowWord,
+        new: FlowWord,
+        place: Place,
+    ) -> bool {
+        if !self.counts {
+            return self.replace(bucket, word, old.0, new.0);
+        }
+        // The place goes with the index: BPF functions have five arguments.
+        let reserved = if place == Place::Reserved {
+            RESERVED
+        } else {
+            0
+        };
+        let done = exchange_counted(bucket, word as u64 | reserved, old.0, new.0);
+        self.hide(u64::from(done)) != 0
+    }
+
+    #[inline(always)]
+    fn count(&self, member: u32, by: u64) {
+        if self.counts {
+            count_flows(member, by);
+        }
+    }
+}
+
+/// Beside the index of an entry: [`Place::Reserved`].
+const RESERVED: u64 = 1 << 32;
+
+/// A bucket whose entries are counted.
+struct Counted(*mut Bucket);
+
+impl FlowTable for Counted {
+    type Bucket = ();
+
+    #[inline(always)]
+    fn buckets(&self) -> u32 {
+        1
+    }
+
+    #[inline(always)]
+    fn bucket(&self, _: u32) -> Option<()> {
+        Some(())
+    }
+
+    #[inline(always)]
+    fn load(&self, (): (), _: usize) -> u64 {
+        0
+    }
+
+    #[inline(always)]
+    fn replace(&self, (): (), word: usize, current: u64, new: u64) -> bool {
+        // SAFETY: a valid element, and the index is below BUCKET_WORDS.
+        compare_exchange(unsafe { self.0.cast::<u64>().add(word) }, current, new)
+    }
+
+    #[inline(always)]
+    fn count(&self, member: u32, by: u64) {
+        count_flows(member, by);
+    }
+}
+
+#[inline(never)]
+fn exchange_counted(bucket: *mut Bucket, word: u64, old: u64, new: u64) -> u32 {
+    let place = if word & RESERVED != 0 {
+        Place::Reserved
+    } else {
+        Place::Free
+    };
+    let word = word as usize & (BUCKET_WORDS - 1);
+    let done = flow::exchange(
+        &Counted(bucket),
+        (),
+        word,
+        FlowWord(old),
+        FlowWord(new),
+        place,
+    );
+    u32::from(done)
+}
+
+/// Adds to a member's counts; what they were.
+#[inline(always)]
+pub fn count_flows(member: u32, by: u64) -> Counts {
+    match LOADS.get_ptr_mut(member) {
+        // SAFETY: an aligned field of a valid element.
+        Some(load) => Counts(fetch_add(unsafe { &raw mut (*load).counts }, by)),
+        None => Counts::default(),
+    }
+}
+
+/// A member's counts, its limit and its weight, read once.
+#[inline(always)]
+pub fn load_of(member: u32) -> MemberLoad {
+    match LOADS.get_ptr(member) {
+        // SAFETY: a valid element; each of its words is read once.
+        Some(load) => unsafe { load.read_volatile() },
+        None => MemberLoad::default(),
+    }
+}
+
+/// Leaves a service for [`chooser`].
+#[inline(always)]
+pub fn set_chooser(service: &ServiceEntry) {
+    if let Some(at) = CHOOSER.get_ptr_mut(0) {
+        // SAFETY: a valid element, this core's.
+        unsafe { at.write(*service) };
+    }
+}
+
+/// The service that a member is chosen of.
+#[inline(always)]
+pub fn chooser() -> Option<&'static ServiceEntry> {
+    CHOOSER.get(0)
+}
+
+/// The number of a service's next turn.
+#[inline(always)]
+pub fn turn(service: u32) -> u64 {
+    TURNS
+        .get_ptr_mut(service)
+        .map_or(0, |turns| fetch_add(turns, 1))
 }
 
 #[inline(always)]
@@ -337,6 +480,12 @@ fn compare_exchange(at: *mut u64, current: u64, new: u64) -> bool {
         )
     };
     done
+}
+
+#[inline(always)]
+fn fetch_add(at: *mut u64, by: u64) -> u64 {
+    // SAFETY: every caller passes an aligned element of a map.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(at, by) }
 }
 
 /// This core's row of a member's statistics.

@@ -18,7 +18,7 @@ use lb_common::{
         program,
     },
     counter::{DropReason, Event},
-    flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
+    flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark, Place},
     hash::{self, Tuple},
     net::{Addr, Be16, Mac},
 };
@@ -108,7 +108,14 @@ fn insert(config: &Config, home: u32, entry: u64, now: u32) -> u32 {
         home,
     };
     let longest = idle(config, config.longest_idle_units);
-    if flow::insert(&Flows::replies(config), key, entry, now, longest) {
+    if flow::insert(
+        &Flows::replies(config),
+        key,
+        entry,
+        Place::Free,
+        now,
+        longest,
+    ) {
         RESERVED
     } else {
         FULL

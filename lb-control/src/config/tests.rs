@@ -160,7 +160,7 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
         (
             "forwarding: nat",
             "forwarding: gue, replies: flow",
-            "f.yaml:12:83: services[0].replies: is for nat; with gue replies don't pass here: remove it\nf.yaml:12:103: services[0].pool: backend \"a\" has port 8080, but gue doesn't rewrite ports; leave the backend's port out, or use nat\nf.yaml:12:103: services[0].pool: backend \"b\" has port 8080, but gue doesn't rewrite ports; leave the backend's port out, or use nat",
+            "f.yaml:12:92: services[0].replies: is for nat; with gue replies don't pass here: remove it\nf.yaml:12:104: services[0].pool: backend \"a\" has port 8080, but gue doesn't rewrite ports; leave the backend's port out, or use nat\nf.yaml:12:104: services[0].pool: backend \"b\" has port 8080, but gue doesn't rewrite ports; leave the backend's port out, or use nat",
         ),
         (
             "10.0.1.12",
@@ -180,7 +180,7 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
         (
             "\npools:",
             "\ndataplane: {tunnel: {port: 6080}}\npools:",
-            "f.yaml:3:22: dataplane.tunnel.port: unknown key `port`; did you mean `gue_port`?",
+            "f.yaml:3:22: dataplane.tunnel.port: unknown key `port`; allowed: source_v4, source_v6, gue_port",
         ),
         (
             "pool: web}\n",
