@@ -118,7 +118,8 @@ pub mod program {
     /// Place in `PROGRAMS` of what sends packets on with a head of another
     /// length: in a tunnel, or with other VLAN tags.
     pub const HEAD: u32 = 6;
-    /// Place in `PROGRAMS` of what looks up flows in tracked slots.
+    /// Place in `PROGRAMS` of what looks up flows in tracked slots, and delivers
+    /// where full tracking has.
     pub const TRACKED: u32 = 7;
     /// Place in `PROGRAMS` of what notes flows whose replies are recognised one
     /// by one.

@@ -365,8 +365,9 @@ pub struct Found<B> {
     pub entry: FlowWord,
 }
 
+/// The entry of a flow with this tag that `accept`s, in one bucket.
 #[inline(always)]
-fn find_in<T: FlowTable>(
+pub fn find_in<T: FlowTable>(
     table: &T,
     bucket: T::Bucket,
     tag: u32,

@@ -22,9 +22,6 @@ pub mod scheduler {
 /// Priority groups that a service may have.
 pub const GROUPS: usize = 4;
 
-/// Slots whose members are compared under least connections.
-pub const CANDIDATES: u32 = 4;
-
 /// Members of one group that are asked for room.
 pub const LOOKS: u32 = 32;
 
@@ -141,29 +138,53 @@ pub fn choose<M: Members>(members: &M, policy: &Policy, hash: u64, home: u32, by
 /// The member of some slots that has the fewest connections for its weight.
 #[inline(always)]
 fn least_loaded<M: Members>(members: &M, slots: u32, hash: u64, home: u32) -> u32 {
-    let mut best = home;
-    let mut best_load = NOT_WEIGHED;
-    let mut draw = hash as u32 ^ (hash >> 32) as u32;
-    let mut n = 0;
-    while n < CANDIDATES {
+    let mut best = Best {
+        member: home,
+        load: NOT_WEIGHED,
+        draw: hash as u32 ^ (hash >> 32) as u32,
+    };
+    // No loop: Linux 6.1 takes those of one form only, which the compiler may
+    // turn this one out of.
+    best = best.or_another(members, slots);
+    best = best.or_another(members, slots);
+    best = best.or_another(members, slots);
+    best = best.or_another(members, slots);
+    best.member
+}
+
+/// The best of the members that were looked at.
+#[derive(Clone, Copy)]
+struct Best {
+    member: u32,
+    load: u64,
+    /// What the next slot is drawn from.
+    draw: u32,
+}
+
+impl Best {
+    #[inline(always)]
+    fn or_another<M: Members>(self, members: &M, slots: u32) -> Self {
         // A full-period generator (Numerical Recipes' constants), whose upper
         // bits are what `scale` uses.
-        draw = draw.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        n += 1;
+        let draw = self
+            .draw
+            .wrapping_mul(1_664_525)
+            .wrapping_add(1_013_904_223);
         let member = members.in_slot(scale(draw, slots));
         let load = members.weigh(member);
-        best_load = members.blur(best_load);
-        if load == NOT_WEIGHED {
-            continue;
-        }
+        let best = members.blur(self.load);
         // connections / weight, without a division.
-        let is_less =
-            (load >> 32) * (best_load & 0xffff_ffff) < (best_load >> 32) * (load & 0xffff_ffff);
-        if best_load == NOT_WEIGHED || is_less {
-            (best, best_load) = (member, load);
+        let is_less = (load >> 32) * (best & 0xffff_ffff) < (best >> 32) * (load & 0xffff_ffff);
+        if load != NOT_WEIGHED && (best == NOT_WEIGHED || is_less) {
+            Self { member, load, draw }
+        } else {
+            Self {
+                load: best,
+                draw,
+                ..self
+            }
         }
     }
-    best
 }
 
 /// Asks the listed members, group by group, from a place that the hash tells.

@@ -16,7 +16,7 @@ use crate::{
     maps,
     packet::{Ethernet, Packet},
     parse::{self, Parsed, What},
-    reset, select,
+    reset, schedule, select,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -139,13 +139,14 @@ fn balance(
     forward::to_member(frame, parsed, service, flow_hash, id, member)
 }
 
-/// A packet of a service in a tracked slot: its flow is looked up.
+/// A packet of a service in a tracked slot: its flow is looked up. Or one that
+/// has its member already, by the scheduler.
 #[inline(always)]
 pub fn tracked(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    let outcome = to_tracked(frame, parsed, service, handed.flow_hash);
+    let outcome = to_tracked(frame, parsed, service, handed);
     settle(frame, parsed, service, outcome)
 }
 
@@ -154,16 +155,21 @@ fn to_tracked(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &'static ServiceEntry,
-    flow_hash: u64,
+    handed: &Handed,
 ) -> Result<Verdict, DropReason> {
-    let slot = select::slot(frame.config, service, parsed, flow_hash)?;
+    let flow_hash = handed.flow_hash;
     let kind = select::kind(frame, service, parsed);
-    let id = select::tracked(frame.config, service, &slot, flow_hash, kind);
+    let mut id = handed.member;
+    if id == 0 {
+        let slot = select::slot(frame.config, service, parsed, flow_hash)?;
+        id = select::tracked(frame.config, service, &slot, flow_hash, kind);
+    }
     let member = select::member(service, id, kind)?;
     forward::to_member(frame, parsed, service, flow_hash, id, member)
 }
 
-/// A packet of a service with full tracking.
+/// A packet of a service with full tracking. It is delivered by another
+/// program: the stack is small.
 #[inline(always)]
 pub fn scheduled(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
@@ -182,16 +188,20 @@ fn to_scheduled(
     let flow_hash = select::flow_hash(frame.config, parsed);
     let slot = select::slot(frame.config, service, parsed, flow_hash)?;
     let kind = select::kind(frame, service, parsed);
-    let id = select::scheduled(frame.config, service, &slot, flow_hash, kind);
+    let id = schedule::member(frame.config, service, &slot, flow_hash, kind);
     if id == select::NO_ROOM {
         return Err(DropReason::MaxConnections);
     }
-    let member = select::member(service, id, kind)?;
-    // The flow is counted by its entry, whatever source it gets.
-    if full_nat::is_wanted(frame.config, service, &parsed.tuple()) {
-        return Ok(frame.pass_on(parsed, id, flow_hash, program::FULL_NAT));
+    if id == 0 {
+        return Err(DropReason::NoBackend);
     }
-    forward::to_member(frame, parsed, service, flow_hash, id, member)
+    // The flow is counted by its entry, whatever source it gets.
+    let place = if full_nat::is_wanted(frame.config, service, &parsed.tuple()) {
+        program::FULL_NAT
+    } else {
+        program::TRACKED
+    };
+    Ok(frame.pass_on(parsed, id, flow_hash, place))
 }
 
 /// A TCP or UDP packet that no service is there for.

@@ -31,6 +31,7 @@ mod parse;
 mod reply;
 mod reset;
 mod sample;
+mod schedule;
 mod select;
 mod stats;
 mod verdict;

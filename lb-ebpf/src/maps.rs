@@ -4,7 +4,6 @@
 //! The sizes here are the smallest; the controller sets those of its
 //! configuration before it loads the object.
 
-use core::arch::asm;
 use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
 use aya_ebpf::{
@@ -24,14 +23,16 @@ use lb_common::{
         program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
-    flow::{self, BUCKET_WORDS, FlowTable, FlowWord, Place},
+    flow::BUCKET_WORDS,
     limit,
-    load::Counts,
     member::MemberState,
     slot::SlotWord,
 };
 
 pub mod bindings;
+mod flows;
+
+pub use flows::{Flows, Indexed, count_flows, lb_find, lb_insert, load_of};
 
 /// Memory that other cores and the controller change at any time.
 type Bucket = [u64; BUCKET_WORDS];
@@ -256,194 +257,6 @@ impl Slot {
     #[inline(always)]
     pub fn replace(&self, current: SlotWord, new: SlotWord) -> bool {
         compare_exchange(self.at, current.0, new.0)
-    }
-}
-
-/// Which flow table.
-pub struct Flows {
-    map: &'static Array<Bucket>,
-    buckets: u32,
-    /// Whether entries are counted at their members.
-    counts: bool,
-    /// Any number from a map, see `blur`.
-    noise: u64,
-}
-
-impl Flows {
-    /// Flows in tracked slots.
-    #[inline(always)]
-    pub fn forward(config: &Config) -> Self {
-        Self {
-            map: &FLOWS,
-            buckets: config.flow_buckets,
-            counts: true,
-            noise: config.hash_key[0],
-        }
-    }
-
-    /// Flows whose replies are recognised one by one.
-    #[inline(always)]
-    pub fn replies(config: &Config) -> Self {
-        Self {
-            map: &REPLY_FLOWS,
-            buckets: config.reply_buckets,
-            counts: false,
-            noise: config.hash_key[0],
-        }
-    }
-}
-
-impl FlowTable for Flows {
-    type Bucket = *mut Bucket;
-
-    #[inline(always)]
-    fn buckets(&self) -> u32 {
-        self.buckets
-    }
-
-    #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<*mut Bucket> {
-        self.map.get_ptr_mut(index)
-    }
-
-    #[inline(always)]
-    fn blur(&self, word: usize) -> usize {
-        self.hide(word as u64) as usize & (BUCKET_WORDS - 1)
-    }
-
-    #[inline(always)]
-    fn hide(&self, mut number: u64) -> u64 {
-        // SAFETY: two operations on registers that cancel out. The verifier
-        // takes what comes out for any number, and so checks what is done
-        // with an entry once and not once for each place it may be found in.
-        unsafe {
-            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) number, in(reg) self.noise, options(pure, nomem));
-        }
-        number
-    }
-
-    #[inline(always)]
-    fn load(&self, bucket: *mut Bucket, word: usize) -> u64 {
-        // SAFETY: `bucket` is a valid element and `word` below BUCKET_WORDS,
-        // which the verifier checks as well. LLVM selects no atomic load for
-        // BPF; an aligned 64-bit load is one instruction.
-        unsafe { bucket.cast::<u64>().add(word).read_volatile() }
-    }
-
-    #[inline(always)]
-    fn replace(&self, bucket: *mut Bucket, word: usize, current: u64, new: u64) -> bool {
-        // SAFETY: as in `load`.
-        compare_exchange(unsafe { bucket.cast::<u64>().add(word) }, current, new)
-    }
-
-    #[inline(always)]
-    fn store(&self, bucket: *mut Bucket, word: usize, value: u64) {
-        // SAFETY: as in `load`.
-        unsafe { bucket.cast::<u64>().add(word).write_volatile(value) };
-    }
-
-    #[inline(always)]
-    fn exchange(
-        &self,
-        bucket: *mut Bucket,
-        word: usize,
-        old: FlowWord,
-        new: FlowWord,
-        place: Place,
-    ) -> bool {
-        if !self.counts {
-            return self.replace(bucket, word, old.0, new.0);
-        }
-        // The place goes with the index: BPF functions have five arguments.
-        let reserved = if place == Place::Reserved {
-            RESERVED
-        } else {
-            0
-        };
-        let done = exchange_counted(bucket, word as u64 | reserved, old.0, new.0);
-        self.hide(u64::from(done)) != 0
-    }
-
-    #[inline(always)]
-    fn count(&self, member: u32, by: u64) {
-        if self.counts {
-            count_flows(member, by);
-        }
-    }
-}
-
-/// Beside the index of an entry: [`Place::Reserved`].
-const RESERVED: u64 = 1 << 32;
-
-/// A bucket whose entries are counted.
-struct Counted(*mut Bucket);
-
-impl FlowTable for Counted {
-    type Bucket = ();
-
-    #[inline(always)]
-    fn buckets(&self) -> u32 {
-        1
-    }
-
-    #[inline(always)]
-    fn bucket(&self, _: u32) -> Option<()> {
-        Some(())
-    }
-
-    #[inline(always)]
-    fn load(&self, (): (), _: usize) -> u64 {
-        0
-    }
-
-    #[inline(always)]
-    fn replace(&self, (): (), word: usize, current: u64, new: u64) -> bool {
-        // SAFETY: a valid element, and the index is below BUCKET_WORDS.
-        compare_exchange(unsafe { self.0.cast::<u64>().add(word) }, current, new)
-    }
-
-    #[inline(always)]
-    fn count(&self, member: u32, by: u64) {
-        count_flows(member, by);
-    }
-}
-
-#[inline(never)]
-fn exchange_counted(bucket: *mut Bucket, word: u64, old: u64, new: u64) -> u32 {
-    let place = if word & RESERVED != 0 {
-        Place::Reserved
-    } else {
-        Place::Free
-    };
-    let word = word as usize & (BUCKET_WORDS - 1);
-    let done = flow::exchange(
-        &Counted(bucket),
-        (),
-        word,
-        FlowWord(old),
-        FlowWord(new),
-        place,
-    );
-    u32::from(done)
-}
-
-/// Adds to a member's counts; what they were.
-#[inline(always)]
-pub fn count_flows(member: u32, by: u64) -> Counts {
-    match LOADS.get_ptr_mut(member) {
-        // SAFETY: an aligned field of a valid element.
-        Some(load) => Counts(fetch_add(unsafe { &raw mut (*load).counts }, by)),
-        None => Counts::default(),
-    }
-}
-
-/// A member's counts, its limit and its weight, read once.
-#[inline(always)]
-pub fn load_of(member: u32) -> MemberLoad {
-    match LOADS.get_ptr(member) {
-        // SAFETY: a valid element; each of its words is read once.
-        Some(load) => unsafe { load.read_volatile() },
-        None => MemberLoad::default(),
     }
 }
 

@@ -5,13 +5,11 @@ use lb_common::{
     counter::{DropReason, Event},
     flow::{FlowKey, FlowTable as _, Idle},
     hash::{self, scale},
-    load::{self, Counts, Meter},
     member::MemberState,
     net::family,
     quic,
-    schedule::{self, Choice, Members, Policy},
     slot::SlotWord,
-    track::{self, Decision, Entry, Kind, Times, full},
+    track::{self, Decision, Entry, Kind, Times},
 };
 
 use crate::{
@@ -62,151 +60,6 @@ impl track::World for World<'_> {
     fn replace_slot(&self, current: SlotWord, new: SlotWord) -> bool {
         self.slot.replace(current, new)
     }
-}
-
-/// The service that chooses.
-struct Chooser {
-    service: &'static ServiceEntry,
-    flows: Flows,
-}
-
-impl Meter for Chooser {
-    #[inline(always)]
-    fn max(&self, member: u32) -> u32 {
-        Loads.max(member)
-    }
-
-    #[inline(always)]
-    fn add(&self, member: u32, by: u64) -> Counts {
-        Loads.add(member, by)
-    }
-}
-
-impl Chooser {
-    /// A word of `SLOTS`.
-    #[inline(always)]
-    fn word(index: u32) -> u64 {
-        maps::slot(index).map_or(0, |slot| slot.word.0)
-    }
-}
-
-impl Members for Chooser {
-    #[inline(always)]
-    fn in_slot(&self, index: u32) -> u32 {
-        SlotWord(Self::word(self.service.slot_offset.wrapping_add(index))).current()
-    }
-
-    #[inline(always)]
-    fn listed(&self, index: u32) -> u32 {
-        Self::word(self.service.list_offset.wrapping_add(index)) as u32
-    }
-
-    #[inline(always)]
-    fn turn(&self) -> u64 {
-        maps::turn(self.service.id)
-    }
-
-    #[inline(always)]
-    fn ask(&self, member: u32, by: u64) -> u32 {
-        lb_ask(self.service.id, member, by)
-    }
-
-    #[inline(always)]
-    fn weigh(&self, member: u32) -> u64 {
-        lb_weigh(self.service.id, member)
-    }
-
-    #[inline(always)]
-    fn blur(&self, number: u64) -> u64 {
-        self.flows.hide(number)
-    }
-}
-
-/// The members' counts.
-struct Loads;
-
-impl Meter for Loads {
-    #[inline(always)]
-    fn max(&self, member: u32) -> u32 {
-        maps::load_of(member).max
-    }
-
-    #[inline(always)]
-    fn add(&self, member: u32, by: u64) -> Counts {
-        maps::count_flows(member, by)
-    }
-}
-
-#[inline(always)]
-fn takes_new(service: u32, member: u32) -> bool {
-    maps::member(member).is_some_and(|m| m.service == service && MemberState(m.state).takes_new())
-}
-
-/// Global like [`lb_choose`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn lb_ask(service: u32, member: u32, by: u64) -> u32 {
-    schedule::ask(&Loads, takes_new(service, member), member, by)
-}
-
-#[inline(never)]
-fn admit(member: u32, by: u64) -> u32 {
-    load::admit(&Loads, member, by) as u32
-}
-
-/// Global like [`lb_choose`].
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn lb_weigh(service: u32, member: u32) -> u64 {
-    let load = maps::load_of(member);
-    let takes_new = takes_new(service, member);
-    schedule::weigh(takes_new, Counts(load.counts), load.max, load.weight)
-}
-
-impl full::Service for World<'_> {
-    #[inline(always)]
-    fn choose(&self, hash: u64, home: u32, by: u64) -> Choice {
-        maps::set_chooser(self.service);
-        Choice(lb_choose(hash, by, home))
-    }
-
-    #[inline(always)]
-    fn admit(&self, member: u32, by: u64) -> u32 {
-        self.flows.hide(u64::from(admit(member, by))) as u32
-    }
-
-    #[inline(always)]
-    fn give_back(&self, member: u32, by: u64) {
-        maps::count_flows(member, by.wrapping_neg());
-    }
-
-    #[inline(always)]
-    fn has_room(&self, member: u32) -> bool {
-        let load = maps::load_of(member);
-        load.max == 0 || Counts(load.counts).total() < load.max
-    }
-}
-
-/// A global function: the verifier checks it once, for any arguments, and not
-/// once for each state that a call is made in. So what it needs besides stands
-/// in a map.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn lb_choose(hash: u64, by: u64, home: u32) -> u32 {
-    let (Some(service), Some(config)) = (maps::chooser(), maps::config()) else {
-        return Choice::NOBODY.0;
-    };
-    let chooser = Chooser {
-        service,
-        flows: Flows::forward(config),
-    };
-    let policy = Policy {
-        scheduler: service.scheduler,
-        cycle: service.cycle,
-        slots: service.slot_size,
-        groups: service.list_sizes,
-    };
-    schedule::choose(&chooser, &policy, hash, home, by).0
 }
 
 /// The member of a flow in a slot as it stands.
@@ -297,8 +150,9 @@ pub fn kind(frame: &Frame<'_>, service: &ServiceEntry, parsed: &Parsed) -> Kind 
     Kind::of_number(number as u32)
 }
 
+/// The times that a service's flows go by.
 #[inline(always)]
-fn times(config: &Config, service: &ServiceEntry) -> Times {
+pub fn times(config: &Config, service: &ServiceEntry) -> Times {
     Times {
         now_ticks: clock::ticks(config),
         syn_window_ticks: config.syn_window_ticks,
@@ -313,8 +167,9 @@ fn times(config: &Config, service: &ServiceEntry) -> Times {
     }
 }
 
+/// Counts what a decision did; the packet's member, or [`NO_ROOM`].
 #[inline(always)]
-fn count(service: &ServiceEntry, decision: Decision) -> u32 {
+pub fn count(service: &ServiceEntry, decision: Decision) -> u32 {
     match decision.entry {
         Entry::Inserted => stats::event(service.id, Event::FlowInserted),
         Entry::Refused => stats::event(service.id, Event::Untracked),
@@ -340,30 +195,5 @@ pub fn tracked(
     };
     let key = FlowKey::new(flow_hash, config.flow_buckets);
     let decision = track::decide(&world, slot.word, key, kind, times(config, service));
-    count(service, decision)
-}
-
-/// The member of a flow under full tracking; zero if there is none, [`NO_ROOM`]
-/// if nobody has room for it.
-#[inline(never)]
-pub fn scheduled(
-    config: &Config,
-    service: &ServiceEntry,
-    slot: &Slot,
-    flow_hash: u64,
-    kind: Kind,
-) -> u32 {
-    let world = World {
-        flows: Flows::forward(config),
-        service,
-        slot: *slot,
-    };
-    let question = full::Question {
-        slot: slot.word,
-        hash: flow_hash,
-        key: FlowKey::new(flow_hash, config.flow_buckets),
-        kind,
-    };
-    let decision = full::decide(&world, question, times(config, service));
     count(service, decision)
 }

@@ -19,7 +19,7 @@
 
 use super::{Decision, Entry, Kind, Times, World, is_old, keeps, press};
 use crate::{
-    flow::{self, CONTROL, FlowKey, FlowTable as _, FlowWord, Mark, Place},
+    flow::{self, CONTROL, FlowKey, FlowTable, FlowWord, Found, Mark, Place},
     load::{self, Room},
     schedule::Choice,
     slot::SlotWord,
@@ -27,6 +27,27 @@ use crate::{
 
 /// The service of the packet.
 pub trait Service: World {
+    /// The flow's entry; in the place of the home's control word where it has
+    /// none. `None`: there is no such bucket.
+    #[inline(always)]
+    fn find(&self, key: FlowKey) -> Option<Found<<Self::Flows as FlowTable>::Bucket>> {
+        let flows = self.flows();
+        let bucket = flows.bucket(key.home)?;
+        let found = flow::find(flows, key, |entry| self.is_ours(entry.member()));
+        Some(found.unwrap_or(Found {
+            bucket,
+            word: CONTROL,
+            entry: FlowWord::EMPTY,
+        }))
+    }
+
+    /// Puts an entry in a free place; see [`flow::insert`].
+    #[inline(always)]
+    fn insert(&self, key: FlowKey, entry: FlowWord, place: Place, times: Times) -> bool {
+        let (now, longest) = (times.now_ticks, times.longest_idle);
+        flow::insert(self.flows(), key, entry, place, now, longest)
+    }
+
     /// Chooses a member for a new flow; see [`crate::schedule::choose`].
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice;
 
@@ -81,16 +102,16 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
         kind,
     } = question;
     let flows = world.flows();
-    let Some(home) = flows.bucket(key.home) else {
+    // Plain values of one shape, so that the data path's verifier goes on from
+    // here once.
+    let Some(Found {
+        bucket,
+        word,
+        entry,
+    }) = world.find(key)
+    else {
         return nothing(slot.current());
     };
-    // Where the flow's entry stands; the control word's place if it has none.
-    // (Plain values of one shape, so that the data path's verifier goes on from
-    // here once.)
-    let (mut bucket, mut word, mut entry) = (home, CONTROL, FlowWord::EMPTY);
-    if let Some(found) = flow::find(flows, key, |entry| world.is_ours(entry.member())) {
-        (bucket, word, entry) = (found.bucket, found.word, found.entry);
-    }
     let word = flows.blur(word);
     let entry = FlowWord(flows.hide(entry.0));
     if word != CONTROL {
@@ -171,7 +192,7 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
     let done = if word != CONTROL {
         flows.exchange(bucket, word, entry, new, place)
     } else {
-        flow::insert(flows, key, new, place, times.now_ticks, times.longest_idle)
+        world.insert(key, new, place, times)
     };
     if done {
         return Decision {

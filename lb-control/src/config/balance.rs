@@ -6,8 +6,7 @@ use super::{
     yaml::Node,
 };
 use crate::model::{
-    Balance, ForwardingMethod, HashInput, Model, Pool, Protocol, Scheduler, Service, Tracking,
-    UdpMode,
+    Balance, HashInput, Model, Pool, Protocol, Scheduler, Service, Tracking, UdpMode,
 };
 
 /// Keys of a service that are read here.
@@ -129,16 +128,6 @@ fn fits(service: &Service, pool: Option<&Pool>, asked: Asked, path: &Path, error
         errors.add(
             path.key("tracking"),
             format!("`minimal` is impossible here: {why}; use auto or full"),
-        );
-    }
-    if service.forwarding == ForwardingMethod::FullNat && service.balance.tracking.full {
-        errors.add(
-            path.key("forwarding"),
-            format!(
-                "full-nat has no full tracking yet ({}); use scheduler maglev without \
-                 max_connections, or nat",
-                service.balance.tracking.reason
-            ),
         );
     }
     match service.protocol {
