@@ -118,8 +118,8 @@ pub mod program {
     /// Place in `PROGRAMS` of what sends packets on with a head of another
     /// length: in a tunnel, or with other VLAN tags.
     pub const HEAD: u32 = 6;
-    /// Place in `PROGRAMS` of what looks up flows in tracked slots, and delivers
-    /// where full tracking has.
+    /// Place in `PROGRAMS` of what looks up flows in tracked slots, finds the
+    /// slots of services by source, and delivers what full tracking decided on.
     pub const TRACKED: u32 = 7;
     /// Place in `PROGRAMS` of what notes flows whose replies are recognised one
     /// by one.

@@ -130,8 +130,8 @@ fn balance(
         return Ok(frame.hand_over(parsed, program::FULL_NAT));
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
-    let slot = select::slot(frame.config, service, parsed, flow_hash)?;
-    if slot.word.is_tracked() {
+    let slot = select::slot_of_flow(service, flow_hash)?;
+    if slot.word.is_tracked() || lookup::has_flag(service, service_flag::BY_SOURCE) {
         return Ok(frame.pass_on(parsed, 0, flow_hash, program::TRACKED));
     }
     let id = slot.word.current();
@@ -139,8 +139,8 @@ fn balance(
     forward::to_member(frame, parsed, service, flow_hash, id, member)
 }
 
-/// A packet of a service in a tracked slot: its flow is looked up. Or one that
-/// has its member already, by the scheduler.
+/// A packet of a service in a tracked slot: its flow is looked up. Or one of a
+/// service by source; or one that has its member already, by the scheduler.
 #[inline(always)]
 pub fn tracked(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
@@ -158,13 +158,11 @@ fn to_tracked(
     handed: &Handed,
 ) -> Result<Verdict, DropReason> {
     let flow_hash = handed.flow_hash;
-    let kind = select::kind(frame, service, parsed);
     let mut id = handed.member;
     if id == 0 {
-        let slot = select::slot(frame.config, service, parsed, flow_hash)?;
-        id = select::tracked(frame.config, service, &slot, flow_hash, kind);
+        id = select::id(frame, service, parsed, flow_hash);
     }
-    let member = select::member(service, id, kind)?;
+    let member = select::member(service, id, parsed.kind())?;
     forward::to_member(frame, parsed, service, flow_hash, id, member)
 }
 

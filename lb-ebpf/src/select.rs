@@ -108,12 +108,18 @@ pub fn slot(
     parsed: &Parsed,
     flow_hash: u64,
 ) -> Result<Slot, DropReason> {
-    let place = if !lookup::has_flag(service, service_flag::BY_SOURCE) {
-        flow_hash
-    } else {
+    let place = if lookup::has_flag(service, service_flag::BY_SOURCE) {
         source_hash(config, service, parsed)
+    } else {
+        flow_hash
     };
-    let index = scale(hash::tag(place), service.slot_size).wrapping_add(service.slot_offset);
+    slot_of_flow(service, place)
+}
+
+/// The slot of a packet of a service that isn't by source.
+#[inline(always)]
+pub fn slot_of_flow(service: &ServiceEntry, flow_hash: u64) -> Result<Slot, DropReason> {
+    let index = scale(hash::tag(flow_hash), service.slot_size).wrapping_add(service.slot_offset);
     maps::slot(index).ok_or(DropReason::Inconsistent)
 }
 
