@@ -181,7 +181,8 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
         wanted = choice.0;
     }
     let mut new = FlowWord::new(key.tag, wanted, times.now_ticks, mark).full();
-    if !opens && !(has_old_flows && kind != Kind::Rst) {
+    let is_known = opens || (has_old_flows && kind != Kind::Rst);
+    if !is_known {
         if mark != Mark::Open {
             return nothing(miss);
         }
