@@ -1,7 +1,7 @@
 //! The real data path without an interface: its object loaded into the kernel,
 //! its maps filled by hand, packets run through it by BPF_PROG_TEST_RUN.
 
-use std::{collections::BTreeMap, net::IpAddr, path::Path};
+use std::{net::IpAddr, path::Path};
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -13,11 +13,8 @@ use aya::{
     programs::{ProgramError, ProgramInfo, TestRun as _, Xdp},
 };
 use lb_common::{
-    abi::{
-        self, Config, LinkEntry, MemberEntry, MemberStats, SampleEntry, ServiceEntry, Tags, map,
-    },
+    abi::{self, Config, LinkEntry, MemberEntry, ServiceEntry, Tags, map},
     binding::Ring,
-    counter::{DropReason, Event},
     net::{Addr, Be16, Mac, NextHop},
     slot::SlotWord,
 };
@@ -25,6 +22,7 @@ use lb_control::dataplane::object::DATA_PATH;
 
 use crate::cleanup::{self, Bpffs, TempDir};
 
+mod counters;
 mod full_nat;
 mod ingress;
 
@@ -407,67 +405,6 @@ impl Program {
             action: result.return_value,
             frame: out,
         })
-    }
-
-    /// Drops of a service so far, by reason; zeros left out.
-    pub fn drops(&mut self, service: u32) -> Result<BTreeMap<&'static str, u64>> {
-        let row = DropReason::ALL
-            .iter()
-            .map(|r| (r.name(), r.index(service)))
-            .collect();
-        self.counters(map::DROPS, row)
-    }
-
-    /// Events of a service so far, by name; zeros left out.
-    pub fn events(&mut self, service: u32) -> Result<BTreeMap<&'static str, u64>> {
-        let row = Event::ALL
-            .iter()
-            .map(|e| (e.name(), e.index(service)))
-            .collect();
-        self.counters(map::EVENTS, row)
-    }
-
-    fn counters(
-        &mut self,
-        name: &str,
-        row: Vec<(&'static str, u32)>,
-    ) -> Result<BTreeMap<&'static str, u64>> {
-        let counters: PerCpuArray<_, u64> = self.map(name)?.try_into()?;
-        let mut result = BTreeMap::new();
-        for (label, index) in row {
-            let sum = counters.get(&index, 0)?.iter().sum();
-            if sum > 0 {
-                result.insert(label, sum);
-            }
-        }
-        Ok(result)
-    }
-
-    /// Statistics of a member, all cores together.
-    pub fn stats(&mut self, member: u32) -> Result<MemberStats> {
-        let stats: PerCpuArray<_, MemberStats> = self.map(map::STATS)?.try_into()?;
-        let mut sum = MemberStats::default();
-        for row in stats.get(&member, 0)?.iter() {
-            sum.packets += row.packets;
-            sum.bytes += row.bytes;
-            sum.connections += row.connections;
-            sum.reply_packets += row.reply_packets;
-            sum.reply_bytes += row.reply_bytes;
-        }
-        Ok(sum)
-    }
-
-    /// All sampled flows.
-    pub fn sample(&mut self) -> Result<Vec<SampleEntry>> {
-        let sample = self.array::<SampleEntry>(map::SAMPLE)?;
-        let mut found = Vec::new();
-        for entry in sample.iter() {
-            let entry = entry?;
-            if entry.check != 0 {
-                found.push(entry);
-            }
-        }
-        Ok(found)
     }
 
     /// The sizes it was loaded with.

@@ -233,11 +233,11 @@ fn a_client_in_the_servers_own_subnet_works_under_nat_where_there_is_a_pool() {
             }
             Ok(())
         })?;
-        ensure!(
-            events(&site, "binding_opened")? > 0,
-            "no binding was opened"
-        );
-        Ok(())
+        wait_ok("bindings to be counted", SOON, || {
+            let counted = events(&site, "binding_opened")?;
+            ensure!(counted > 0, "no binding was opened");
+            Ok(())
+        })
     });
 }
 

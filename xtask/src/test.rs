@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     process::{Command, Stdio},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -45,31 +46,80 @@ pub fn run(names: &[String], full: bool, tests: &[String]) -> Result<bool> {
         }
     };
     eprintln!("built in {}", seconds(start.elapsed()));
-    let mut results = Vec::new();
-    for suite in suites::select(built.suites, names)? {
-        process::step(&suite.name);
-        let start = Instant::now();
-        let mut counts = run_suite(&suite, &built.lbctl, full, tests);
-        if suite.required && counts.passed + counts.failed == 0 {
-            println!(
-                "{}: no test was executed, which counts as a failure",
-                suite.name
-            );
-            counts += Counts::ONE_FAILURE;
+    let suites = suites::select(built.suites, names)?;
+    let (inside, outside): (Vec<_>, Vec<_>) = suites
+        .iter()
+        .partition(|suite| !suite.machine.is_empty() && suites.len() > 1);
+    let results = thread::scope(|scope| {
+        // What runs in the test machine runs beside the others, and is shown
+        // when they are through.
+        let inside: Vec<_> = inside
+            .into_iter()
+            .map(|suite| {
+                let lbctl = &built.lbctl;
+                let run = move || {
+                    let mut lines = Vec::new();
+                    let mut keep = |line: &str| lines.push(line.to_owned());
+                    let result = timed(suite, lbctl, full, tests, &mut keep);
+                    (result, lines)
+                };
+                (suite, scope.spawn(run))
+            })
+            .collect();
+        let mut results = Vec::new();
+        for suite in outside {
+            process::step(&suite.name);
+            let mut show = |line: &str| println!("{line}");
+            results.push(timed(suite, &built.lbctl, full, tests, &mut show));
         }
-        results.push((suite.name, counts, start.elapsed()));
-    }
+        for (suite, handle) in inside {
+            process::step(&suite.name);
+            let (result, lines) = handle.join().unwrap_or_else(|_| {
+                let failed = (suite.name.clone(), Counts::ONE_FAILURE, Duration::ZERO);
+                (failed, vec!["its thread panicked".to_owned()])
+            });
+            lines.iter().for_each(|line| println!("{line}"));
+            results.push(result);
+        }
+        results
+    });
     let total = print_table(&results);
     close(total);
     Ok(total.failed == 0)
 }
 
-fn run_suite(suite: &Suite, lbctl: &Path, full: bool, tests: &[String]) -> Counts {
+/// Runs a suite; its name, counts and time.
+fn timed(
+    suite: &Suite,
+    lbctl: &Path,
+    full: bool,
+    tests: &[String],
+    show: &mut dyn FnMut(&str),
+) -> (String, Counts, Duration) {
+    let start = Instant::now();
+    let mut counts = run_suite(suite, lbctl, full, tests, show);
+    if suite.required && counts.passed + counts.failed == 0 {
+        let name = &suite.name;
+        show(&format!(
+            "{name}: no test was executed, which counts as a failure"
+        ));
+        counts += Counts::ONE_FAILURE;
+    }
+    (suite.name.clone(), counts, start.elapsed())
+}
+
+fn run_suite(
+    suite: &Suite,
+    lbctl: &Path,
+    full: bool,
+    tests: &[String],
+    show: &mut dyn FnMut(&str),
+) -> Counts {
     if suite.name == suites::DOC {
-        return run_command(suites::doc_command());
+        return run_command(suites::doc_command(), show);
     }
     if !suite.machine.is_empty() {
-        return run_in_machine(suite, lbctl, full, tests);
+        return run_in_machine(suite, lbctl, full, tests, show);
     }
     let mut counts = Counts::default();
     for binary in &suite.binaries {
@@ -85,13 +135,19 @@ fn run_suite(suite: &Suite, lbctl: &Path, full: bool, tests: &[String]) -> Count
         if suite.serial {
             command.arg("--test-threads=1");
         }
-        counts += run_command(command);
+        counts += run_command(command, show);
     }
     counts
 }
 
 /// Runs the suite's harnesses in the test machine, one after the other.
-fn run_in_machine(suite: &Suite, lbctl: &Path, full: bool, tests: &[String]) -> Counts {
+fn run_in_machine(
+    suite: &Suite,
+    lbctl: &Path,
+    full: bool,
+    tests: &[String],
+    show: &mut dyn FnMut(&str),
+) -> Counts {
     let jobs: Vec<_> = suite
         .machine
         .iter()
@@ -128,17 +184,17 @@ fn run_in_machine(suite: &Suite, lbctl: &Path, full: bool, tests: &[String]) -> 
     let limit = if full { FULL_MACHINE_LIMIT } else { LIMIT };
     let mut reader = Reader::default();
     let success = vm::run(&jobs, limit, |line| {
-        println!("{line}");
+        show(line);
         reader.line(line);
     });
     if let Err(error) = &success {
-        println!("{}: {error:#}", suite.name);
+        show(&format!("{}: {error:#}", suite.name));
     }
     reader.finish(success.unwrap_or(false))
 }
 
 /// Runs one harness, passes its output on and counts.
-fn run_command(mut command: Command) -> Counts {
+fn run_command(mut command: Command, show: &mut dyn FnMut(&str)) -> Counts {
     let name = process::display(&command);
     let mut reader = Reader::default();
     let success = command
@@ -148,12 +204,12 @@ fn run_command(mut command: Command) -> Counts {
         .with_context(|| format!("starting {name}"))
         .and_then(|child| {
             follow(child, LIMIT, |line| {
-                println!("{line}");
+                show(line);
                 reader.line(line);
             })
         });
     if let Err(error) = &success {
-        println!("{name}: {error:#}");
+        show(&format!("{name}: {error:#}"));
     }
     reader.finish(success.unwrap_or(false))
 }

@@ -101,9 +101,9 @@ pub fn run(jobs: &[Job], limit: Duration, mut line: impl FnMut(&str)) -> Result<
     let console = console.join().unwrap_or_default();
     let outcome = ended.and_then(|_| status.context("the test machine ended before its time"));
     if !matches!(outcome, Ok(0)) {
-        println!("--- the end of the test machine's console");
-        console.iter().for_each(|line| println!("{line}"));
-        println!("---");
+        line("--- the end of the test machine's console");
+        console.iter().for_each(|text| line(text));
+        line("---");
     }
     Ok(outcome? == 0)
 }

@@ -65,7 +65,7 @@ fn make(ctx: &XdpContext, mutator: &mut Mutator) -> Option<()> {
     mutator.before = seed.frame;
     let mut length = seed.length;
     if first >> 32 & 31 == 0 && length > SHORTEST {
-        length = SHORTEST + ((first >> 40 & 0xffff) * (length - SHORTEST) >> 16);
+        length = SHORTEST + (((first >> 40 & 0xffff) * (length - SHORTEST)) >> 16);
     }
     let near = if length < NEAR { length } else { NEAR };
     let mut left = first >> 60 & 3;
@@ -73,7 +73,7 @@ fn make(ctx: &XdpContext, mutator: &mut Mutator) -> Option<()> {
     while left > 0 {
         left -= 1;
         let change = random(mutator);
-        let place = (change >> 48) * near >> 16;
+        let place = ((change >> 48) * near) >> 16;
         // The sender's MAC address stays, by which answers are known.
         if (6..12).contains(&place) || place >= BYTES as u64 {
             continue;

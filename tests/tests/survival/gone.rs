@@ -158,7 +158,7 @@ fn a_drain_ends_at_its_time_out(on_backend_down: &str) -> Result<()> {
                 let (own, gone) = (of(&report.per_server), of(&report.lost_per_server));
                 ensure!(own > 0 && gone == own, "{gone} of {own}: {report:?}");
                 ensure!(
-                    report.lost_per_server.get("backend-1").is_none(),
+                    !report.lost_per_server.contains_key("backend-1"),
                     "{report:?}"
                 );
             }

@@ -68,9 +68,10 @@ impl Parts {
 
     /// qemu with the libraries and the firmware that came with it.
     pub fn qemu(&self) -> Command {
-        // Ends with this process, however that ends.
-        let mut command = Command::new("setpriv");
-        command.args(["--pdeathsig", "KILL"]);
+        // Whatever else is tested at the same time comes first. Ends with this
+        // process, however that ends.
+        let mut command = Command::new("nice");
+        command.args(["-n", "5", "setpriv", "--pdeathsig", "KILL"]);
         if self.qemu_path().exists() {
             command
                 .arg(self.qemu_path())
