@@ -153,6 +153,9 @@ pub enum Entry {
     Refused,
     /// Nobody had room for another connection: the packet has no member.
     NoRoom,
+    /// The service takes no new flow now, for the reason that stands in the
+    /// member's place.
+    Limited,
 }
 
 /// Whether a packet without an entry belongs to a flow of before the slot's

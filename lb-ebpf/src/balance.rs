@@ -187,8 +187,8 @@ fn to_scheduled(
     let slot = select::slot(frame.config, service, parsed, flow_hash)?;
     let kind = select::kind(frame, service, parsed);
     let id = schedule::member(frame.config, service, &slot, flow_hash, kind);
-    if id == select::NO_ROOM {
-        return Err(DropReason::MaxConnections);
+    if id >= select::REFUSED {
+        return Ok(Verdict::drop(service.id, id - select::REFUSED));
     }
     if id == 0 {
         return Err(DropReason::NoBackend);

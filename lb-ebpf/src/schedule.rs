@@ -1,7 +1,7 @@
 //! Which member gets a packet of a service with full tracking.
 
 use lb_common::{
-    abi::{Config, ServiceEntry, service_flag},
+    abi::{Config, ServiceEntry, service_flag, udp},
     flow::{CONTROL, FlowKey, FlowTable as _, FlowWord, Found, Place},
     load::{self, Counts, Meter},
     member::MemberState,
@@ -11,8 +11,9 @@ use lb_common::{
 };
 
 use crate::{
-    lookup,
+    defence, lookup,
     maps::{self, Indexed, Slot, lb_find, lb_insert},
+    parse::Parsed,
     select,
 };
 
@@ -143,6 +144,19 @@ pub extern "C" fn lb_admit(member: u32, by: u64) -> u32 {
     load::admit(&Loads, member, by) as u32
 }
 
+/// Whether the service takes a new flow now of the source of the packet at
+/// hand: zero, or a [`DropReason`]. Global like [`lb_choose`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_limit() -> u32 {
+    let (Some(service), Some(config), Some(work)) = (maps::chooser(), maps::config(), maps::work())
+    else {
+        return 0;
+    };
+    let parsed = Parsed::resume(work);
+    defence::limit(config, service, parsed.source(), parsed.family())
+}
+
 /// Global like [`lb_choose`].
 #[unsafe(no_mangle)]
 #[inline(never)]
@@ -201,6 +215,17 @@ impl full::Service for World<'_> {
     }
 
     #[inline(always)]
+    fn limit(&self) -> u32 {
+        // Of TCP every SYN has been counted.
+        let is_guarded = lookup::has_flag(self.service, service_flag::GUARDED);
+        if self.service.udp == udp::STATELESS || !is_guarded {
+            return 0;
+        }
+        maps::set_chooser(self.service);
+        self.flows.hide(lb_limit().into()) as u32
+    }
+
+    #[inline(always)]
     fn has_room(&self, member: u32) -> bool {
         let load = maps::load_of(member);
         load.max == 0 || Counts(load.counts).total() < load.max
@@ -229,8 +254,8 @@ pub extern "C" fn lb_choose(hash: u64, by: u64, home: u32) -> u32 {
     schedule::choose(&chooser, &policy, hash, home, by).0
 }
 
-/// The member of a flow; zero if there is none, [`select::NO_ROOM`] if nobody
-/// has room for it.
+/// The member of a flow; zero if there is none, [`select::REFUSED`] and why if
+/// it is to have none.
 #[inline(never)]
 pub fn member(
     config: &Config,

@@ -24,8 +24,9 @@ use crate::{
 /// Bytes of a UDP header.
 const UDP: usize = 8;
 
-/// In the place of a member's id: nobody has room for another connection.
-pub const NO_ROOM: u32 = u32::MAX;
+/// In the place of a member's id, with a [`DropReason`]: there is none for this
+/// packet.
+pub const REFUSED: u32 = 0xffff_ff00;
 
 struct World<'a> {
     flows: Flows,
@@ -173,14 +174,15 @@ pub fn times(config: &Config, service: &ServiceEntry) -> Times {
     }
 }
 
-/// Counts what a decision did; the packet's member, or [`NO_ROOM`].
+/// Counts what a decision did; the packet's member, or [`REFUSED`] and why.
 #[inline(always)]
 pub fn count(service: &ServiceEntry, decision: Decision) -> u32 {
     match decision.entry {
         Entry::Inserted => stats::event(service.id, Event::FlowInserted),
         Entry::Refused => stats::event(service.id, Event::Untracked),
         Entry::Found | Entry::None => {}
-        Entry::NoRoom => return NO_ROOM,
+        Entry::NoRoom => return REFUSED | DropReason::MaxConnections as u32,
+        Entry::Limited => return REFUSED | decision.member,
     }
     decision.member
 }

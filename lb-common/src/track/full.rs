@@ -51,6 +51,13 @@ pub trait Service: World {
     /// Chooses a member for a new flow; see [`crate::schedule::choose`].
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice;
 
+    /// Whether the service takes a new flow now: zero, or a reason. It counts
+    /// as one that was taken.
+    #[inline(always)]
+    fn limit(&self) -> u32 {
+        0
+    }
+
     /// Whether the member has fewer connections than it may.
     fn has_room(&self, member: u32) -> bool;
 
@@ -165,6 +172,13 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
     };
     let mut wanted = miss;
     if opens {
+        let reason = world.limit();
+        if reason != 0 {
+            return Decision {
+                member: reason,
+                entry: Entry::Limited,
+            };
+        }
         let mut choice = world.choose(hash, slot.current(), by);
         if choice == Choice::NOBODY {
             choice = world.slots_own(slot.current(), by);

@@ -94,6 +94,12 @@ fn needs_full(service: &Service, pool: Option<&Pool>) -> Option<String> {
     if scheduler != Scheduler::Maglev {
         return Some(format!("scheduler {scheduler} needs it"));
     }
+    let defence = &service.defence;
+    let is_limited = defence.new_flows_per_core.is_some() || defence.new_flows_per_source.is_some();
+    if is_limited && service.protocol == Protocol::Udp && service.balance.udp != UdpMode::Stateless
+    {
+        return Some("limits of new flows need it, since it alone knows a new flow of UDP".into());
+    }
     pool?
         .backends
         .iter()

@@ -173,7 +173,7 @@ fn least_connections_keep_ten_backends_within_five_per_cent_of_each_other() -> R
         lab.program.run(&ack(next))?;
         open.push(next);
         (next, opened) = (next + 1, opened + 1);
-        if rng.next_u64() % 3 == 0 {
+        if rng.next_u64().is_multiple_of(3) {
             // Longer connections are the older ones: end one of the newest.
             let newest = open.len() - 1 - (rng.next_u64() as usize % open.len().min(500));
             lab.program.run(&fin(open.swap_remove(newest)))?;
