@@ -155,3 +155,7 @@ fn fits(service: &Service, pool: Option<&Pool>, asked: Asked, path: &Path, error
         _ => {}
     }
 }
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;
