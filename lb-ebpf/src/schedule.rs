@@ -145,7 +145,7 @@ pub extern "C" fn lb_admit(member: u32, by: u64) -> u32 {
 }
 
 /// Whether the service takes a new flow now of the source of the packet at
-/// hand: zero, or a [`DropReason`]. Global like [`lb_choose`].
+/// hand: zero, or a `DropReason`. Global like [`lb_choose`].
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn lb_limit() -> u32 {
