@@ -10,6 +10,7 @@ mod defence;
 mod fragment;
 mod link;
 mod nat;
+mod service;
 mod tunnel;
 mod vip;
 mod work;
@@ -21,6 +22,7 @@ pub use defence::{
 pub use fragment::{FragmentEntry, FragmentKey, direction};
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
+pub use service::{ServiceEntry, service_flag, udp};
 pub use tunnel::Tunnel;
 pub use vip::{CLAIMS, Claim, VipEntry, VipKey, vip_flag};
 pub use work::{Bound, Work};
@@ -57,6 +59,10 @@ pub mod map {
     pub const REPLIES: &str = "REPLIES";
     /// Array of [`super::LinkEntry`], open addressing by [`super::LinkEntry::place`].
     pub const LINKS: &str = "LINKS";
+    /// Array by member id: [`super::MemberLoad`], mapped.
+    pub const LOADS: &str = "LOADS";
+    /// Array of `u64` by service id: turns taken under round robin.
+    pub const TURNS: &str = "TURNS";
     /// Per-CPU array by member id: [`super::MemberStats`].
     pub const STATS: &str = "STATS";
     /// Per-CPU array of `u64`: [`crate::counter::DropReason::index`] by service id.
@@ -121,7 +127,8 @@ pub mod program {
     /// Place in `PROGRAMS` of what sends packets on with a head of another
     /// length: in a tunnel, or with other VLAN tags.
     pub const HEAD: u32 = 6;
-    /// Place in `PROGRAMS` of what looks up flows in tracked slots.
+    /// Place in `PROGRAMS` of what looks up flows in tracked slots, finds the
+    /// slots of services by source, and delivers what full tracking decided on.
     pub const TRACKED: u32 = 7;
     /// Place in `PROGRAMS` of what notes flows whose replies are recognised one
     /// by one.
@@ -130,10 +137,12 @@ pub mod program {
     pub const ICMP_ERROR: u32 = 9;
     /// Place in `PROGRAMS` of what takes fragments.
     pub const FRAGMENT: u32 = 10;
+    /// Place in `PROGRAMS` of what takes packets of services with full tracking.
+    pub const SCHEDULE: u32 = 11;
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 11] = [
+    pub const TAILS: [&str; 12] = [
         "lb_neighbour",
         "lb_icmp",
         "lb_reply",
@@ -145,6 +154,7 @@ pub mod program {
         "lb_expect",
         "lb_icmp_error",
         "lb_fragment",
+        "lb_schedule",
     ];
 }
 
@@ -253,48 +263,6 @@ pub struct RangeKey {
 /// Bits of [`RangeKey`] before the port.
 pub const RANGE_KEY_FIXED_BITS: u32 = 144;
 
-/// What the data path needs to know of a service.
-#[repr(C)]
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct ServiceEntry {
-    /// Row of the service in `DROPS`, `EVENTS` and `SERVICE_NAMES`; not zero.
-    pub id: u32,
-    /// First slot of its table.
-    pub slot_offset: u32,
-    /// Number of its slots.
-    pub slot_size: u32,
-    /// Index in `OWNERS`.
-    pub owner: u16,
-    /// See [`service_flag`].
-    pub flags: u16,
-    /// Units after which a flow's entry has expired.
-    pub idle_units: u32,
-    /// Zero.
-    pub reserved: [u32; 7],
-    /// [`crate::limit::cost`] of a new flow on one core; zero: no limit.
-    pub core_cost: u32,
-    /// The same from one source.
-    pub source_cost: u32,
-    /// Set of `SOURCES` that says who may use it; zero: everybody.
-    pub sources: u32,
-    /// Zero.
-    pub reserved_tail: u32,
-}
-
-/// Bits of [`ServiceEntry::flags`].
-pub mod service_flag {
-    /// NAT whose replies are recognised by flow and not by port.
-    pub const REPLY_FLOWS: u16 = 1;
-    /// There are limits or a set of sources.
-    pub const GUARDED: u16 = 1 << 8;
-    /// Flows whose member serves nobody any more are reset.
-    pub const RESET: u16 = 1 << 9;
-    /// Full NAT.
-    pub const FULL_NAT: u16 = 2;
-    /// NAT with backends on links of this node: clients in `LOCAL` need full NAT.
-    pub const LOCAL: u16 = 4;
-}
-
 /// A backend's address, as the source of replies.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -372,6 +340,18 @@ pub mod method {
     pub const IPIP: u8 = 4;
     /// The packet is put into a UDP datagram to the backend.
     pub const GUE: u8 = 5;
+}
+
+/// A member's connections and what they are held against.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberLoad {
+    /// [`crate::load::Counts`]: the data path and the sweeper add to it.
+    pub counts: u64,
+    /// Connections it may have; zero: any number.
+    pub max: u32,
+    /// Its weight among the service's members; as one word with `max`.
+    pub weight: u32,
 }
 
 /// What was sent to and came back from a member on one core.
@@ -486,6 +466,7 @@ layout! {
     FragmentKey = 40,
     FragmentEntry = 24,
     Claim = 16,
+    MemberLoad = 16,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

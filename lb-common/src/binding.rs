@@ -193,7 +193,7 @@ pub fn open<B: FlowTable, F: FlowTable>(
 
     let key = FlowKey::new(flow.hash, flows.buckets());
     let entry = FlowWord::new(key.tag, index, now_ticks, Mark::Open);
-    if !flow::insert(flows, key, entry, now_ticks, NEVER) {
+    if !flow::insert(flows, key, entry, flow::Place::Free, now_ticks, NEVER) {
         change(bindings, at, claimed, claimed.ended(now_ticks));
         return Opened::Refused;
     }

@@ -83,6 +83,8 @@ names! {
         NoBinding = "no_binding",
         /// An ICMP error about a packet that no service's backend sent.
         IcmpUnmatched = "icmp_unmatched",
+        /// A new flow, and every backend has as many connections as it may.
+        MaxConnections = "max_connections",
         /// The maps contradict each other; a bug, or somebody else wrote them.
         Inconsistent = "inconsistent",
         /// The service's `allow` and `deny` don't let the source in.

@@ -13,6 +13,7 @@
 use crate::{
     clock::UNIT_SHIFT,
     hash::{bucket_bits, scale, tag},
+    load,
     member::MEMBER_LIMIT,
 };
 
@@ -30,9 +31,25 @@ const AGE_BITS: u32 = 10;
 const AGE_MASK: u32 = (1 << AGE_BITS) - 1;
 const CLOSING: u64 = 1;
 const CONFIRMED: u64 = 2;
+const STATE: u64 = CLOSING | CONFIRMED;
+const HALF: u64 = 0;
+const UNSURE: u64 = CLOSING;
+const OPEN: u64 = CONFIRMED;
 const AGE_SHIFT: u32 = 2;
 const MEMBER_SHIFT: u32 = 12;
+const FULL: u64 = 1 << 32;
 const TAG_SHIFT: u32 = 32;
+const TAG_MASK: u32 = !1;
+
+/// Under full tracking: units after which an entry expires that a SYN made and
+/// nothing followed, or that a packet made whose flow nobody saw begin. The age
+/// counts whole units, so this is one unit to two.
+pub const BRIEF_UNITS: u32 = 1;
+
+/// Under full tracking: units after which an entry expires that a FIN or RST
+/// was the last to change, or that was seen after it. Two minutes, as long as
+/// the kernel's own tables keep such a connection.
+pub const CLOSING_UNITS: u32 = 16;
 
 /// Buckets for `max_flows` flows: twice the room, so that a refusal at that
 /// load is rare. 16 bytes a flow.
@@ -41,8 +58,14 @@ pub const fn buckets_for(max_flows: u32) -> u32 {
     if n < 2 { 2 } else { n }
 }
 
-/// One entry: `tag` (32 bits) `member` (20) `age` (10, units) `CONFIRMED`
-/// `CLOSING`, from the highest bit down. Zero is empty.
+/// One entry: `tag` (31 bits) `FULL` `member` (20) `age` (10, units)
+/// `CONFIRMED` `CLOSING`, from the highest bit down. Zero is empty.
+///
+/// `FULL` entries belong to a service with full tracking. While half open or
+/// open they are counted at their member ([`crate::load`]); the bit makes each
+/// entry say so itself, whatever its service's mode has become since. `CLOSING`
+/// alone is an entry that isn't sure of its flow: nobody saw it begin, and one
+/// packet proves nothing.
 #[repr(transparent)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlowWord(pub u64);
@@ -61,11 +84,44 @@ impl FlowWord {
             Mark::Closing => CONFIRMED | CLOSING,
         };
         Self(
-            (tag as u64) << TAG_SHIFT
+            ((tag & TAG_MASK) as u64) << TAG_SHIFT
                 | (member as u64 & (MEMBER_LIMIT as u64 - 1)) << MEMBER_SHIFT
                 | stamp << AGE_SHIFT
                 | bits,
         )
+    }
+
+    /// The entry under full tracking.
+    #[inline(always)]
+    #[must_use]
+    pub const fn full(self) -> Self {
+        Self(self.0 | FULL)
+    }
+
+    /// The entry as one that isn't sure of its flow yet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn unsure(self) -> Self {
+        Self(self.0 & !STATE | UNSURE)
+    }
+
+    /// Whether it was made under full tracking.
+    #[inline(always)]
+    pub const fn is_full(self) -> bool {
+        self.0 & FULL != 0
+    }
+
+    /// What it adds to its member's counts, in [`load::HALF`] and [`load::OPEN`].
+    #[inline(always)]
+    pub const fn weight(self) -> u64 {
+        if !self.is_full() {
+            return 0;
+        }
+        match self.0 & STATE {
+            HALF => load::HALF,
+            OPEN => load::OPEN,
+            _ => 0,
+        }
     }
 
     /// Whether there is no entry.
@@ -74,10 +130,10 @@ impl FlowWord {
         self.0 == 0
     }
 
-    /// The upper half of the flow's hash.
+    /// See [`crate::hash::tag`].
     #[inline(always)]
     pub const fn tag(self) -> u32 {
-        (self.0 >> TAG_SHIFT) as u32
+        (self.0 >> TAG_SHIFT) as u32 & TAG_MASK
     }
 
     /// The member the flow belongs to.
@@ -101,16 +157,23 @@ impl FlowWord {
     /// Whether a FIN or RST was seen.
     #[inline(always)]
     pub const fn is_closing(self) -> bool {
-        self.0 & CLOSING != 0
+        self.0 & STATE == STATE
+    }
+
+    /// Whether nothing is known of its flow but one packet.
+    #[inline(always)]
+    pub const fn is_unsure(self) -> bool {
+        self.0 & STATE == UNSURE
     }
 
     /// Whether the entry still counts.
     #[inline(always)]
     pub const fn is_live(self, now_ticks: u32, idle: Idle) -> bool {
-        let limit = if self.is_confirmed() {
-            idle.open_units
-        } else {
-            idle.half_units
+        let limit = match (self.is_full(), self.is_confirmed()) {
+            (true, true) if self.is_closing() => CLOSING_UNITS,
+            (true, false) => BRIEF_UNITS,
+            (_, true) => idle.open_units,
+            (false, false) => idle.half_units,
         };
         !self.is_empty() && self.age(now_ticks) <= limit
     }
@@ -123,8 +186,10 @@ impl FlowWord {
         let kept = self.0 & !((AGE_MASK as u64) << AGE_SHIFT);
         Self(match mark {
             Mark::Half => kept & !CLOSING | stamp,
+            // Of an entry that was unsure this was the second packet.
+            Mark::Open if self.is_unsure() => kept & !STATE | OPEN | stamp,
             Mark::Open => kept | CONFIRMED | stamp,
-            Mark::Closing => kept | CONFIRMED | CLOSING | stamp,
+            Mark::Closing => kept | STATE | stamp,
         })
     }
 }
@@ -205,6 +270,12 @@ pub trait FlowTable {
         word
     }
 
+    /// The same entry. Hidden likewise.
+    #[inline(always)]
+    fn hide(&self, entry: u64) -> u64 {
+        entry
+    }
+
     /// A relaxed load of word `word`, below [`BUCKET_WORDS`].
     fn load(&self, bucket: Self::Bucket, word: usize) -> u64;
 
@@ -216,6 +287,71 @@ pub trait FlowTable {
     fn store(&self, bucket: Self::Bucket, word: usize, value: u64) {
         self.replace(bucket, word, self.load(bucket, word), value);
     }
+
+    /// See [`exchange`], which is what this does. The data path has it as a
+    /// function of its own.
+    #[inline(always)]
+    fn exchange(
+        &self,
+        bucket: Self::Bucket,
+        word: usize,
+        old: FlowWord,
+        new: FlowWord,
+        place: Place,
+    ) -> bool {
+        exchange(self, bucket, word, old, new, place)
+    }
+
+    /// Adds to the counts of a member ([`load::HALF`], [`load::OPEN`] and their
+    /// negatives). Nothing in tables whose entries aren't counted.
+    #[inline(always)]
+    fn count(&self, _member: u32, _by: u64) {}
+}
+
+/// Whether an entry's place among its member's connections is taken already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// It is counted with its appearance.
+    Free,
+    /// It was counted beforehand ([`load::admit`]); if the entry doesn't come
+    /// to be, the caller gives the place back.
+    Reserved,
+}
+
+/// Replaces an entry if it is still `old`, and keeps the counts of the members
+/// of both. A member's count goes up before the entry appears and down after
+/// it is gone, and each change of an entry has one winner: so the counts are
+/// never below what the table holds, and equal to it when nobody is at work.
+#[inline(always)]
+pub fn exchange<T: FlowTable + ?Sized>(
+    table: &T,
+    bucket: T::Bucket,
+    word: usize,
+    old: FlowWord,
+    new: FlowWord,
+    place: Place,
+) -> bool {
+    let (from, to) = (old.weight(), new.weight());
+    let moves_within = from != 0 && to != 0 && old.member() == new.member();
+    let rises = to != 0 && !moves_within && matches!(place, Place::Free);
+    if rises {
+        table.count(new.member(), to);
+    }
+    if !table.replace(bucket, word, old.0, new.0) {
+        if rises {
+            table.count(new.member(), to.wrapping_neg());
+        }
+        return false;
+    }
+    if moves_within && matches!(place, Place::Free) {
+        // Both numbers in one step, so that their sum stays.
+        if from != to {
+            table.count(new.member(), to.wrapping_sub(from));
+        }
+    } else if from != 0 {
+        table.count(old.member(), from.wrapping_neg());
+    }
+    true
 }
 
 /// Where an entry was found.
@@ -229,8 +365,9 @@ pub struct Found<B> {
     pub entry: FlowWord,
 }
 
+/// The entry of a flow with this tag that `accept`s, in one bucket.
 #[inline(always)]
-fn find_in<T: FlowTable>(
+pub fn find_in<T: FlowTable>(
     table: &T,
     bucket: T::Bucket,
     tag: u32,
@@ -243,7 +380,7 @@ fn find_in<T: FlowTable>(
             return Some(Found {
                 bucket,
                 word: table.blur(word),
-                entry,
+                entry: FlowWord(table.hide(entry.0)),
             });
         }
         word += 1;
@@ -272,6 +409,7 @@ fn insert_in<T: FlowTable>(
     table: &T,
     bucket: T::Bucket,
     entry: FlowWord,
+    place: Place,
     now_ticks: u32,
     idle: Idle,
 ) -> bool {
@@ -286,7 +424,7 @@ fn insert_in<T: FlowTable>(
     // does as well, and a refusal there is one like any other.
     let word = table.blur(word);
     let old = FlowWord(table.load(bucket, word));
-    !old.is_live(now_ticks, idle) && table.replace(bucket, word, old.0, entry.0)
+    !old.is_live(now_ticks, idle) && table.exchange(bucket, word, old, entry, place)
 }
 
 /// Puts an entry in the place of an empty or expired one, at home or else in
@@ -297,13 +435,14 @@ pub fn insert<T: FlowTable>(
     table: &T,
     key: FlowKey,
     entry: FlowWord,
+    place: Place,
     now_ticks: u32,
     idle: Idle,
 ) -> bool {
     let Some(home) = table.bucket(key.home) else {
         return false;
     };
-    if insert_in(table, home, entry, now_ticks, idle) {
+    if insert_in(table, home, entry, place, now_ticks, idle) {
         return true;
     }
     let Some(alternate) = table.bucket(key.alternate(table.buckets())) else {
@@ -321,7 +460,7 @@ pub fn insert<T: FlowTable>(
     ) {
         return false;
     }
-    insert_in(table, alternate, entry, now_ticks, idle)
+    insert_in(table, alternate, entry, place, now_ticks, idle)
 }
 
 /// Notes another packet of a found flow. Losing a race loses nothing: whoever
@@ -330,55 +469,12 @@ pub fn insert<T: FlowTable>(
 pub fn touch<T: FlowTable>(table: &T, found: &Found<T::Bucket>, now_ticks: u32, mark: Mark) {
     let new = found.entry.seen(now_ticks, mark);
     if new != found.entry {
-        table.replace(found.bucket, found.word, found.entry.0, new.0);
+        table.exchange(found.bucket, found.word, found.entry, new, Place::Free);
     }
 }
 
-/// A table in ordinary memory, for tests and simulations.
 #[cfg(any(test, feature = "user"))]
-pub mod memory {
-    use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
-    use std::vec::Vec;
-
-    use super::{BUCKET_WORDS, FlowTable};
-
-    /// `buckets × BUCKET_WORDS` words on the heap.
-    #[derive(Debug)]
-    pub struct MemoryTable(Vec<[AtomicU64; BUCKET_WORDS]>);
-
-    impl MemoryTable {
-        /// An empty table.
-        pub fn new(buckets: u32) -> Self {
-            Self(
-                (0..buckets)
-                    .map(|_| core::array::from_fn(|_| AtomicU64::new(0)))
-                    .collect(),
-            )
-        }
-    }
-
-    impl FlowTable for MemoryTable {
-        type Bucket = u32;
-
-        fn buckets(&self) -> u32 {
-            self.0.len() as u32
-        }
-
-        fn bucket(&self, index: u32) -> Option<u32> {
-            (index < self.buckets()).then_some(index)
-        }
-
-        fn load(&self, bucket: u32, word: usize) -> u64 {
-            self.0[bucket as usize][word].load(Relaxed)
-        }
-
-        fn replace(&self, bucket: u32, word: usize, current: u64, new: u64) -> bool {
-            self.0[bucket as usize][word]
-                .compare_exchange(current, new, Relaxed, Relaxed)
-                .is_ok()
-        }
-    }
-}
+pub mod memory;
 
 #[cfg(test)]
 mod tests {
@@ -407,7 +503,7 @@ mod tests {
         for _ in 0..n {
             let key = FlowKey::new(random(&mut seed), table.buckets());
             let entry = FlowWord::new(key.tag, 1, 0, Mark::Open);
-            refusals += u32::from(!insert(&table, key, entry, 0, IDLE));
+            refusals += u32::from(!insert(&table, key, entry, Place::Free, 0, IDLE));
         }
         f64::from(refusals) / f64::from(n)
     }
@@ -435,13 +531,14 @@ mod tests {
         let mut seed = 7;
         for i in 0..=BUCKET_ENTRIES as u32 {
             let key = FlowKey {
-                tag: random(&mut seed) as u32,
+                tag: tag(random(&mut seed)),
                 home: 5,
             };
             assert!(insert(
                 &table,
                 key,
                 FlowWord::new(key.tag, i + 1, 0, Mark::Open),
+                Place::Free,
                 0,
                 IDLE
             ));
@@ -465,6 +562,7 @@ mod tests {
                 &table,
                 key,
                 FlowWord::new(key.tag, 1, 0, Mark::Half),
+                Place::Free,
                 0,
                 IDLE,
             ));
@@ -476,6 +574,7 @@ mod tests {
             &table,
             key,
             entry(9 << UNIT_SHIFT),
+            Place::Free,
             9 << UNIT_SHIFT,
             IDLE
         ));
@@ -483,6 +582,7 @@ mod tests {
             &table,
             key,
             entry(10 << UNIT_SHIFT),
+            Place::Free,
             10 << UNIT_SHIFT,
             IDLE
         ));
@@ -514,7 +614,9 @@ mod tests {
             tag in any::<u32>(), member in 1u32..MEMBER_LIMIT, then in any::<u32>(), later in 0u32..1024,
         ) {
             let word = FlowWord::new(tag, member, then, Mark::Open);
-            prop_assert_eq!((word.tag(), word.member()), (tag, member));
+            let tag = tag & !1;
+            prop_assert_eq!((word.tag(), word.member(), word.is_full()), (tag, member, false));
+            prop_assert_eq!((word.full().tag(), word.full().is_full()), (tag, true));
             prop_assert_eq!(word.age((then & !7).wrapping_add(later << UNIT_SHIFT)), later);
             let seen = word.seen(then.wrapping_add(800), Mark::Closing);
             prop_assert_eq!((seen.tag(), seen.member(), seen.age(then.wrapping_add(800))), (tag, member, 0));

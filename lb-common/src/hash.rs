@@ -29,6 +29,22 @@ pub struct Tuple {
     pub family: u8,
 }
 
+impl Tuple {
+    /// What the hash of a service by source is taken of: all that remains is the leading
+    /// `prefix` bits of the source.
+    #[inline(always)]
+    pub fn source_only(&self, prefix: u8) -> Self {
+        Self {
+            source: self.source.masked(self.family, prefix),
+            destination: Addr::default(),
+            source_port: Be16::default(),
+            destination_port: Be16::default(),
+            protocol: 0,
+            family: self.family,
+        }
+    }
+}
+
 struct Sip([u64; 4]);
 
 impl Sip {
@@ -91,10 +107,11 @@ pub fn flow_hash(key: HashKey, t: &Tuple) -> u64 {
     s.0[0] ^ s.0[1] ^ s.0[2] ^ s.0[3]
 }
 
-/// The part of a flow hash that is kept in flow entries; it alone tells the slot.
+/// The part of a flow hash that is kept in flow entries; it alone tells the
+/// slot. 31 bits: the lowest is zero, since an entry needs its place.
 #[inline(always)]
 pub const fn tag(hash: u64) -> u32 {
-    (hash >> 32) as u32
+    (hash >> 32) as u32 & !1
 }
 
 /// The part of a flow hash that chooses the bucket.

@@ -108,6 +108,23 @@ impl Addr {
         ]
     }
 
+    /// The address with all but its leading `prefix` bits zero.
+    #[inline(always)]
+    #[must_use]
+    pub const fn masked(self, family: u8, prefix: u8) -> Self {
+        let [a, b, c, d] = self.0;
+        let prefix = prefix as u32;
+        if family == family::V4 {
+            return Self([a & prefix_mask(prefix, 0), 0, 0, 0]);
+        }
+        Self([
+            a & prefix_mask(prefix, 0),
+            b & prefix_mask(prefix, 32),
+            c & prefix_mask(prefix, 64),
+            d & prefix_mask(prefix, 96),
+        ])
+    }
+
     /// The address and its [`family`] of a standard address.
     pub fn from_ip(ip: core::net::IpAddr) -> (Self, u8) {
         match ip {
@@ -124,6 +141,15 @@ impl Addr {
             core::net::IpAddr::from(self.bytes())
         }
     }
+}
+
+/// The bits of a prefix that fall into the word of an address that begins
+/// `before` bits into it, as that word stands in memory.
+#[inline(always)]
+const fn prefix_mask(prefix: u32, before: u32) -> u32 {
+    let rest = prefix.saturating_sub(before);
+    let bits = if rest > 32 { 32 } else { rest };
+    ((0xffff_ffff_0000_0000_u64 >> bits) as u32).to_be()
 }
 
 /// A MAC address, first byte first.

@@ -85,6 +85,18 @@ impl SlotWord {
         Self::tracked(new, base, ticks)
     }
 
+    /// The slot when flows of its members that have entries are to stay there
+    /// from `ticks` on, though nothing changes for the others.
+    #[must_use]
+    pub const fn watched(self, ticks: u32) -> Self {
+        let base = if self.is_tracked() {
+            self.base()
+        } else {
+            self.current()
+        };
+        Self::tracked(self.current(), base, ticks)
+    }
+
     /// The slot when its base stopped serving, or its old flows all have entries.
     #[must_use]
     pub const fn rebased(self) -> Self {
@@ -127,6 +139,13 @@ mod tests {
             (SlotWord::stable(7).current(), SlotWord::stable(7).base()),
             (7, 7)
         );
+    }
+
+    #[test]
+    fn a_watched_slot_keeps_its_members_and_looks_flows_up() {
+        assert_eq!(SlotWord::stable(3).watched(9), SlotWord::tracked(3, 3, 9));
+        let changing = SlotWord::tracked(3, 2, 4);
+        assert_eq!(changing.watched(9), SlotWord::tracked(3, 2, 9));
     }
 
     #[test]

@@ -14,22 +14,32 @@
 //!   made it goes to `miss`.
 //! - Any other packet without an entry goes to `miss`, and gets an entry where
 //!   that is the base. An RST never makes one.
+//! - Where base and current member are the same, no entry has to be made: the
+//!   slot itself tells.
 //! - A refused insertion makes the slot's time now, so that it stays tracked
 //!   until the flow, which has no entry, can be told from new ones.
 //! - Where flows of a member that serves nobody any more are to be reset, a
 //!   packet that isn't a SYN goes to that member, which tells the caller: by its
 //!   live entry, or without one by the slot's base. A refused insertion ends
 //!   that: the flow without an entry is the current member's, which becomes the base.
+//! - A datagram of a service that tracks UDP may be either: without an entry it
+//!   is taken for an old flow's for one idle period after the change, and for a
+//!   new flow's from then on.
+//!
+//! Services with full tracking have rules of their own: [`full`].
 //!
 //! The invariant: a flow that is idle for less than its time-out never changes
 //! its member while that member serves it, whatever the pressure on the table.
 
 use crate::{
-    flow::{self, FlowKey, FlowTable, FlowWord, Idle, Mark},
+    clock::UNIT_SHIFT,
+    flow::{self, FlowKey, FlowTable, FlowWord, Found, Idle, Mark, Place},
     member::MemberState,
     net::tcp_flags,
     slot::SlotWord,
 };
+
+pub mod full;
 
 /// What a packet means to its flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -42,6 +52,8 @@ pub enum Kind {
     Fin,
     /// The connection is broken off.
     Rst,
+    /// UDP: nothing tells the first from the rest.
+    Datagram,
 }
 
 impl Kind {
@@ -59,12 +71,24 @@ impl Kind {
         }
     }
 
+    /// The reverse of `as u32`.
+    #[inline(always)]
+    pub const fn of_number(number: u32) -> Self {
+        match number {
+            0 => Self::Syn,
+            1 => Self::Data,
+            2 => Self::Fin,
+            3 => Self::Rst,
+            _ => Self::Datagram,
+        }
+    }
+
     /// What it leaves in the flow's entry.
     #[inline(always)]
     pub const fn mark(self) -> Mark {
         match self {
             Self::Syn => Mark::Half,
-            Self::Data => Mark::Open,
+            Self::Data | Self::Datagram => Mark::Open,
             Self::Fin | Self::Rst => Mark::Closing,
         }
     }
@@ -127,6 +151,77 @@ pub enum Entry {
     Inserted,
     /// An entry should have been made, but there was no room.
     Refused,
+    /// Nobody had room for another connection: the packet has no member.
+    NoRoom,
+    /// The service takes no new flow now, for the reason that stands in the
+    /// member's place.
+    Limited,
+}
+
+/// Whether a packet without an entry belongs to a flow of before the slot's
+/// last change, as far as its kind tells.
+#[inline(always)]
+fn is_old(slot: SlotWord, kind: Kind, times: Times) -> bool {
+    match kind {
+        Kind::Syn => false,
+        Kind::Datagram => slot.age(times.now_ticks) <= (times.idle.open_units + 1) << UNIT_SHIFT,
+        Kind::Data | Kind::Fin | Kind::Rst => true,
+    }
+}
+
+/// Whether a live entry decides on a packet of this kind.
+#[inline(always)]
+fn keeps(entry: FlowWord, state: MemberState, kind: Kind) -> bool {
+    kind != Kind::Syn
+        || state.takes_new()
+        || (!entry.is_closing() && (entry.is_confirmed() || !state.is_down()))
+}
+
+/// Puts an entry in the place of the flow's expired one, so that no flow has
+/// two, or in a free place.
+#[inline(always)]
+fn put<W: World>(
+    world: &W,
+    stale: Option<Found<<W::Flows as FlowTable>::Bucket>>,
+    key: FlowKey,
+    entry: FlowWord,
+    place: Place,
+    times: Times,
+) -> bool {
+    let flows = world.flows();
+    match stale {
+        Some(found) => flows.exchange(found.bucket, found.word, found.entry, entry, place),
+        None => flow::insert(
+            flows,
+            key,
+            entry,
+            place,
+            times.now_ticks,
+            times.longest_idle,
+        ),
+    }
+}
+
+/// Keeps the slot tracked for a flow that got no entry. False where that failed
+/// and the flow would be reset for it: the packet is to go to the base, which
+/// doesn't serve, and its client will ask again.
+#[inline(always)]
+fn press<W: World>(world: &W, slot: SlotWord, base_serves: bool, times: Times) -> bool {
+    if !base_serves {
+        // From here on what has no entry is the current member's. If it is
+        // another one's slot by now, this flow would be taken for one of the base.
+        let rebased = slot.pressed(times.now_ticks).rebased();
+        return world.replace_slot(slot, rebased) || !world.resets();
+    }
+    // Within the window the slot's time is recent enough as it is, and the
+    // window must not be cut short for the other flows.
+    if slot.is_pressed() || slot.age(times.now_ticks) >= times.syn_window_ticks {
+        let pressed = slot.pressed(times.now_ticks);
+        if pressed != slot {
+            world.replace_slot(slot, pressed);
+        }
+    }
+    true
 }
 
 /// Decides on a packet in a tracked slot. `slot` is the word as read once; all
@@ -146,10 +241,7 @@ pub fn decide<W: World>(
         let entry = found.entry;
         let state = world.state(entry.member());
         let live = entry.is_live(times.now_ticks, times.idle);
-        let keeps = kind != Kind::Syn
-            || state.takes_new()
-            || (!entry.is_closing() && (entry.is_confirmed() || !state.is_down()));
-        if live && state.serves() && keeps {
+        if live && state.serves() && keeps(entry, state, kind) {
             flow::touch(flows, &found, times.now_ticks, kind.mark());
             return Decision {
                 member: entry.member(),
@@ -177,55 +269,41 @@ pub fn decide<W: World>(
             entry: Entry::None,
         };
     }
-    let wanted = match kind {
-        Kind::Syn => {
-            let just_changed =
-                !slot.is_pressed() && slot.age(times.now_ticks) < times.syn_window_ticks;
-            if just_changed && base.serves() && !base.is_down() {
-                slot.base()
-            } else {
-                slot.current()
-            }
+    let wanted = if !is_old(slot, kind, times) {
+        let just_changed = !slot.is_pressed() && slot.age(times.now_ticks) < times.syn_window_ticks;
+        if kind == Kind::Syn && just_changed && base.serves() && !base.is_down() {
+            slot.base()
+        } else {
+            slot.current()
         }
-        Kind::Data | Kind::Fin if miss == slot.base() => miss,
-        _ => {
-            return Decision {
-                member: miss,
-                entry: Entry::None,
-            };
-        }
+    } else if kind != Kind::Rst && miss == slot.base() {
+        miss
+    } else {
+        return Decision {
+            member: miss,
+            entry: Entry::None,
+        };
     };
 
+    // Where all old flows are known, whoever isn't is the slot's.
+    if stale.is_none() && slot.base() == slot.current() {
+        return Decision {
+            member: wanted,
+            entry: Entry::None,
+        };
+    }
     let entry = FlowWord::new(key.tag, wanted, times.now_ticks, kind.mark());
-    let inserted = match stale {
-        // Its own place, so that no flow has two entries.
-        Some(found) => flows.replace(found.bucket, found.word, found.entry.0, entry.0),
-        None => flow::insert(flows, key, entry, times.now_ticks, times.longest_idle),
-    };
-    if inserted {
+    if put(world, stale, key, entry, Place::Free, times) {
         return Decision {
             member: wanted,
             entry: Entry::Inserted,
         };
     }
-    if !base.serves() {
-        // From here on what has no entry is the current member's.
-        let rebased = slot.pressed(times.now_ticks).rebased();
-        if !world.replace_slot(slot, rebased) && world.resets() {
-            // Another one's slot by now, in which this flow would be taken for
-            // one of the base. The client will ask again.
-            return Decision {
-                member: slot.base(),
-                entry: Entry::Refused,
-            };
-        }
-    } else if slot.is_pressed() || slot.age(times.now_ticks) >= times.syn_window_ticks {
-        // Within the window the slot's time is recent enough as it is, and the
-        // window must not be cut short for the other flows.
-        let pressed = slot.pressed(times.now_ticks);
-        if pressed != slot {
-            world.replace_slot(slot, pressed);
-        }
+    if !press(world, slot, base.serves(), times) {
+        return Decision {
+            member: slot.base(),
+            entry: Entry::Refused,
+        };
     }
     Decision {
         member: miss,
@@ -259,7 +337,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::flow::{BUCKET_WORDS, memory::MemoryTable};
+    use crate::flow::{BUCKET_WORDS, Place, memory::MemoryTable};
 
     const IDLE: Idle = Idle {
         open_units: 20,
@@ -325,7 +403,7 @@ mod tests {
                 let key = FlowKey { tag, home: tag % 2 };
                 let mark = if half { Mark::Half } else { Mark::Open };
                 let entry = FlowWord::new(tag, member, ticks, mark);
-                flow::insert(&world.flows, key, entry, ticks, IDLE);
+                flow::insert(&world.flows, key, entry, Place::Free, ticks, IDLE);
             }
             let mut slot = SlotWord::tracked(current, base, changed);
             if pressed {

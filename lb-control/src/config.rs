@@ -5,6 +5,7 @@
 //! `check` holds what concerns more than one value. Depends on `model` and,
 //! for the default size of tables, on `scheduler`.
 
+mod balance;
 mod check;
 mod defence;
 mod document;

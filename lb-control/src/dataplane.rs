@@ -30,6 +30,7 @@ pub mod object;
 pub mod plan;
 pub mod plane;
 pub mod ports;
+mod recount;
 mod shape;
 pub mod state;
 pub mod stats;

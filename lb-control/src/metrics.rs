@@ -6,15 +6,17 @@
 
 use prometheus::{
     TextEncoder,
-    proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType},
+    proto::{Bucket, Histogram, MetricType},
 };
+
+mod page;
+
+use page::{Page, counter, gauge, labelled};
 
 use crate::status::{BackendStatus, Condition, ServiceStatus, Snapshot, Totals};
 
 /// The content type of [`text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
-
-type Labels<'a> = [(&'a str, &'a str)];
 
 /// The snapshot in Prometheus' text format.
 pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
@@ -26,74 +28,6 @@ pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
     drops_and_events(&mut page, snapshot);
     probes(&mut page, snapshot);
     TextEncoder::new().encode_to_string(&page.families)
-}
-
-#[derive(Default)]
-struct Page {
-    families: Vec<MetricFamily>,
-}
-
-impl Page {
-    fn family(&mut self, name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) {
-        // The encoder takes a family without a metric for an error.
-        if metrics.is_empty() {
-            return;
-        }
-        let mut family = MetricFamily::default();
-        family.set_name(name.into());
-        family.set_help(help.into());
-        family.set_field_type(kind);
-        family.set_metric(metrics);
-        self.families.push(family);
-    }
-
-    fn counters(&mut self, name: &str, help: &str, metrics: Vec<Metric>) {
-        self.family(name, help, MetricType::COUNTER, metrics);
-    }
-
-    fn gauges(&mut self, name: &str, help: &str, metrics: Vec<Metric>) {
-        self.family(name, help, MetricType::GAUGE, metrics);
-    }
-
-    fn counter(&mut self, name: &str, help: &str, value: u64) {
-        self.counters(name, help, vec![counter(&[], value)]);
-    }
-
-    fn gauge(&mut self, name: &str, help: &str, value: f64) {
-        self.gauges(name, help, vec![gauge(&[], value)]);
-    }
-}
-
-fn labelled(labels: &Labels<'_>) -> Metric {
-    let mut metric = Metric::default();
-    metric.set_label(
-        labels
-            .iter()
-            .map(|(name, value)| {
-                let mut pair = LabelPair::default();
-                pair.set_name((*name).into());
-                pair.set_value((*value).into());
-                pair
-            })
-            .collect(),
-    );
-    metric
-}
-
-fn counter(labels: &Labels<'_>, value: u64) -> Metric {
-    let mut metric = labelled(labels);
-    let mut inner = Counter::default();
-    inner.set_value(value as f64);
-    metric.set_counter(inner);
-    metric
-}
-
-fn gauge(labels: &Labels<'_>, value: f64) -> Metric {
-    let mut metric = labelled(labels);
-    let mut inner = Gauge::default();
-    inner.set_value(value);
-    metric.set_gauge(inner);
-    metric
 }
 
 fn daemon(page: &mut Page, snapshot: &Snapshot) {
@@ -318,6 +252,22 @@ fn services(page: &mut Page, services: &[ServiceStatus]) {
 fn backends(page: &mut Page, all: &[BackendStatus]) {
     // Another backend may have the name of one that has left.
     let backends: Vec<&BackendStatus> = all.iter().filter(|b| !b.departed).collect();
+    let where_known = |value: fn(&BackendStatus) -> Option<f64>| {
+        backends
+            .iter()
+            .filter_map(|b| Some(gauge(&labels_of(b), value(b)?)))
+            .collect::<Vec<_>>()
+    };
+    page.gauges(
+        "lb_backend_connections_half_open",
+        "Connections of which only a SYN was seen, under full tracking.",
+        where_known(|b| b.concurrent.half_open.map(|n| n as f64)),
+    );
+    page.gauges(
+        "lb_backend_connections_limit",
+        "Connections the backend may have in the service, where it has a limit.",
+        where_known(|b| b.max_connections.map(f64::from)),
+    );
     for (name, help, value) in TOTALS {
         page.counters(
             &format!("lb_backend_{name}"),

@@ -13,8 +13,10 @@ use std::{
 
 use serde::Serialize;
 
+mod balance;
 mod defence;
 
+pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
 pub use defence::{Defence, OnBackendDown, Prefix};
 
 /// Everything one node does.
@@ -174,6 +176,18 @@ pub struct Pool {
     pub health: Vec<Check>,
 }
 
+impl Pool {
+    /// Backends that the data path has to know one by one: all of them where
+    /// one has a limit, since another takes what it can't.
+    pub fn listed(&self) -> u32 {
+        if self.backends.iter().any(|b| b.max_connections > 0) {
+            u32::try_from(self.backends.len()).unwrap_or(u32::MAX)
+        } else {
+            0
+        }
+    }
+}
+
 /// A real server.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Backend {
@@ -187,6 +201,11 @@ pub struct Backend {
     /// Share of the traffic relative to the pool's other weights; 0 gets no
     /// new flows. At most 65,535.
     pub weight: u16,
+    /// Its priority group, 1 to 4. New flows go to the lowest number that has
+    /// a backend for them.
+    pub priority: u8,
+    /// Connections it may have in each service; 0: any number.
+    pub max_connections: u32,
 }
 
 /// One health check of a pool.
@@ -233,6 +252,8 @@ pub struct Service {
     pub defence: Defence,
     /// What becomes of connections whose backend is down.
     pub on_backend_down: OnBackendDown,
+    /// How its flows are spread.
+    pub balance: Balance,
     /// What the operator says of the network around it; checked for sense.
     pub topology: Topology,
     /// Name of its pool (checked to exist).

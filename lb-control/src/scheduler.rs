@@ -1,16 +1,37 @@
 //! Lookup tables: which member owns which slot.
 //!
 //! Everything here is a pure function of its arguments, so that two nodes with
-//! the same configuration hold the same table. Depends on nothing else in this
-//! crate.
+//! the same configuration hold the same table. Depends on `model` alone.
 
 mod maglev;
 mod table_size;
+mod turns;
 
 use std::net::IpAddr;
 
+use crate::model::Scheduler;
+
 pub use maglev::{Member, Probe, maglev, maglev_observed};
 pub use table_size::{LARGEST_TABLE, SLOTS_PER_BACKEND, is_prime, table_size};
+pub use turns::{Turns, turns};
+
+/// Words of a service's list of `members` among the slots: none for nobody,
+/// else in steps, so that a list seldom moves when a backend comes or goes.
+pub const fn list_slots(members: u32) -> u32 {
+    members.next_multiple_of(16)
+}
+
+/// The table of a scheduler, and the slots of its cycle of turns; 0 where it
+/// has none.
+pub fn table(scheduler: Scheduler, members: &[Member], size: u32) -> Turns {
+    match scheduler {
+        Scheduler::RoundRobin => turns(members, size),
+        Scheduler::Maglev | Scheduler::LeastConnections => Turns {
+            slots: maglev(members, size),
+            cycle: 0,
+        },
+    }
+}
 
 /// The identity of a backend in a lookup table: its family, address and port
 /// (`None` where the packet keeps its port).

@@ -230,6 +230,9 @@ pub struct Concurrent {
     pub error: u64,
     /// Estimated from a sample of the flows, and not counted one by one.
     pub estimated: bool,
+    /// Connections of which only a SYN was seen; where they are counted.
+    #[serde(default)]
+    pub half_open: Option<u64>,
 }
 
 /// A virtual service.
@@ -245,6 +248,15 @@ pub struct ServiceStatus {
     pub protocol: String,
     /// `l2-dsr` or `nat`.
     pub forwarding: String,
+    /// `maglev`, `round-robin` or `least-connections`.
+    #[serde(default)]
+    pub scheduler: String,
+    /// `full` or `minimal`.
+    #[serde(default)]
+    pub tracking: String,
+    /// What decided on the tracking.
+    #[serde(default)]
+    pub tracking_reason: String,
     /// Its pool.
     pub pool: String,
     /// Backends that take new flows.
@@ -378,6 +390,12 @@ pub struct BackendStatus {
     pub weight: u16,
     /// Weight in force; zero while it takes no new flows.
     pub weight_effective: u16,
+    /// Its priority group; 1 is the highest.
+    #[serde(default)]
+    pub priority: u8,
+    /// Connections it may have in the service; none: any number.
+    #[serde(default)]
+    pub max_connections: Option<u32>,
     /// Its slots of the service's table.
     pub slots: u64,
     /// The same as a share, from 0 to 1.

@@ -16,7 +16,7 @@ use crate::{
     maps,
     packet::{Ethernet, Packet},
     parse::{self, Parsed, What},
-    reset, select,
+    reset, schedule, select,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -124,13 +124,19 @@ fn balance(
     if lookup::has_flag(service, service_flag::GUARDED) {
         defence::admit(frame.config, service, parsed)?;
     }
+    if lookup::has_flag(service, service_flag::FULL_TRACKING) {
+        return Ok(frame.hand_over(parsed, program::SCHEDULE));
+    }
     if full_nat::is_wanted(frame.config, service, tuple) {
-        return Ok(frame.hand_over(parsed, program::FULL_NAT));
+        return Ok(frame.pass_on(parsed, 0, 0, program::FULL_NAT));
     }
     let flow_hash = hash::flow_hash(frame.config.hash_key, tuple);
-    let slot = select::slot(service, flow_hash)?;
+    let slot = select::slot_of_flow(service, flow_hash)?;
     // That program also has later fragments follow.
-    if slot.word.is_tracked() || parsed.is_first_fragment() {
+    if slot.word.is_tracked()
+        || lookup::has_flag(service, service_flag::BY_SOURCE)
+        || parsed.is_first_fragment()
+    {
         return Ok(frame.pass_on(parsed, 0, flow_hash, program::TRACKED));
     }
     let id = slot.word.current();
@@ -138,14 +144,15 @@ fn balance(
     forward::to_member::<false>(frame, parsed, service, flow_hash, id, member)
 }
 
-/// A packet of a service in a tracked slot: its flow is looked up. Or a first
-/// fragment, in whatever slot.
+/// A packet of a service in a tracked slot: its flow is looked up. Or one of a
+/// service by source; or one that has its member already, by the scheduler; or
+/// a first fragment, in whatever slot.
 #[inline(always)]
 pub fn tracked(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    let outcome = to_tracked(frame, parsed, service, handed.flow_hash);
+    let outcome = to_tracked(frame, parsed, service, handed);
     settle(frame, parsed, service, outcome)
 }
 
@@ -154,11 +161,54 @@ fn to_tracked(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &'static ServiceEntry,
-    flow_hash: u64,
+    handed: &Handed,
 ) -> Result<Verdict, DropReason> {
-    let id = select::id(frame.config, service, flow_hash, parsed.kind());
+    let flow_hash = handed.flow_hash;
+    let mut id = handed.member;
+    if id == 0 {
+        id = select::id(frame, service, parsed, flow_hash);
+    }
     let member = select::member(service, id, parsed.kind())?;
+    if handed.detail == full_nat::CHOOSE {
+        return Ok(frame.pass_on(parsed, id, flow_hash, program::FULL_NAT));
+    }
     forward::to_member::<true>(frame, parsed, service, flow_hash, id, member)
+}
+
+/// A packet of a service with full tracking. It is delivered by another
+/// program: the stack is small.
+#[inline(always)]
+pub fn scheduled(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
+    let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
+        return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
+    };
+    let outcome = to_scheduled(frame, parsed, service);
+    settle(frame, parsed, service, outcome)
+}
+
+#[inline(always)]
+fn to_scheduled(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    service: &'static ServiceEntry,
+) -> Result<Verdict, DropReason> {
+    let flow_hash = select::flow_hash(frame.config, parsed);
+    let slot = select::slot(frame.config, service, parsed, flow_hash)?;
+    let kind = select::kind(frame, service, parsed);
+    let id = schedule::member(frame.config, service, &slot, flow_hash, kind);
+    if id >= select::REFUSED {
+        return Ok(Verdict::drop(service.id, id - select::REFUSED));
+    }
+    if id == 0 {
+        return Err(DropReason::NoBackend);
+    }
+    // The flow is counted by its entry, whatever source it gets.
+    let place = if full_nat::is_wanted(frame.config, service, &parsed.tuple()) {
+        program::FULL_NAT
+    } else {
+        program::TRACKED
+    };
+    Ok(frame.pass_on(parsed, id, flow_hash, place))
 }
 
 /// A TCP or UDP packet that no service is there for.

@@ -21,23 +21,33 @@ pub fn admit(config: &Config, service: &ServiceEntry, parsed: &Parsed) -> Result
     if !parsed.is_tcp() || parsed.kind() != Kind::Syn {
         return Ok(());
     }
+    match limit(config, service, address, parsed.family()) {
+        0 => Ok(()),
+        reason if reason == DropReason::SourceLimit as u32 => Err(DropReason::SourceLimit),
+        _ => Err(DropReason::CoreLimit),
+    }
+}
+
+/// Takes a token for a new flow of a source: zero, or a [`DropReason`].
+#[inline(always)]
+pub fn limit(config: &Config, service: &ServiceEntry, address: Addr, family: u8) -> u32 {
     // The source's first: one that opens too many takes nothing from the rest.
     let now = clock::jiffies();
     if service.source_cost != 0 {
         let key = LimitKey {
             service: service.id,
-            source: client(address, parsed.family()),
+            source: client(address, family),
         };
         if !maps::take_from_source(&key, |bucket| {
             bucket.take(now, service.source_cost, config.second_steps)
         }) {
-            return Err(DropReason::SourceLimit);
+            return DropReason::SourceLimit as u32;
         }
     }
     if service.core_cost != 0 && !take(service.id, now, service.core_cost, config) {
-        return Err(DropReason::CoreLimit);
+        return DropReason::CoreLimit as u32;
     }
-    Ok(())
+    0
 }
 
 /// Whether a service takes nothing from this client.

@@ -132,11 +132,23 @@ impl Frame<'_> {
     /// program at `place`.
     #[inline(always)]
     pub fn pass_on(&self, parsed: &Parsed, member: u32, flow_hash: u64, place: u32) -> Verdict {
+        self.pass_on_and_tell(parsed, (member, flow_hash), place, 0)
+    }
+
+    /// As [`Self::pass_on`]; the program is told `detail`.
+    #[inline(always)]
+    pub fn pass_on_and_tell(
+        &self,
+        parsed: &Parsed,
+        (member, flow_hash): (u32, u64),
+        place: u32,
+        detail: u32,
+    ) -> Verdict {
         if let Some(work) = maps::work() {
             work.member = member;
             work.flow_hash = flow_hash;
         }
-        self.hand_over(parsed, place)
+        self.tell(parsed, place, detail)
     }
 
     /// Whether packets that are sent by `link` have the tags that this one has.

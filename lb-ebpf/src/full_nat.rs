@@ -3,7 +3,7 @@
 //! back. Which port stands for which flow is in lb-common's `binding`.
 
 use lb_common::{
-    abi::{Bound, Config, MemberEntry, ServiceEntry, VipKey, feature, service_flag},
+    abi::{Bound, Config, MemberEntry, ServiceEntry, VipKey, feature, program, service_flag},
     binding::{self, End, Flow, Opened, Ring, Side},
     counter::{DropReason, Event},
     flow::FlowTable as _,
@@ -59,13 +59,17 @@ const fn has(config: &Config, family: u8, v4: u32, v6: u32) -> bool {
 /// the same backend.
 pub const CONFLICT: u32 = 1;
 
+/// What another program is told of a packet whose member it has to choose, for
+/// this one: the stack is small.
+pub const CHOOSE: u32 = 2;
+
 /// A packet of a client, on its way to a service.
 #[inline(always)]
 pub fn client(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
     let Some(service) = lookup::service(frame.config, &parsed.tuple()) else {
         return Verdict::drop(NO_SERVICE, DropReason::NoService as u32);
     };
-    match to_backend(frame, parsed, service, handed.detail == CONFLICT) {
+    match to_backend(frame, parsed, service, handed) {
         Ok(verdict) => verdict,
         Err(DropReason::NoBinding) if lookup::has_flag(service, service_flag::RESET) => {
             reset::begin(frame, parsed, service.id)
@@ -79,7 +83,7 @@ fn to_backend(
     frame: &Frame<'_>,
     parsed: &Parsed,
     service: &'static ServiceEntry,
-    is_conflict: bool,
+    handed: &Handed,
 ) -> Result<Verdict, DropReason> {
     let config = frame.config;
     let flow_hash = hash_of(config, parsed);
@@ -92,11 +96,14 @@ fn to_backend(
         if is_full && !opens {
             return Err(DropReason::NoBinding);
         }
-        let id = select::id(config, service, flow_hash, parsed.kind());
+        let id = handed.member;
+        if id == 0 {
+            return Ok(frame.pass_on_and_tell(parsed, (0, flow_hash), program::TRACKED, CHOOSE));
+        }
         let member = select::member(service, id, parsed.kind())?;
         let is_bound = is_full || (opens && takes_new(config, service, parsed));
         if !is_bound {
-            if is_conflict {
+            if handed.detail == CONFLICT {
                 return Err(DropReason::ReplyConflict);
             }
             // Under NAT a connection may be older than the pool.

@@ -180,7 +180,7 @@ fn find(frame: &Frame<'_>, parsed: &Parsed, about: &mut About) {
         if lookup::has_flag(service, service_flag::FULL_NAT) {
             Err(DropReason::IcmpUnmatched)
         } else {
-            select::peek(config, service, about.hash)
+            select::peek(config, service, &tuple, about.hash)
         }
     };
     match outcome {

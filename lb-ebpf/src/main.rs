@@ -37,6 +37,7 @@ mod quote;
 mod reply;
 mod reset;
 mod sample;
+mod schedule;
 mod select;
 mod stats;
 mod verdict;
@@ -95,6 +96,12 @@ pub fn lb_full_nat(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_binding(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, full_nat::backend).finish(&ctx)
+}
+
+/// Packets of services with full tracking.
+#[xdp(frags)]
+pub fn lb_schedule(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, balance::scheduled).finish(&ctx)
 }
 
 /// Packets to members that leave with a head of another length.

@@ -4,8 +4,7 @@
 //! The sizes here are the smallest; the controller sets those of its
 //! configuration before it loads the object.
 
-use core::arch::asm;
-use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+use core::intrinsics::{AtomicOrdering, atomic_cxchg, atomic_xadd};
 
 use aya_ebpf::{
     bindings::BPF_F_MMAPABLE,
@@ -18,13 +17,13 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         Bound, CLAIMS as CLAIM_COUNT, Claim, ClockReading, Config, FragmentEntry, FragmentKey,
-        LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry, MemberStats,
-        NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS, RangeKey,
-        ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry, ServiceEntry,
-        ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
+        LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry, MemberLoad,
+        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
+        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry,
+        ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
-    flow::{BUCKET_WORDS, FlowTable},
+    flow::BUCKET_WORDS,
     limit,
     member::MemberState,
     slot::SlotWord,
@@ -33,6 +32,9 @@ use lb_common::{
 use crate::{back::FibParameters, icmp_error::QUOTE};
 
 pub mod bindings;
+mod flows;
+
+pub use flows::{Flows, Indexed, count_flows, lb_find, lb_insert, load_of};
 
 /// Memory that other cores and the controller change at any time.
 type Bucket = [u64; BUCKET_WORDS];
@@ -64,6 +66,10 @@ static REPLIES: HashMap<ReplyKey, ReplyEntry> = HashMap::pinned(64, 0);
 #[map]
 static LINKS: Array<LinkEntry> = Array::pinned(LINK_COUNT, 0);
 #[map]
+static LOADS: Array<MemberLoad> = Array::pinned(64, BPF_F_MMAPABLE);
+#[map]
+static TURNS: Array<u64> = Array::pinned(64, 0);
+#[map]
 static STATS: PerCpuArray<MemberStats> = PerCpuArray::pinned(64, 0);
 #[map]
 static DROPS: PerCpuArray<u64> = PerCpuArray::pinned(64 * DROP_ROW, 0);
@@ -80,6 +86,8 @@ static CLOCK: Array<ClockReading> = Array::pinned(1, BPF_F_MMAPABLE);
 // controller replaces them.
 #[map]
 static PROGRAMS: ProgramArray = ProgramArray::pinned(TAILS.len() as u32, 0);
+#[map]
+static CHOOSER: PerCpuArray<ServiceEntry> = PerCpuArray::with_max_entries(1, 0);
 #[map]
 static WORK: PerCpuArray<Scratch> = PerCpuArray::pinned(1, 0);
 #[map]
@@ -321,80 +329,27 @@ impl Slot {
     }
 }
 
-/// Which flow table.
-pub struct Flows {
-    map: &'static Array<Bucket>,
-    buckets: u32,
-    /// Any number from a map, see `blur`.
-    noise: u64,
-}
-
-impl Flows {
-    /// Flows in tracked slots.
-    #[inline(always)]
-    pub fn forward(config: &Config) -> Self {
-        Self {
-            map: &FLOWS,
-            buckets: config.flow_buckets,
-            noise: config.hash_key[0],
-        }
-    }
-
-    /// Flows whose replies are recognised one by one.
-    #[inline(always)]
-    pub fn replies(config: &Config) -> Self {
-        Self {
-            map: &REPLY_FLOWS,
-            buckets: config.reply_buckets,
-            noise: config.hash_key[0],
-        }
+/// Leaves a service for [`chooser`].
+#[inline(always)]
+pub fn set_chooser(service: &ServiceEntry) {
+    if let Some(at) = CHOOSER.get_ptr_mut(0) {
+        // SAFETY: a valid element, this core's.
+        unsafe { at.write(*service) };
     }
 }
 
-impl FlowTable for Flows {
-    type Bucket = *mut Bucket;
+/// The service that a member is chosen of.
+#[inline(always)]
+pub fn chooser() -> Option<&'static ServiceEntry> {
+    CHOOSER.get(0)
+}
 
-    #[inline(always)]
-    fn buckets(&self) -> u32 {
-        self.buckets
-    }
-
-    #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<*mut Bucket> {
-        self.map.get_ptr_mut(index)
-    }
-
-    #[inline(always)]
-    fn blur(&self, word: usize) -> usize {
-        let mut word = word as u64;
-        // SAFETY: two operations on registers that cancel out. The verifier
-        // takes what comes out for any number, and so checks what is done
-        // with an entry once and not once for each place it may be found in.
-        unsafe {
-            asm!("{0} ^= {1}", "{0} ^= {1}", inout(reg) word, in(reg) self.noise, options(pure, nomem));
-        }
-        word as usize & (BUCKET_WORDS - 1)
-    }
-
-    #[inline(always)]
-    fn load(&self, bucket: *mut Bucket, word: usize) -> u64 {
-        // SAFETY: `bucket` is a valid element and `word` below BUCKET_WORDS,
-        // which the verifier checks as well. LLVM selects no atomic load for
-        // BPF; an aligned 64-bit load is one instruction.
-        unsafe { bucket.cast::<u64>().add(word).read_volatile() }
-    }
-
-    #[inline(always)]
-    fn replace(&self, bucket: *mut Bucket, word: usize, current: u64, new: u64) -> bool {
-        // SAFETY: as in `load`.
-        compare_exchange(unsafe { bucket.cast::<u64>().add(word) }, current, new)
-    }
-
-    #[inline(always)]
-    fn store(&self, bucket: *mut Bucket, word: usize, value: u64) {
-        // SAFETY: as in `load`.
-        unsafe { bucket.cast::<u64>().add(word).write_volatile(value) };
-    }
+/// The number of a service's next turn.
+#[inline(always)]
+pub fn turn(service: u32) -> u64 {
+    TURNS
+        .get_ptr_mut(service)
+        .map_or(0, |turns| fetch_add(turns, 1))
 }
 
 #[inline(always)]
@@ -407,6 +362,12 @@ fn compare_exchange(at: *mut u64, current: u64, new: u64) -> bool {
         )
     };
     done
+}
+
+#[inline(always)]
+fn fetch_add(at: *mut u64, by: u64) -> u64 {
+    // SAFETY: every caller passes an aligned element of a map.
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(at, by) }
 }
 
 /// This core's row of a member's statistics.

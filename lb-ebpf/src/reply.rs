@@ -5,7 +5,7 @@ use lb_common::{
     abi::{Config, MemberEntry, ReplyKey, ServiceEntry, program},
     binding,
     counter::{DropReason, Event},
-    flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark},
+    flow::{self, FlowKey, FlowTable as _, FlowWord, Idle, Mark, Place},
     hash::{self, Tuple},
     net::{Addr, Be16},
 };
@@ -46,7 +46,8 @@ pub fn expect(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict {
         Ok(verdict) => verdict,
         // This flow gets another source.
         Err(DropReason::ReplyConflict) if full_nat::has_pool(frame.config, parsed.family()) => {
-            frame.tell(parsed, program::FULL_NAT, full_nat::CONFLICT)
+            let whose = (handed.member, handed.flow_hash);
+            frame.pass_on_and_tell(parsed, whose, program::FULL_NAT, full_nat::CONFLICT)
         }
         Err(reason) => frame.refuse(parsed, service.id, reason),
     }
@@ -96,7 +97,14 @@ fn insert(config: &Config, home: u32, entry: u64, now: u32) -> u32 {
         home,
     };
     let longest = idle(config, config.longest_idle_units);
-    if flow::insert(&Flows::replies(config), key, entry, now, longest) {
+    if flow::insert(
+        &Flows::replies(config),
+        key,
+        entry,
+        Place::Free,
+        now,
+        longest,
+    ) {
         RESERVED
     } else {
         FULL

@@ -51,7 +51,7 @@ fn record(config: &Config, idle_units: u32, parsed: &Parsed, flow_hash: u64, mem
     let check = flow_hash | 1;
     let flags = match parsed.kind() {
         Kind::Syn => 0,
-        Kind::Data => sample_flag::CONFIRMED,
+        Kind::Data | Kind::Datagram => sample_flag::CONFIRMED,
         Kind::Fin | Kind::Rst => sample_flag::CONFIRMED | sample_flag::CLOSING,
     };
     let age = now.wrapping_sub(old.last_ticks);

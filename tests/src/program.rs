@@ -120,6 +120,8 @@ impl Program {
             .map_max_entries(map::CORE_LIMITS, sizes.services + 1)
             .map_max_entries(map::SLOTS, sizes.slots)
             .map_max_entries(map::MEMBERS, sizes.members)
+            .map_max_entries(map::LOADS, sizes.members)
+            .map_max_entries(map::TURNS, sizes.services)
             .map_max_entries(map::STATS, sizes.members)
             .map_max_entries(map::FLOWS, sizes.buckets)
             .map_max_entries(map::REPLY_FLOWS, sizes.buckets)

@@ -13,7 +13,7 @@ use lb_common::{abi::NeighbourRequest, net::Addr};
 use lb_control::{
     health::{BackendKey, Health, HealthState},
     model::{
-        Backend, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
+        Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
         OnBackendDown, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
     },
     neighbours::{
@@ -344,6 +344,8 @@ fn model(address: &str, port: u16) -> Result<Model> {
                     address: address.parse()?,
                     port: None,
                     weight: 1,
+                    priority: 1,
+                    max_connections: 0,
                 }],
                 health: vec![Check {
                     kind: CheckKind::Tcp,
@@ -364,6 +366,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             replies: Replies::Port,
             defence: Defence::default(),
             on_backend_down: OnBackendDown::Keep,
+            balance: Balance::default(),
             topology: Default::default(),
             pool: "web".to_owned(),
             table_size: 101,

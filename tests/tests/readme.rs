@@ -159,7 +159,10 @@ fn metric_names() -> BTreeSet<String> {
     snapshot.status.drops.insert("icmp".into(), 1);
     snapshot.status.events.insert("arp_reply".into(), 1);
     snapshot.services = vec![ServiceStatus::default()];
-    snapshot.backends = vec![BackendStatus::default()];
+    let mut backend = BackendStatus::default();
+    backend.concurrent.half_open = Some(1);
+    backend.max_connections = Some(1);
+    snapshot.backends = vec![backend];
     snapshot.status.full_nat = vec![PoolStatus {
         address: [192, 0, 2, 1].into(),
         free: 1,
@@ -259,6 +262,8 @@ fn every_map_is_explained() {
         map::STATS,
         map::DROPS,
         map::EVENTS,
+        map::LOADS,
+        map::TURNS,
         map::SAMPLE,
         map::NEIGHBOUR_REQUESTS,
         map::NAT_POOL,

@@ -140,7 +140,7 @@ impl BindingState {
         let uses = self.0.wrapping_add(1 << Self::USES_SHIFT) & Self::USES_MASK;
         let flags = match kind {
             Kind::Syn => 0,
-            Kind::Data => Self::OPEN,
+            Kind::Data | Kind::Datagram => Self::OPEN,
             Kind::Fin => Self::OPEN | Self::CLIENT_FIN,
             Kind::Rst => Self::OPEN | Self::RST,
         };
@@ -171,8 +171,8 @@ impl BindingState {
         Self(match kind {
             Kind::Syn if is_client && self.is_closing() => word & !Self::FLAGS,
             Kind::Syn => word,
-            Kind::Data if is_client => word & !Self::RST | Self::OPEN,
-            Kind::Data => word & !Self::RST,
+            Kind::Data | Kind::Datagram if is_client => word & !Self::RST | Self::OPEN,
+            Kind::Data | Kind::Datagram => word & !Self::RST,
             Kind::Fin if is_client => word | Self::OPEN | Self::CLIENT_FIN,
             Kind::Fin => word | Self::BACKEND_FIN,
             Kind::Rst => word | Self::RST,

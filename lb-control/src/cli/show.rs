@@ -234,7 +234,7 @@ pub fn backends(backends: &[BackendStatus], colour: bool, now: u64) -> String {
             weight.into(),
             format!("{:.1} %", backend.slot_share * 100.0).into(),
             short(backend.rates.connections_per_second).into(),
-            active(&backend.concurrent).into(),
+            counted(backend).into(),
             bits(backend.rates.bytes_per_second).into(),
             why(backend).into(),
         ]);
@@ -355,6 +355,18 @@ pub fn admin(answer: &AdminAnswer) -> String {
         ),
         None => format!("{}: {}", answer.backend, answer.message),
     }
+}
+
+/// Open connections, half-open ones and the limit, where they are counted.
+fn counted(backend: &BackendStatus) -> String {
+    let mut text = active(&backend.concurrent);
+    if let Some(half) = backend.concurrent.half_open.filter(|half| *half > 0) {
+        text.push_str(&format!(" + {half} half open"));
+    }
+    if let Some(max) = backend.max_connections {
+        text.push_str(&format!(" of {max}"));
+    }
+    text
 }
 
 fn active(concurrent: &Concurrent) -> String {

@@ -102,6 +102,7 @@ fn services_for_people() {
                 connections: 20_000,
                 error: 150,
                 estimated: true,
+                half_open: None,
             },
             drops: BTreeMap::from([("no_backend".into(), 2)]),
             ..ServiceStatus::default()

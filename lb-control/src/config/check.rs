@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 
 use super::{
-    defence,
+    balance, defence,
     document::Document,
     reader::{Errors, Path, nearest},
     shared, topology,
@@ -17,7 +17,11 @@ use crate::{
 /// Reports everything that doesn't fit together, fills in the default table
 /// sizes and decides `replies` where it was left to us.
 pub(super) fn all(document: &mut Document, errors: &Errors) {
-    let Document { model, replies } = document;
+    let Document {
+        model,
+        replies,
+        tracking,
+    } = document;
     for service in &mut model.services {
         if !service.table_size_is_explicit {
             let backends = model
@@ -41,6 +45,7 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
     }
     overlaps(model, errors);
     tunnel_sources(model, errors);
+    balance::decide(model, tracking, errors);
     capacities(model, errors);
     defence::check(model, errors);
     full_nat(model, errors);
@@ -271,7 +276,12 @@ fn capacities(model: &Model, errors: &Errors) {
         .filter_map(pool_of)
         .map(|pool| pool.backends.len() as u64)
         .sum();
-    let slots: u64 = model.services.iter().map(|s| u64::from(s.table_size)).sum();
+    let listed = |s: &Service| pool_of(s).map_or(0, |pool| scheduler::list_slots(pool.listed()));
+    let slots: u64 = model
+        .services
+        .iter()
+        .map(|s| u64::from(s.table_size) + u64::from(listed(s)))
+        .sum();
     for (key, limit, needed, what) in [
         (
             "max_services",

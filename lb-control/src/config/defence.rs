@@ -9,7 +9,7 @@ use super::{
     value,
     yaml::Node,
 };
-use crate::model::{Defence, Model, OnBackendDown, Prefix, Protocol, Service};
+use crate::model::{Defence, Model, OnBackendDown, Prefix, Protocol, Service, UdpMode};
 
 /// The keys of a service that are read here.
 pub(super) const KEYS: [&str; 4] = ["allow", "deny", "limits", "on_backend_down"];
@@ -119,11 +119,12 @@ fn for_udp(service: &Service, path: &Path, errors: &Errors) {
         return;
     }
     let defence = &service.defence;
-    if defence.new_flows_per_core.is_some() || defence.new_flows_per_source.is_some() {
+    let is_limited = defence.new_flows_per_core.is_some() || defence.new_flows_per_source.is_some();
+    if is_limited && service.balance.udp == UdpMode::Stateless {
         errors.add(
             path.key("limits"),
-            "UDP flows are not tracked, so a new one can't be told from others; remove it, or \
-             limit UDP on the way here",
+            "under `udp: stateless` flows are not tracked, so a new one can't be told from others; \
+             use `udp: tracked`, or `udp: quic` where it is QUIC, or remove it",
         );
     }
     if service.on_backend_down == OnBackendDown::Reset {

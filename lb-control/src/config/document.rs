@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    defence,
+    balance, defence,
     reader::{At, Errors, Fields, Path},
     topology, value,
     yaml::Node,
 };
 use crate::model::{
-    Backend, Check, CheckKind, Dataplane, ForwardingMethod, FullNat, Interface, Model, Pool, Ports,
-    Protocol, Replies, Service, Tunnel, XdpMode,
+    Backend, Check, CheckKind, Dataplane, ForwardingMethod, FullNat, GROUPS, Interface, Model,
+    Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
 };
 
 /// What the file says, before the checks that concern several values.
@@ -19,6 +19,8 @@ pub(super) struct Document {
     pub(super) model: Model,
     /// For each service the `replies` asked for; `None` is `auto`.
     pub(super) replies: Vec<Option<Replies>>,
+    /// For each service the tracking asked for.
+    pub(super) tracking: Vec<balance::Asked>,
 }
 
 const fn seconds(count: u64) -> Duration {
@@ -27,6 +29,8 @@ const fn seconds(count: u64) -> Duration {
 
 /// The limit of the flow table's clock.
 const LONGEST_IDLE: Duration = seconds(2 * 3600 + 15 * 60);
+/// More than a flow table can hold.
+const MOST_CONNECTIONS: u32 = 1 << 28;
 /// Member ids have 20 bits, and 0 is nobody.
 const MOST_MEMBERS: u32 = (1 << 20) - 1;
 /// Their indices stand in the place of member ids.
@@ -60,6 +64,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
             full_nat: None,
         },
         replies: Vec::new(),
+        tracking: Vec::new(),
     };
     let Some(fields) = fields else {
         return document;
@@ -85,9 +90,10 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         model.pools.insert(name.into(), pool(&at));
     }
     for at in fields.get("services").map(At::items).unwrap_or_default() {
-        if let Some((service, replies)) = service(&at) {
+        if let Some((service, replies, tracking)) = service(&at) {
             model.services.push(service);
             document.replies.push(replies);
+            document.tracking.push(tracking);
         }
     }
     document
@@ -228,10 +234,19 @@ fn pool(at: &At<'_>) -> Pool {
 }
 
 fn backend(at: &At<'_>) -> Option<Backend> {
-    let later = ["priority", "max_connections", "backup"];
-    let fields = at.fields(&["name", "address", "port", "weight"], &later)?;
+    let known = [
+        "name",
+        "address",
+        "port",
+        "weight",
+        "priority",
+        "max_connections",
+    ];
+    let fields = at.fields(&known, &["backup"])?;
     let port = fields.optional("port", value::port);
     let weight = fields.or("weight", 1, value::weight);
+    let priority = fields.or("priority", 1, value::number(1..=GROUPS));
+    let max_connections = fields.optional("max_connections", value::number(1..=MOST_CONNECTIONS));
     let name = fields.required("name").and_then(|at| at.read(value::name));
     let address = fields
         .required("address")
@@ -241,6 +256,8 @@ fn backend(at: &At<'_>) -> Option<Backend> {
         address: address?,
         port,
         weight,
+        priority: u8::try_from(priority).unwrap_or(u8::MAX),
+        max_connections: max_connections.unwrap_or(0),
     })
 }
 
@@ -289,21 +306,20 @@ fn check(at: &At<'_>) -> Option<Check> {
     })
 }
 
-fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
+fn service(at: &At<'_>) -> Option<(Service, Option<Replies>, balance::Asked)> {
     let known = [
         "name",
         "address",
         "port",
         "protocol",
         "forwarding",
-        "scheduler",
         "replies",
         "pool",
         "table_size",
         "topology",
     ];
-    let later = ["persistence", "hash", "tracking", "udp"];
-    let fields = at.fields(&[&known[..], &defence::KEYS[..]].concat(), &later)?;
+    let known = [&known[..], &balance::KEYS[..], &defence::KEYS[..]].concat();
+    let fields = at.fields(&known, &["persistence"])?;
     let methods = [
         ("l2-dsr", ForwardingMethod::L2Dsr),
         ("nat", ForwardingMethod::Nat),
@@ -311,11 +327,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         ("ipip", ForwardingMethod::Ipip),
         ("gue", ForwardingMethod::Gue),
     ];
-    let later_schedulers =
-        ["round-robin", "least-connections", "response-time"].map(|name| (name, ""));
-    fields.or("scheduler", (), |node| {
-        value::choice(node, &[("maglev", ())], &later_schedulers)
-    });
+    let (balance, tracking) = balance::read(&fields);
     let replies = fields.or("replies", None, |node| {
         let names = [
             ("auto", None),
@@ -352,10 +364,11 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>)> {
         replies: replies.unwrap_or(Replies::Port),
         defence: defence::defence(&fields),
         on_backend_down: defence::on_backend_down(&fields),
+        balance,
         topology,
         pool: pool?,
         table_size: table_size.unwrap_or(0),
         table_size_is_explicit: table_size.is_some(),
     };
-    Some((service, replies))
+    Some((service, replies, tracking))
 }

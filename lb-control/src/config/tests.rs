@@ -270,7 +270,7 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
         (
             "protocol: tcp, forwarding: nat, pool: web}",
             "protocol: udp, forwarding: nat, pool: web, limits: {new_flows_per_source: 9}, on_backend_down: reset}",
-            "f.yaml:12:102: services[0].limits: UDP flows are not tracked, so a new one can't be told from others; remove it, or limit UDP on the way here\nf.yaml:12:146: services[0].on_backend_down: UDP has no reset; its flows move at once: remove it",
+            "f.yaml:12:102: services[0].limits: under `udp: stateless` flows are not tracked, so a new one can't be told from others; use `udp: tracked`, or `udp: quic` where it is QUIC, or remove it\nf.yaml:12:146: services[0].on_backend_down: UDP has no reset; its flows move at once: remove it",
         ),
     ];
     let mut wrong = String::new();

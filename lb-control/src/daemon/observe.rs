@@ -12,7 +12,7 @@ use super::{claims, conditions::Now, controller::Controller};
 use crate::{
     dataplane::{
         links,
-        stats::{Estimate, MemberRow, PlaneStats},
+        stats::{MemberRow, PlaneStats},
     },
     health::BackendHealth,
     model::{Backend, ForwardingMethod, Model, Ports, Service},
@@ -184,6 +184,13 @@ impl Observer {
             ports: ports(&service.ports),
             protocol: service.protocol.to_string(),
             forwarding: service.forwarding.to_string(),
+            scheduler: service.balance.scheduler.to_string(),
+            tracking: if service.balance.tracking.full {
+                "full".into()
+            } else {
+                "minimal".into()
+            },
+            tracking_reason: service.balance.tracking.reason.clone(),
             pool: service.pool.clone(),
             backends_up: own()
                 .filter(|b| b.condition == Condition::Up && b.weight_effective > 0)
@@ -197,8 +204,7 @@ impl Observer {
                 stats
                     .members
                     .iter()
-                    .filter(|row| row.service == service.name)
-                    .map(|row| row.concurrent),
+                    .filter(|row| row.service == service.name),
             ),
             drops: self.drops_of(&service.name),
             events: self.events_of(&service.name),
@@ -320,17 +326,23 @@ fn key_of(service: &Service, backend: &Backend) -> CounterKey {
     }
 }
 
-fn concurrent(estimates: impl IntoIterator<Item = Estimate>) -> Concurrent {
+fn concurrent<'a>(rows: impl IntoIterator<Item = &'a MemberRow>) -> Concurrent {
     let (mut value, mut variance) = (0.0, 0.0);
-    for estimate in estimates {
+    let mut half_open = None;
+    for row in rows {
+        let estimate = row.concurrent;
         value += estimate.value;
         variance += estimate.standard_error * estimate.standard_error;
+        if let Some(counted) = row.counted {
+            half_open = Some(half_open.unwrap_or(0) + u64::from(counted.half_open));
+        }
     }
     let error = (CONFIDENCE * variance.sqrt()).round() as u64;
     Concurrent {
         connections: value.round() as u64,
         error,
         estimated: error > 0,
+        half_open,
     }
 }
 

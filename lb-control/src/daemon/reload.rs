@@ -64,6 +64,13 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
         let Some(before) = old.services.iter().find(|s| s.name == service.name) else {
             continue;
         };
+        if before.balance.hash != service.balance.hash {
+            found.push(format!(
+                "service {}: hash by {} instead of by {}: nearly every flow would move to another \
+                 backend; give the service another name, or remove it first",
+                service.name, service.balance.hash, before.balance.hash
+            ));
+        }
         if service.table_size_is_explicit && before.table_size != service.table_size {
             found.push(format!(
                 "service {}: table_size {} instead of {}: the table of a living service keeps its size; \

@@ -10,7 +10,7 @@ use super::conditions::Now;
 use crate::{
     dataplane::desired::BackendKey,
     model::{
-        Backend, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
+        Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
         OnBackendDown, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
     },
 };
@@ -87,6 +87,8 @@ pub fn model(backends: &[&str]) -> Model {
                         address: [10, 0, 1, n].into(),
                         port: None,
                         weight: 100,
+                        priority: 1,
+                        max_connections: 0,
                     })
                     .collect(),
                 health: vec![Check {
@@ -108,6 +110,7 @@ pub fn model(backends: &[&str]) -> Model {
             replies: Replies::Port,
             defence: Defence::default(),
             on_backend_down: OnBackendDown::Keep,
+            balance: Balance::default(),
             topology: Default::default(),
             pool: "web".into(),
             table_size: 1_009,

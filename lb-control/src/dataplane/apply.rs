@@ -37,7 +37,7 @@ pub fn apply<S: MapStore>(
                 SlotChange::To { .. } => applied.slots_moved += 1,
                 SlotChange::Stable(_) if slot.is_first() => applied.slots_filled += 1,
                 SlotChange::Stable(_) => applied.slots_moved += 1,
-                SlotChange::Rebase => {}
+                SlotChange::Rebase | SlotChange::Watch => {}
             }
         }
     }
@@ -59,6 +59,8 @@ pub fn execute<S: MapStore>(store: &mut S, op: &MapOp, now_ticks: u32) -> Result
         MapOp::SetNextHop(id, next_hop) => store.set_next_hop(*id, *next_hop),
         MapOp::SetMtu(id, mtu) => store.set_mtu(*id, *mtu),
         MapOp::FreeMember(id) => store.write_member(*id, &MemberEntry::default()),
+        MapOp::SetLimits(id, limits) => store.set_limits(*id, *limits),
+        MapOp::SetListed(index, member) => store.set_listed(*index, *member),
         MapOp::Slot(op) => change_slot(store, *op, now_ticks),
         MapOp::PutService(key, entry) => store.put_service(key, entry),
         MapOp::RemoveService(key) => store.remove_service(key),

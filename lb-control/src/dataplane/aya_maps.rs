@@ -18,9 +18,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Claim, ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberStats, NAME_BYTES,
-        PoolEntry, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServiceEntry,
-        ServiceKey, SourceKey, VipEntry, VipKey, map,
+        Claim, ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberLoad, MemberStats,
+        NAME_BYTES, PoolEntry, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry,
+        ServiceEntry, ServiceKey, SourceKey, VipEntry, VipKey, map,
     },
     binding::{self, Ring},
     flow::BUCKET_WORDS,
@@ -32,6 +32,7 @@ mod read;
 mod store;
 
 const MEMBER_WORDS: usize = size_of::<MemberEntry>() / 8;
+pub(super) const LOAD_WORDS: usize = size_of::<MemberLoad>() / 8;
 const CONFIG_WORDS: usize = size_of::<Config>() / 8;
 const SAMPLE_WORDS: usize = size_of::<SampleEntry>() / 8;
 const STATS_WORDS: usize = size_of::<MemberStats>() / 8;
@@ -47,6 +48,7 @@ pub(super) struct AyaMaps {
     owners: Array<MapData, u64>,
     slots: Mapping,
     members: Mapping,
+    loads: Mapping,
     flows: Mapping,
     reply_flows: Mapping,
     replies: HashMap<MapData, ReplyKey, ReplyEntry>,
@@ -150,6 +152,11 @@ impl AyaMaps {
                 ebpf,
                 map::MEMBERS,
                 (capacity.members as usize + 1) * MEMBER_WORDS * 8,
+            )?,
+            loads: mapped(
+                ebpf,
+                map::LOADS,
+                (capacity.members as usize + 1) * LOAD_WORDS * 8,
             )?,
             flows: mapped(ebpf, map::FLOWS, table)?,
             reply_flows: mapped(ebpf, map::REPLY_FLOWS, table)?,

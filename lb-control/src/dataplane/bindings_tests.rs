@@ -121,7 +121,8 @@ impl World {
         };
         Self {
             bindings: MemoryTable::new(total + 1),
-            flows: MemoryTable::new(binding::buckets_for(total)),
+            // With so few flows chance would refuse one now and then.
+            flows: MemoryTable::new(2 * binding::buckets_for(total)),
             free: MemoryTable::new(Ring::lines(ring_capacity)),
             ring_capacity,
             pools: pools

@@ -1,10 +1,7 @@
 //! What the maps should hold, from the configuration and what is known of the
 //! backends. Pure.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
-    sync::Arc,
-};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::{
     abi::{Config, LinkEntry, ServiceEntry, Tunnel, feature, owner, service_flag},
@@ -17,47 +14,21 @@ use super::{
     allocate::{Ids, SlotRanges},
     state::{Capacity, MapSnapshot, MemberKey},
 };
-use crate::{
-    model::{ForwardingMethod, Model, OnBackendDown, Pool, Protocol, Service},
-    scheduler,
-};
+use crate::model::{Model, OnBackendDown, Pool, Protocol, Service};
 
 mod keys;
 mod links;
 mod members;
 mod pools;
 mod sources;
+mod spread;
 mod types;
 
+pub use spread::{TableCache, Tables};
 pub use types::{
-    BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, OwnAddress,
-    Runtime, Table,
+    BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, MemberLimits,
+    OwnAddress, Runtime, Table,
 };
-
-/// Where lookup tables come from: a cache, since they change rarely.
-pub trait Tables {
-    /// The table of `service` with these members and `size` slots.
-    fn table(&mut self, service: &str, members: &[scheduler::Member], size: u32) -> Arc<[u32]>;
-}
-
-/// Remembers each service's last table.
-#[derive(Debug, Default)]
-pub struct TableCache(HashMap<String, (Vec<scheduler::Member>, Arc<[u32]>)>);
-
-impl Tables for TableCache {
-    fn table(&mut self, service: &str, members: &[scheduler::Member], size: u32) -> Arc<[u32]> {
-        if let Some((of, table)) = self.0.get(service)
-            && of == members
-            && table.len() == size as usize
-        {
-            return Arc::clone(table);
-        }
-        let table: Arc<[u32]> = scheduler::maglev(members, size).into();
-        self.0
-            .insert(service.to_owned(), (members.to_vec(), Arc::clone(&table)));
-        table
-    }
-}
 
 /// What [`desired`] depends on besides configuration and run-time knowledge.
 #[derive(Clone, Copy, Debug)]
@@ -135,7 +106,13 @@ impl<'a> Builder<'a> {
                 given.capacity.services,
             ),
             member_ids: Ids::new(snapshot.members.keys().copied(), given.capacity.members),
-            slot_ranges: SlotRanges::new(live_ranges.values().copied(), given.capacity.slots),
+            slot_ranges: SlotRanges::new(
+                live_ranges
+                    .values()
+                    .copied()
+                    .chain(spread::list_ranges(snapshot).into_values()),
+                given.capacity.slots,
+            ),
             live_ranges,
             state: DesiredState {
                 config: Config {
@@ -196,20 +173,9 @@ impl<'a> Builder<'a> {
         self.state.config.longest_idle_units =
             self.state.config.longest_idle_units.max(entry.idle_units);
         self.state.service_names.insert(id, service.name.clone());
+        let (ranked, keep) = self.members(service, pool, id)?;
+        let entry = self.spread(service, pool, entry, (&ranked, keep), tables)?;
         self.keys(service, entry);
-        let (shares, keep) = self.members(service, pool, id)?;
-        self.state.tables.insert(
-            id,
-            Table {
-                offset,
-                // Under full NAT a flow's binding has its member.
-                stateless: service.protocol == Protocol::Udp
-                    || service.forwarding == ForwardingMethod::FullNat,
-                keep,
-                resets,
-                members: tables.table(&service.name, &shares, size),
-            },
-        );
         Ok(())
     }
 

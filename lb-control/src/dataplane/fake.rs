@@ -10,6 +10,7 @@ use lb_common::{
 };
 
 use super::{
+    desired::MemberLimits,
     state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix},
     store::{MapStore, StoreError},
 };
@@ -62,6 +63,12 @@ impl MapStore for FakeMaps {
         for (id, (offset, size)) in snapshot.slot_ranges() {
             let words = self.slots[offset as usize..(offset + size) as usize].to_vec();
             snapshot.slots.insert(id, words);
+        }
+        for entry in self.state.entries().filter(|entry| entry.listed() > 0) {
+            let first = entry.list_offset as usize;
+            let words = &self.slots[first..first + entry.listed() as usize];
+            let ids = words.iter().map(|word| word.0 as u32).collect();
+            snapshot.lists.insert(entry.id, ids);
         }
         Ok(snapshot)
     }
@@ -119,6 +126,17 @@ impl MapStore for FakeMaps {
     fn set_mtu(&mut self, id: u32, mtu: u16) -> Result<(), StoreError> {
         let member = self.write("MEMBERS")?.members.get_mut(&id);
         member.expect("only members that exist change").mtu = mtu;
+        Ok(())
+    }
+
+    fn set_limits(&mut self, id: u32, limits: MemberLimits) -> Result<(), StoreError> {
+        self.write("LOADS")?.limits.insert(id, limits);
+        Ok(())
+    }
+
+    fn set_listed(&mut self, index: u32, member: u32) -> Result<(), StoreError> {
+        self.write("SLOTS")?;
+        self.slots[index as usize] = SlotWord(u64::from(member));
         Ok(())
     }
 

@@ -13,6 +13,8 @@ use std::{
 
 use lb_common::flow::{BUCKET_WORDS, FlowTable};
 
+use super::aya_maps::LOAD_WORDS;
+
 /// A mapped array map, as the 64-bit words it consists of.
 #[derive(Debug)]
 pub(super) struct Mapping {
@@ -119,12 +121,19 @@ pub(super) fn to_words<T: aya::Pod, const N: usize>(value: &T) -> [u64; N] {
 
 /// A flow table in a mapping.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct MappedTable<'a>(&'a [AtomicU64]);
+pub(super) struct MappedTable<'a> {
+    words: &'a [AtomicU64],
+    loads: &'a [AtomicU64],
+}
 
 impl<'a> MappedTable<'a> {
-    /// All of the mapping is the table.
-    pub(super) fn new(mapping: &'a Mapping) -> Self {
-        Self(mapping.words())
+    /// All of the mapping is the table. Its entries are counted in `loads`, the
+    /// members' `MemberLoad`s; nowhere if that is empty.
+    pub(super) fn new(mapping: &'a Mapping, loads: &'a [AtomicU64]) -> Self {
+        Self {
+            words: mapping.words(),
+            loads,
+        }
     }
 }
 
@@ -132,12 +141,12 @@ impl<'a> FlowTable for MappedTable<'a> {
     type Bucket = &'a [AtomicU64];
 
     fn buckets(&self) -> u32 {
-        (self.0.len() / BUCKET_WORDS) as u32
+        (self.words.len() / BUCKET_WORDS) as u32
     }
 
     fn bucket(&self, index: u32) -> Option<Self::Bucket> {
         let first = index as usize * BUCKET_WORDS;
-        self.0.get(first..first + BUCKET_WORDS)
+        self.words.get(first..first + BUCKET_WORDS)
     }
 
     fn load(&self, bucket: Self::Bucket, word: usize) -> u64 {
@@ -153,6 +162,12 @@ impl<'a> FlowTable for MappedTable<'a> {
     fn store(&self, bucket: Self::Bucket, word: usize, value: u64) {
         if let Some(w) = bucket.get(word) {
             w.store(value, Relaxed);
+        }
+    }
+
+    fn count(&self, member: u32, by: u64) {
+        if let Some(counts) = self.loads.get(member as usize * LOAD_WORDS) {
+            counts.fetch_add(by, Relaxed);
         }
     }
 }

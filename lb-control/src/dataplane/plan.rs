@@ -5,19 +5,19 @@
 //! the service that has them, and deletions last. Ids are given back by the
 //! sweep alone ([`super::sweep`]).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     abi::{
         Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
-        VipEntry, VipKey, owner,
+        VipEntry, VipKey, owner, service_flag,
     },
     member::MemberState,
     slot::SlotWord,
 };
 
 use super::{
-    desired::{DesiredState, Table},
+    desired::{DesiredState, MemberLimits, Table},
     state::{LocalPrefix, MapSnapshot, MemberKey, PortBlock, SourcePrefix},
 };
 
@@ -40,6 +40,10 @@ pub enum MapOp {
     SetNextHop(u32, u64),
     /// Changes how long the packets towards a member may be.
     SetMtu(u32, u16),
+    /// Changes what a member's connections are held against.
+    SetLimits(u32, MemberLimits),
+    /// Writes a word of a service's list of members.
+    SetListed(u32, u32),
     /// Frees a member that nothing names.
     FreeMember(u32),
     /// Changes a slot.
@@ -114,6 +118,9 @@ pub enum SlotChange {
     },
     /// The base stopped serving.
     Rebase,
+    /// Its service's flows won't all have entries any more: those that have one
+    /// stay where they are.
+    Watch,
 }
 
 impl SlotChange {
@@ -139,6 +146,7 @@ impl SlotChange {
                 if has_old_flows { new } else { new.rebased() }
             }
             Self::Rebase => word.rebased(),
+            Self::Watch => word.watched(now_ticks),
         }
     }
 }
@@ -165,10 +173,18 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
         MapOp::PutReply,
         &mut ops,
     );
+    limits(desired, snapshot, &mut ops);
+    lists(desired, snapshot, &mut ops);
     let live = snapshot.slot_ranges();
+    let full: BTreeSet<u32> = snapshot
+        .entries()
+        .filter(|entry| entry.flags & service_flag::FULL_TRACKING != 0)
+        .map(|entry| entry.id)
+        .collect();
     for (id, table) in &desired.tables {
+        let watch = full.contains(id) && !table.full;
         match snapshot.slots.get(id).filter(|_| live.contains_key(id)) {
-            Some(words) => changed_slots(desired, snapshot, table, words, &mut ops),
+            Some(words) => changed_slots(desired, snapshot, (table, watch), words, &mut ops),
             None => new_slots(table, &mut ops),
         }
     }
@@ -277,8 +293,8 @@ fn config_first(desired: &DesiredState, snapshot: &MapSnapshot, ops: &mut Vec<Ma
 }
 
 fn upserts<K: Ord + Copy, V: PartialEq + Copy>(
-    desired: &std::collections::BTreeMap<K, V>,
-    present: &std::collections::BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
+    present: &BTreeMap<K, V>,
     op: impl Fn(K, V) -> MapOp,
     ops: &mut Vec<MapOp>,
 ) {
@@ -291,8 +307,8 @@ fn upserts<K: Ord + Copy, V: PartialEq + Copy>(
 }
 
 fn removals<K: Ord + Copy, V>(
-    desired: &std::collections::BTreeMap<K, V>,
-    present: &std::collections::BTreeMap<K, V>,
+    desired: &BTreeMap<K, V>,
+    present: &BTreeMap<K, V>,
     op: impl Fn(K) -> MapOp,
     ops: &mut Vec<MapOp>,
 ) {
@@ -355,10 +371,39 @@ fn new_slots(table: &Table, ops: &mut Vec<MapOp>) {
     }
 }
 
+/// A member that is written anew has no limits, whatever its id had before.
+fn limits(desired: &DesiredState, snapshot: &MapSnapshot, ops: &mut Vec<MapOp>) {
+    for (id, limits) in &desired.limits {
+        let is_new = !snapshot.members.contains_key(id);
+        if is_new || snapshot.limits.get(id) != Some(limits) {
+            ops.push(MapOp::SetLimits(*id, *limits));
+        }
+    }
+}
+
+fn lists(desired: &DesiredState, snapshot: &MapSnapshot, ops: &mut Vec<MapOp>) {
+    let present: BTreeMap<u32, u32> = snapshot
+        .entries()
+        .map(|entry| (entry.id, entry.list_offset))
+        .collect();
+    for (id, (offset, members)) in &desired.lists {
+        let words = snapshot
+            .lists
+            .get(id)
+            .filter(|_| present.get(id) == Some(offset));
+        for ((n, index), member) in (0..).zip(*offset..).zip(members) {
+            if words.and_then(|words| words.get(n)) != Some(member) {
+                ops.push(MapOp::SetListed(index, *member));
+            }
+        }
+    }
+}
+
+/// With `watch` the service's flows all had entries, and won't have them any more.
 fn changed_slots(
     desired: &DesiredState,
     snapshot: &MapSnapshot,
-    table: &Table,
+    (table, watch): (&Table, bool),
     words: &[SlotWord],
     ops: &mut Vec<MapOp>,
 ) {
@@ -389,6 +434,8 @@ fn changed_slots(
             && !serves(seen.base())
         {
             SlotChange::Rebase
+        } else if watch {
+            SlotChange::Watch
         } else {
             continue;
         };

@@ -4,8 +4,8 @@ use std::{io, path::Path};
 
 use lb_common::{
     abi::{
-        self, Binding, Claim, Config, LinkEntry, MemberEntry, MemberStats, NAME_BYTES, PoolEntry,
-        ReplyEntry, SampleEntry, ServiceEntry, VipEntry, map, program,
+        self, Binding, Claim, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES,
+        PoolEntry, ReplyEntry, SampleEntry, ServiceEntry, VipEntry, map, program,
     },
     binding::{self, Ring},
 };
@@ -48,6 +48,12 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
             size_of::<MemberEntry>(),
             Some(capacity.members + 1),
         ),
+        shape(
+            map::LOADS,
+            size_of::<MemberLoad>(),
+            Some(capacity.members + 1),
+        ),
+        shape(map::TURNS, 8, Some(services)),
         shape(map::FLOWS, 64, buckets),
         shape(map::REPLY_FLOWS, 64, buckets),
         shape(map::REPLIES, size_of::<ReplyEntry>(), None),

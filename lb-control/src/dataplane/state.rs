@@ -12,6 +12,8 @@ use lb_common::{
     slot::SlotWord,
 };
 
+use super::desired::MemberLimits;
+
 /// How many entries the maps have room for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
@@ -167,6 +169,10 @@ pub struct MapSnapshot {
     pub members: BTreeMap<u32, MemberEntry>,
     /// Slots by the id of the service that names them.
     pub slots: BTreeMap<u32, Vec<SlotWord>>,
+    /// Ids in the services' lists, by service id.
+    pub lists: BTreeMap<u32, Vec<u32>>,
+    /// Limits of the members that aren't free, by id.
+    pub limits: BTreeMap<u32, MemberLimits>,
     /// `REPLIES`.
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
@@ -180,17 +186,17 @@ pub struct MapSnapshot {
 }
 
 impl MapSnapshot {
+    /// The services that packets can reach, once for each of their keys.
+    pub fn entries(&self) -> impl Iterator<Item = &ServiceEntry> {
+        self.services.values().chain(self.ranges.values())
+    }
+
     /// Slot ranges (first slot, number) of the services that packets can
     /// reach, by service id.
     pub fn slot_ranges(&self) -> BTreeMap<u32, (u32, u32)> {
         self.entries()
             .map(|entry| (entry.id, (entry.slot_offset, entry.slot_size)))
             .collect()
-    }
-
-    /// The services that packets can reach, once for each of their keys.
-    pub fn entries(&self) -> impl Iterator<Item = &ServiceEntry> {
-        self.services.values().chain(self.ranges.values())
     }
 
     /// State of a member; free where there is none.

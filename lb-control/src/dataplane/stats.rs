@@ -3,8 +3,9 @@
 use std::net::IpAddr;
 
 use lb_common::{
-    abi::{MemberEntry, MemberStats, SAMPLE_SIZE, SampleEntry, sample_flag},
+    abi::{MemberEntry, MemberLoad, MemberStats, SAMPLE_SIZE, SampleEntry, sample_flag},
     counter::{DROP_ROW, DropReason, EVENT_ROW, Event},
+    load::Counts,
 };
 use serde::Serialize;
 
@@ -93,8 +94,21 @@ pub struct MemberRow {
     pub reply_packets: u64,
     /// Their bytes.
     pub reply_bytes: u64,
-    /// Concurrent connections, estimated from the sample.
+    /// Concurrent connections: counted, or else estimated from the sample.
     pub concurrent: Estimate,
+    /// What is counted, under full tracking.
+    pub counted: Option<Counted>,
+}
+
+/// A member's connections, counted one by one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counted {
+    /// Connections of which only a SYN was seen.
+    pub half_open: u32,
+    /// Connections that are open.
+    pub open: u32,
+    /// Connections it may have; zero: any number.
+    pub max: u32,
 }
 
 impl MemberRow {
@@ -114,7 +128,22 @@ impl MemberRow {
             reply_packets: stats.reply_packets,
             reply_bytes: stats.reply_bytes,
             concurrent: Estimate::default(),
+            counted: None,
         }
+    }
+
+    /// Under full tracking: takes over what the data path counts.
+    pub(super) fn count(&mut self, load: MemberLoad) {
+        let counts = Counts(load.counts);
+        self.counted = Some(Counted {
+            half_open: counts.half(),
+            open: counts.open(),
+            max: load.max,
+        });
+        self.concurrent = Estimate {
+            value: f64::from(counts.open()),
+            standard_error: 0.0,
+        };
     }
 }
 

@@ -9,7 +9,10 @@ use lb_common::{
     slot::SlotWord,
 };
 
-use super::state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix};
+use super::{
+    desired::MemberLimits,
+    state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix},
+};
 
 /// A map refused an operation.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +46,8 @@ pub trait MapStore {
     fn set_link(&mut self, index: u16, link: Option<&LinkEntry>) -> Result<(), StoreError>;
     /// Names or frees a service id; a new name starts with its counters at zero.
     fn set_service_name(&mut self, id: u32, name: Option<&str>) -> Result<(), StoreError>;
-    /// Writes a member's whole record and sets its counters to zero.
+    /// Writes a member's whole record and sets its counters to zero, those of
+    /// its connections included; nothing names the id at that time.
     fn write_member(&mut self, id: u32, member: &MemberEntry) -> Result<(), StoreError>;
     /// Writes a member's state.
     fn set_member_state(&mut self, id: u32, state: MemberState) -> Result<(), StoreError>;
@@ -60,6 +64,10 @@ pub trait MapStore {
         current: SlotWord,
         new: SlotWord,
     ) -> Result<Result<(), SlotWord>, StoreError>;
+    /// Writes a member's limits; its counts stay.
+    fn set_limits(&mut self, id: u32, limits: MemberLimits) -> Result<(), StoreError>;
+    /// Writes a word of a list in `SLOTS`.
+    fn set_listed(&mut self, index: u32, member: u32) -> Result<(), StoreError>;
     /// Adds or replaces a service of one port.
     fn put_service(&mut self, key: &ServiceKey, entry: &ServiceEntry) -> Result<(), StoreError>;
     /// Removes one; that it isn't there is no error, here and below.

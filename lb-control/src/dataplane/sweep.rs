@@ -8,8 +8,9 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
+use super::recount::Recount;
 use lb_common::{
-    flow::{BUCKET_WORDS, CONTROL, FlowTable, FlowWord, Idle, alternate},
+    flow::{BUCKET_WORDS, CONTROL, FlowTable, FlowWord, Idle, Place, alternate, exchange},
     hash::scale,
     member::MemberState,
     slot::SlotWord,
@@ -40,6 +41,10 @@ pub struct ServiceInfo {
     /// Whether flows of a member that serves no more are reset, and so have to
     /// be known.
     pub resets: bool,
+    /// Every flow has an entry, and keeps it.
+    pub full: bool,
+    /// The slot doesn't follow from an entry's tag.
+    pub by_source: bool,
 }
 
 /// The tables and what is known of them.
@@ -55,6 +60,8 @@ pub struct World<'a, F, R> {
     pub members: &'a [MemberInfo],
     /// Services that packets can reach.
     pub services: &'a [ServiceInfo],
+    /// Words of the members' `MemberLoad`s: the counts are every second one.
+    pub loads: &'a [AtomicU64],
     /// Units after which an unconfirmed entry expires.
     pub half_units: u32,
     /// Now.
@@ -100,6 +107,7 @@ pub struct Sweeper {
     reply_flows: Overflows,
     /// Members that nothing named in the last sweep.
     unnamed: Vec<u32>,
+    recount: Recount,
 }
 
 /// Control words of the last sweep that were not zero and of whose home no
@@ -135,7 +143,39 @@ struct Row {
     offset: u32,
     idle_units: u32,
     resets: bool,
+    full: bool,
+    by_source: bool,
+    /// Whose entries a service by source has.
+    named: Named,
     flows: ServiceFlows,
+}
+
+/// Members that entries name.
+#[derive(Clone, Copy, Default)]
+enum Named {
+    #[default]
+    Nobody,
+    One(u32),
+    Several,
+}
+
+impl Named {
+    fn add(&mut self, member: u32) {
+        *self = match *self {
+            Self::Nobody => Self::One(member),
+            Self::One(one) if one == member => Self::One(one),
+            _ => Self::Several,
+        };
+    }
+
+    /// Whether an entry may be of another member.
+    fn disagrees(self, member: u32) -> bool {
+        match self {
+            Self::Nobody => false,
+            Self::One(one) => one != member,
+            Self::Several => true,
+        }
+    }
 }
 
 impl Sweeper {
@@ -157,10 +197,13 @@ impl Sweeper {
         let mut report = SweepReport::default();
         let mut rows = rows(&world);
         let mut disagree = Bits::new(world.slots.len());
+        let before = self.recount.begin(world.loads, world.members.len());
+        let mut found = vec![0u64; world.members.len()];
         let mut seen = Seen {
             world: &world,
             rows: &mut rows,
             named: &mut named,
+            found: &mut found,
         };
         self.flows
             .sweep_table(world.flows, &mut report.freed, |entry| {
@@ -170,6 +213,7 @@ impl Sweeper {
             .sweep_table(world.reply_flows, &mut report.freed, |entry| {
                 seen.reply_flow(entry)
             });
+        self.recount.end(world.loads, &before, &found);
         stabilise(&world, &mut rows, &disagree, &mut named);
         rebase(&world);
 
@@ -207,7 +251,9 @@ fn rows<F, R>(world: &World<'_, F, R>) -> Vec<Row> {
                 offset: service.offset,
                 idle_units: service.idle_units,
                 resets: service.resets,
-                flows: ServiceFlows::default(),
+                full: service.full,
+                by_source: service.by_source,
+                ..Row::default()
             };
         }
     }
@@ -244,6 +290,8 @@ struct Seen<'a, 'b, F, R> {
     world: &'b World<'a, F, R>,
     rows: &'b mut [Row],
     named: &'b mut Bits,
+    /// Weights of each member's entries that stay.
+    found: &'b mut [u64],
 }
 
 impl<F, R> Seen<'_, '_, F, R> {
@@ -269,9 +317,11 @@ impl<F, R> Seen<'_, '_, F, R> {
         let index = row.offset + scale(entry.tag(), row.size);
         let slot = SlotWord(slots.get(index as usize).map_or(0, |s| s.load(Relaxed)));
         let is_settled = !slot.is_tracked() || slot.base() == slot.current();
-        if is_settled && slot.current() == entry.member() {
+        let knows_slot = !row.full && !row.by_source;
+        if knows_slot && is_settled && slot.current() == entry.member() {
             return false;
         }
+        row.named.add(entry.member());
         if entry.is_closing() {
             row.flows.closing += 1;
         } else if entry.is_confirmed() {
@@ -281,6 +331,9 @@ impl<F, R> Seen<'_, '_, F, R> {
         }
         disagree.set(index);
         self.named.set(entry.member());
+        if let Some(found) = self.found.get_mut(entry.member() as usize) {
+            *found = found.wrapping_add(entry.weight());
+        }
         true
     }
 
@@ -298,9 +351,19 @@ impl<F, R> Seen<'_, '_, F, R> {
 fn stabilise<F, R>(world: &World<'_, F, R>, rows: &mut [Row], disagree: &Bits, named: &mut Bits) {
     for service in world.services {
         let mut tracked = 0;
+        let named_by = rows
+            .get(service.id as usize)
+            .map_or(Named::Nobody, |row| row.named);
         for (index, slot) in (service.offset..).zip(slots_of(world, service)) {
             let word = SlotWord(slot.load(Relaxed));
-            let done = word.is_tracked() && word.base() == word.current() && !disagree.has(index);
+            let has_others = if service.full {
+                false
+            } else if service.by_source {
+                named_by.disagrees(word.current())
+            } else {
+                disagree.has(index)
+            };
+            let done = word.is_tracked() && word.base() == word.current() && !has_others;
             let stable = SlotWord::stable(word.current());
             if !(done
                 && slot
@@ -344,7 +407,9 @@ impl Overflows {
                 if entry.is_empty() {
                     continue;
                 }
-                if !stays(entry) && table.replace(bucket, word, entry.0, FlowWord::EMPTY.0) {
+                if !stays(entry)
+                    && exchange(table, bucket, word, entry, FlowWord::EMPTY, Place::Free)
+                {
                     *freed += 1;
                 } else {
                     // It isn't known which of the two is the home, so it

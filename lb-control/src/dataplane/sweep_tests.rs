@@ -4,10 +4,11 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use lb_common::{
     flow::{
-        CONTROL, FlowKey, FlowTable as _, FlowWord, Idle, Mark, buckets_for, insert,
-        memory::MemoryTable,
+        BRIEF_UNITS, CLOSING_UNITS, CONTROL, FlowKey, FlowTable as _, FlowWord, Idle, Mark, Place,
+        buckets_for, insert, memory::MemoryTable,
     },
     hash::scale,
+    load::{self, Counts},
     member::MemberState,
     slot::SlotWord,
 };
@@ -24,6 +25,9 @@ struct Fixture {
     reply_flows: MemoryTable,
     slots: Vec<AtomicU64>,
     members: Vec<MemberInfo>,
+    loads: Vec<AtomicU64>,
+    full: bool,
+    by_source: bool,
     sweeper: Sweeper,
     resets: bool,
 }
@@ -36,10 +40,13 @@ impl Fixture {
             service: 1,
         };
         Self {
-            flows: MemoryTable::new(buckets_for(64)),
+            flows: MemoryTable::counting(buckets_for(64), 3),
             reply_flows: MemoryTable::new(buckets_for(64)),
             slots: (0..SIZE).map(|_| AtomicU64::new(slot.0)).collect(),
             members: vec![MemberInfo::default(), up, up],
+            loads: (0..6).map(|_| AtomicU64::new(0)).collect(),
+            full: false,
+            by_source: false,
             sweeper: Sweeper::default(),
             resets: false,
         }
@@ -47,7 +54,7 @@ impl Fixture {
 
     fn key(&self, tag: u32) -> FlowKey {
         FlowKey {
-            tag,
+            tag: tag & !1,
             home: scale(tag.wrapping_mul(0x9e37_79b1), self.flows.buckets()),
         }
     }
@@ -58,7 +65,14 @@ impl Fixture {
             half_units: HALF_UNITS,
         };
         let entry = FlowWord::new(tag, member, ticks, mark);
-        assert!(insert(&self.flows, self.key(tag), entry, ticks, idle));
+        assert!(insert(
+            &self.flows,
+            self.key(tag),
+            entry,
+            Place::Free,
+            ticks,
+            idle
+        ));
     }
 
     fn has(&self, tag: u32) -> bool {
@@ -78,7 +92,10 @@ impl Fixture {
                 idle_units: IDLE_UNITS,
                 idle_ticks: IDLE_TICKS,
                 resets: self.resets,
+                full: self.full,
+                by_source: self.by_source,
             }],
+            loads: &self.loads,
             half_units: HALF_UNITS,
             now_ticks,
         })
@@ -92,14 +109,14 @@ impl Fixture {
 #[test]
 fn entries_go_when_they_expire_and_half_open_ones_sooner() {
     let mut f = Fixture::new(SlotWord::tracked(2, 1, 8000));
-    f.insert(1, 1, 8000, Mark::Open);
-    f.insert(2, 1, 8000, Mark::Half);
-    f.insert(3, 1, 8000, Mark::Closing);
+    f.insert(2, 1, 8000, Mark::Open);
+    f.insert(4, 1, 8000, Mark::Half);
+    f.insert(6, 1, 8000, Mark::Closing);
     let report = f.sweep(8000 + HALF_UNITS * 8);
     let flows = report.services[&1];
     assert_eq!((flows.living, flows.half_open, flows.closing), (1, 1, 1));
     assert_eq!(f.sweep(8000 + (HALF_UNITS + 1) * 8).freed, 1);
-    assert!(f.has(1) && !f.has(2));
+    assert!(f.has(2) && !f.has(4));
     assert_eq!(f.sweep(8000 + (IDLE_UNITS + 1) * 8).freed, 2);
 }
 
@@ -181,9 +198,16 @@ fn an_overflow_mark_goes_after_two_quiet_sweeps_and_stays_while_entries_are_else
         half_units: HALF_UNITS,
     };
     for tag in 1..=8u32 {
-        let tag = tag << 28 | tag;
+        let tag = (tag << 28 | tag) & !1 | tag << 4;
         let entry = FlowWord::new(tag, 1, 8000, Mark::Open);
-        assert!(insert(&f.flows, FlowKey { tag, home }, entry, 8000, idle));
+        assert!(insert(
+            &f.flows,
+            FlowKey { tag, home },
+            entry,
+            Place::Free,
+            8000,
+            idle
+        ));
     }
     assert_ne!(control(&f), 0);
     f.sweep(8000);
@@ -197,4 +221,95 @@ fn an_overflow_mark_goes_after_two_quiet_sweeps_and_stays_while_entries_are_else
     assert_ne!(control(&f), 0, "one quiet sweep is not enough");
     f.sweep(8000 + IDLE_TICKS);
     assert_eq!(control(&f), 0);
+}
+
+/// An entry of a service with full tracking, counted.
+fn insert_full(f: &Fixture, tag: u32, member: u32, ticks: u32, mark: Mark) {
+    let entry = FlowWord::new(tag, member, ticks, mark).full();
+    let idle = Idle {
+        open_units: IDLE_UNITS,
+        half_units: HALF_UNITS,
+    };
+    assert!(insert(
+        &f.flows,
+        f.key(tag),
+        entry,
+        Place::Free,
+        ticks,
+        idle
+    ));
+}
+
+fn counts(f: &Fixture, member: usize) -> (u32, u32) {
+    let counts = Counts(f.flows.counts()[member].load(Relaxed));
+    (counts.half(), counts.open())
+}
+
+#[test]
+fn under_full_tracking_entries_that_agree_stay_and_slots_are_settled_without_them() {
+    let mut f = Fixture::new(SlotWord::tracked(2, 2, 8000));
+    f.full = true;
+    insert_full(&f, 2, 1, 8000, Mark::Open);
+    insert_full(&f, 4, 2, 8000, Mark::Open);
+    f.sweep(8000);
+    assert!(f.has(2) && f.has(4));
+    assert_eq!(f.slot(2), SlotWord::stable(2));
+}
+
+#[test]
+fn what_expires_under_full_tracking_is_not_counted_any_more() {
+    let mut f = Fixture::new(SlotWord::stable(1));
+    f.full = true;
+    insert_full(&f, 2, 1, 8000, Mark::Half);
+    insert_full(&f, 4, 1, 8000, Mark::Open);
+    insert_full(&f, 6, 2, 8000, Mark::Closing);
+    assert_eq!((counts(&f, 1), counts(&f, 2)), ((1, 1), (0, 0)));
+    f.sweep(8000 + BRIEF_UNITS * 8);
+    assert_eq!(counts(&f, 1), (1, 1));
+    f.sweep(8000 + (BRIEF_UNITS + 1) * 8);
+    assert_eq!(counts(&f, 1), (0, 1));
+    f.sweep(8000 + CLOSING_UNITS * 8);
+    assert!(f.has(6));
+    f.sweep(8000 + (CLOSING_UNITS + 1) * 8);
+    assert!(!f.has(6) && f.has(4));
+    f.members[1].state = MemberState::DEAD;
+    f.sweep(8000 + (CLOSING_UNITS + 1) * 8);
+    assert_eq!(counts(&f, 1), (0, 0));
+}
+
+#[test]
+fn by_source_a_slot_is_tracked_until_no_entry_can_be_anothers() {
+    let mut f = Fixture::new(SlotWord::tracked(2, 2, 8000));
+    f.by_source = true;
+    f.insert(2, 1, 8000, Mark::Open);
+    f.insert(4, 2, 8000, Mark::Open);
+    f.sweep(8000);
+    assert!(f.has(2) && f.has(4), "their slots aren't known");
+    assert!(f.slot(2).is_tracked());
+    f.members[1].state = MemberState::DEAD;
+    f.sweep(8000);
+    assert!(!f.has(2) && f.has(4));
+    assert!(!f.slot(2).is_tracked(), "what is left agrees");
+}
+
+#[test]
+fn a_count_that_a_killed_daemon_left_wrong_is_put_right_once_nothing_moves() {
+    let mut f = Fixture::new(SlotWord::stable(1));
+    f.full = true;
+    insert_full(&f, 2, 1, 8000, Mark::Open);
+    let set = |f: &Fixture, counts: Counts| f.loads[2].store(counts.0, Relaxed);
+    let count = |f: &Fixture| Counts(f.loads[2].load(Relaxed));
+    set(&f, Counts::new(0, 3));
+    f.sweep(8000);
+    assert_eq!(count(&f), Counts::new(0, 3), "once may be chance");
+    set(&f, Counts::new(1, 3));
+    f.sweep(8000);
+    assert_eq!(count(&f), Counts::new(1, 3), "something moved");
+    f.sweep(8000);
+    assert_eq!(count(&f), Counts::new(0, 1));
+    // From here on the data path's word is taken for it.
+    f.loads[2].fetch_add(load::OPEN, Relaxed);
+    f.sweep(8000);
+    f.sweep(8000);
+    assert_eq!(count(&f), Counts::new(0, 2));
 }

@@ -30,8 +30,8 @@ use super::{
     store::MapStore,
 };
 use crate::model::{
-    Backend, Dataplane, Defence, ForwardingMethod, Interface, Model, OnBackendDown, Pool, Ports,
-    Prefix, Protocol, Replies, Service, Tunnel, XdpMode,
+    Backend, Balance, Dataplane, Defence, ForwardingMethod, Interface, Model, OnBackendDown, Pool,
+    Ports, Prefix, Protocol, Replies, Service, Tunnel, XdpMode,
 };
 
 const HZ: u32 = 1000;
@@ -53,6 +53,8 @@ fn backend(n: u8) -> Backend {
         address: IpAddr::V4(Ipv4Addr::new(10, 0, 1, n)),
         port: None,
         weight: 1,
+        priority: 1,
+        max_connections: 0,
     }
 }
 
@@ -66,6 +68,7 @@ fn service(n: u8, pool: &str) -> Service {
         replies: Replies::Port,
         defence: Defence::default(),
         on_backend_down: OnBackendDown::Keep,
+        balance: Balance::default(),
         topology: Default::default(),
         pool: pool.into(),
         table_size: 31,
@@ -313,6 +316,7 @@ fn any_service(n: u8) -> impl Strategy<Value = Service> {
                 ForwardingMethod::L2Dsr
             },
             replies: Replies::Flow,
+            balance: Balance::default(),
             ..service(n, "p")
         },
     )

@@ -2,8 +2,8 @@ use std::{collections::BTreeMap, time::Duration};
 
 use super::*;
 use crate::model::{
-    Backend, Dataplane, Defence, ForwardingMethod, Interface, OnBackendDown, Pool, Ports, Protocol,
-    Replies, Service, Tunnel, XdpMode,
+    Backend, Balance, Dataplane, Defence, ForwardingMethod, Interface, OnBackendDown, Pool, Ports,
+    Protocol, Replies, Service, Tunnel, XdpMode,
 };
 use crate::neighbours::devices::Way;
 
@@ -92,6 +92,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
                 replies: Replies::Port,
                 defence: Defence::default(),
                 on_backend_down: OnBackendDown::Keep,
+                balance: Balance::default(),
                 topology: Default::default(),
                 pool: "web".to_owned(),
                 table_size: 101,

@@ -213,7 +213,7 @@ fn turns(shares: &[u32]) -> Vec<u32> {
 
 /// Slots of each member: its exact share rounded down, and one more for those
 /// with the largest remainders (equal ones: the lowest identities).
-fn quotas(sorted: &[Member], size: u32, total: u64) -> Vec<u32> {
+pub(super) fn quotas(sorted: &[Member], size: u32, total: u64) -> Vec<u32> {
     let exact = |m: &Member| u64::from(m.share) * u64::from(size);
     let mut quotas: Vec<u32> = sorted
         .iter()

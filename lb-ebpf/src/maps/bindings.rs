@@ -49,6 +49,7 @@ impl Flows {
         Self {
             map: &BINDINGS,
             buckets: 0,
+            counts: false,
             noise: config.hash_key[0],
         }
     }
@@ -59,6 +60,7 @@ impl Flows {
         Self {
             map: &FREE_PORTS,
             buckets: 0,
+            counts: false,
             noise: config.hash_key[0],
         }
     }
@@ -69,6 +71,7 @@ impl Flows {
         Self {
             map: &NAT_FLOWS,
             buckets: config.nat_buckets,
+            counts: false,
             noise: config.hash_key[0],
         }
     }

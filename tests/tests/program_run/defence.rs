@@ -4,11 +4,11 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use lb_common::{
-    abi::{ServiceEntry, method, service_flag, source, source_set},
+    abi::{ServiceEntry, method, service_flag, source, source_set, udp},
     limit::Bucket,
 };
 use lb_tests::{
-    packet::{Packet, protocol, tcp_flags},
+    packet::{Packet, assert_same_frame, protocol, tcp_flags},
     program::{SECOND_STEPS, action},
 };
 
@@ -232,6 +232,41 @@ fn a_limit_of_one_service_is_not_that_of_another() -> Result<()> {
     let got = lab.run(&syn.destination(elsewhere.vip).build());
     assert_eq!(got.action, action::DROP);
     assert_ne!(got.drops, [(entry.id, "source_limit")]);
+    Ok(())
+}
+
+#[test]
+fn a_flow_of_udp_takes_a_token_when_it_gets_its_entry() -> Result<()> {
+    stay_on_one_core();
+    for v4 in DSR {
+        let case = Case {
+            protocol: protocol::UDP,
+            ..tcp(v4)
+        };
+        for (reason, core, source) in [("core_limit", COST, 0), ("source_limit", 0, COST)] {
+            let mut lab = Lab::new()?;
+            let service = guarded(&mut lab, case, |entry| {
+                entry.flags |= service_flag::FULL_TRACKING;
+                entry.udp = udp::TRACKED;
+                (entry.core_cost, entry.source_cost) = (core, source);
+            })?;
+            let client = |n: u16| {
+                let client = case.client();
+                case.packet().source((client.ip(), 30_000 + n).into())
+            };
+            for n in 0..10 {
+                let got = lab.run(&client(n).build());
+                assert_eq!(got.events, [(service.id, "flow_inserted")]);
+                assert_same_frame("within", &case.forwarded(&client(n)), &got.frame);
+            }
+            for n in 10..15 {
+                lab.drops("beyond", &client(n).build(), service.id, reason);
+            }
+            for n in 0..10 {
+                lab.bounces("known", &client(n).build(), &case.forwarded(&client(n)));
+            }
+        }
+    }
     Ok(())
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use anyhow::Result;
 use lb_common::{
-    abi::{MemberStats, feature, method, service_flag},
+    abi::{MemberLoad, MemberStats, feature, map, method, service_flag},
     binding::Use,
     member::MemberState,
 };
@@ -321,6 +321,56 @@ fn without_a_free_port_new_flows_are_dropped_and_old_ones_go_on() -> Result<()> 
             world.replies(&world.answer(0x11, FIRST + n), world.client(n));
         }
         assert_eq!((world.count(Use::Used), world.count(Use::Free)), (4, 4));
+    }
+    Ok(())
+}
+
+/// Under full tracking the scheduler's choice gets the binding: no flow that is
+/// given another source goes past `max_connections`, or is forgotten after.
+#[test]
+fn a_binding_takes_a_place_among_its_members_connections_and_gives_it_back() -> Result<()> {
+    let methods = [method::FULL_NAT, method::NAT];
+    for case in cases().into_iter().filter(|c| c.protocol == protocol::TCP) {
+        for method in methods {
+            let case = Case { method, ..case };
+            let mut world = World::new(case, 8)?;
+            let lab = &mut world.router.lab;
+            let mut entry = world.service.entry;
+            entry.flags |= service_flag::FULL_TRACKING;
+            if method == method::NAT {
+                entry.flags |= service_flag::LOCAL;
+                lab.program.add_local(world.client.ip(), 24)?;
+            } else {
+                entry.flags |= service_flag::FULL_NAT;
+            }
+            let spec = Spec::new(vip(case.v4), case.protocol, method);
+            lab.add_key(&spec, entry)?;
+            let load = MemberLoad {
+                counts: 0,
+                max: 2,
+                weight: 1,
+            };
+            let member = world.service.members[0];
+            lab.program
+                .array::<MemberLoad>(map::LOADS)?
+                .set(member, load, 0)?;
+
+            let both = ["binding_opened", "flow_inserted"];
+            for n in 0..2 {
+                world.forwards(&world.request(world.client(n)), 0x11, FIRST + n, &both);
+                // The SYN again, and what follows: the same.
+                world.forwards(&world.request(world.client(n)), 0x11, FIRST + n, &[]);
+                let ack = world.request(world.client(n)).flags(tcp_flags::ACK);
+                world.forwards(&ack, 0x11, FIRST + n, &[]);
+            }
+            world.drops(&world.request(world.client(2)), "max_connections");
+            assert_eq!(world.count(Use::Used), 2);
+
+            let fin = tcp_flags::FIN | tcp_flags::ACK;
+            world.forwards(&world.request(world.client(0)).flags(fin), 0x11, FIRST, &[]);
+            world.forwards(&world.request(world.client(2)), 0x11, FIRST + 2, &both);
+            world.drops(&world.request(world.client(3)), "max_connections");
+        }
     }
     Ok(())
 }

@@ -22,6 +22,7 @@ mod reply_flow;
 mod reply_route;
 mod reset;
 mod sample;
+mod scheduled;
 mod tracked;
 mod tunnel;
 mod unbalanced;

@@ -163,6 +163,35 @@ fn a_flow_whose_entry_names_a_member_that_is_gone_is_reset() -> Result<()> {
 }
 
 #[test]
+fn a_flow_of_a_dead_member_is_reset_under_full_tracking() -> Result<()> {
+    for case in cases() {
+        let (mut lab, mut service) = bereft(case)?;
+        let [old, new] = service.members[..] else {
+            panic!("two members");
+        };
+        service.entry.flags |= service_flag::FULL_TRACKING;
+        lab.add_key(&case.spec(), service.entry)?;
+        lab.change_member(old, |m| m.state = MemberState::UP.0)?;
+        lab.set_slots(&service, SlotWord::stable(old))?;
+        let syn = case.packet().flags(tcp_flags::SYN);
+        let data = case.packet().numbers(1, 9).flags(tcp_flags::ACK);
+        for packet in [&syn, &data] {
+            let got = lab.run(&packet.build());
+            let expected = case.forwarded_to(packet, case.backend(), 0x11);
+            assert_same_frame("while it serves", &expected, &got.frame);
+        }
+        lab.set_slots(&service, SlotWord::stable(new))?;
+        lab.change_member(old, |m| m.state = MemberState::DEAD.0)?;
+        let expected = padded(case, &reset(case, 9, None));
+        resets(&mut lab, &service, "by its entry", &data.build(), &expected);
+        let got = lab.run(&syn.build());
+        let expected = case.forwarded_to(&syn, case.backend(), 0x12);
+        assert_same_frame("a new one", &expected, &got.frame);
+    }
+    Ok(())
+}
+
+#[test]
 fn a_member_that_is_gone_from_a_stable_slot_resets_what_is_open() -> Result<()> {
     for case in cases() {
         let (mut lab, service) = bereft(case)?;

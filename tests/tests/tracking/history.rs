@@ -319,6 +319,7 @@ impl<P: Plant> History<'_, P> {
             stateless: false,
             keep: up.is_empty(),
             resets: self.resets,
+            full: false,
             members,
         };
         let desired = DesiredState {
@@ -397,6 +398,8 @@ impl<P: Plant> History<'_, P> {
             idle_units: IDLE_UNITS,
             idle_ticks: (IDLE_UNITS + 1) << UNIT_SHIFT,
             resets: self.resets,
+            full: false,
+            by_source: false,
         }];
         let nothing = MemoryTable::new(2);
         let (sweeper, now_ticks) = (&mut self.sweeper, self.now);
@@ -407,6 +410,7 @@ impl<P: Plant> History<'_, P> {
                 slots: &slots,
                 members: &members,
                 services: &services,
+                loads: &[],
                 half_units: HALF_UNITS,
                 now_ticks,
             });

@@ -87,7 +87,7 @@ impl Plant for Kernel {
         };
         let flags = match kind {
             Kind::Syn => tcp_flags::SYN,
-            Kind::Data => tcp_flags::ACK,
+            Kind::Data | Kind::Datagram => tcp_flags::ACK,
             Kind::Fin => tcp_flags::FIN | tcp_flags::ACK,
             Kind::Rst => tcp_flags::RST,
         };

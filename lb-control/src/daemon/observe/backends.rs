@@ -60,7 +60,7 @@ impl Observer {
                         },
                         totals,
                         rates,
-                        concurrent: concurrent([row.concurrent]),
+                        concurrent: concurrent([row]),
                         ..BackendStatus::default()
                     }
                 }),
@@ -125,7 +125,9 @@ impl Observer {
             next_hop: next_hop(controller, backend.address, row),
             totals,
             rates,
-            concurrent: concurrent(row.map(|row| row.concurrent)),
+            concurrent: concurrent(row),
+            priority: backend.priority,
+            max_connections: (backend.max_connections > 0).then_some(backend.max_connections),
             ..BackendStatus::default()
         }
     }

@@ -10,18 +10,20 @@ use std::{
 use aya::{Pod, maps::MapError};
 use lb_common::{
     abi::{
-        Claim, ClockReading, Config, LINKS, MemberEntry, MemberStats, SampleEntry, VipKey, map,
-        owner,
+        Claim, ClockReading, Config, LINKS, MemberEntry, MemberLoad, MemberStats, SampleEntry,
+        VipKey, map, owner,
     },
     counter::{DROP_ROW, EVENT_ROW},
     slot::SlotWord,
 };
 
 use super::{
-    AyaMaps, CONFIG_WORDS, MEMBER_WORDS, SAMPLE_WORDS, STATS_WORDS, beyond, failed, io_of,
+    AyaMaps, CONFIG_WORDS, LOAD_WORDS, MEMBER_WORDS, SAMPLE_WORDS, STATS_WORDS, beyond, failed,
+    io_of,
 };
 use crate::dataplane::{
     bpf,
+    desired::MemberLimits,
     mapping::{MappedTable, from_words, to_words},
     state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix, service_name},
     store::StoreError,
@@ -30,32 +32,45 @@ use crate::dataplane::{
 impl AyaMaps {
     /// Flows in tracked slots.
     pub(in crate::dataplane) fn flows(&self) -> MappedTable<'_> {
-        MappedTable::new(&self.flows)
+        MappedTable::new(&self.flows, self.loads.words())
     }
 
     /// Flows of NAT replies.
     pub(in crate::dataplane) fn reply_flows(&self) -> MappedTable<'_> {
-        MappedTable::new(&self.reply_flows)
+        MappedTable::new(&self.reply_flows, &[])
     }
 
     /// Full NAT's bindings.
     pub(in crate::dataplane) fn bindings(&self) -> MappedTable<'_> {
-        MappedTable::new(&self.bindings)
+        MappedTable::new(&self.bindings, &[])
     }
 
     /// The ways from clients to bindings.
     pub(in crate::dataplane) fn nat_flows(&self) -> MappedTable<'_> {
-        MappedTable::new(&self.nat_flows)
+        MappedTable::new(&self.nat_flows, &[])
     }
 
     /// The rings of free ports.
     pub(in crate::dataplane) fn free_ports(&self) -> MappedTable<'_> {
-        MappedTable::new(&self.free_ports)
+        MappedTable::new(&self.free_ports, &[])
     }
 
     /// All slots.
     pub(in crate::dataplane) fn slots(&self) -> &[AtomicU64] {
         self.slots.words()
+    }
+
+    /// All members' connections and limits, [`MemberLoad`] after [`MemberLoad`].
+    pub(in crate::dataplane) fn loads(&self) -> &[AtomicU64] {
+        self.loads.words()
+    }
+
+    /// A member's connections and limits.
+    pub(in crate::dataplane) fn load(&self, id: u32) -> MemberLoad {
+        self.loads
+            .record::<LOAD_WORDS>(id as usize)
+            .map(from_words)
+            .unwrap_or_default()
     }
 
     /// The configuration.
@@ -255,6 +270,8 @@ impl AyaMaps {
                 && let Some(member) = self.member(id)
             {
                 snapshot.members.insert(id, member);
+                let MemberLoad { max, weight, .. } = self.load(id);
+                snapshot.limits.insert(id, MemberLimits { max, weight });
             }
         }
         for index in 0..LINKS {

@@ -8,16 +8,17 @@ use std::sync::atomic::{
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, MemberStats, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry,
-        ServiceKey, VipEntry, VipKey, map, owner,
+        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, PoolEntry, ReplyEntry, ReplyKey,
+        ServiceEntry, ServiceKey, VipEntry, VipKey, map, owner,
     },
     counter::{DROP_ROW, EVENT_ROW},
     member::MemberState,
     slot::SlotWord,
 };
 
-use super::{AyaMaps, CONFIG_WORDS, MEMBER_WORDS, beyond, failed, io_of};
+use super::{AyaMaps, CONFIG_WORDS, LOAD_WORDS, MEMBER_WORDS, beyond, failed, io_of};
 use crate::dataplane::{
+    desired::MemberLimits,
     mapping::to_words,
     state::{LocalPrefix, MapSnapshot, PortBlock, SourcePrefix, service_name_bytes},
     store::{MapStore, StoreError},
@@ -42,6 +43,13 @@ impl AyaMaps {
         Ok(())
     }
 
+    fn load_word(&self, id: u32, word: usize) -> Result<&AtomicU64, StoreError> {
+        self.loads
+            .words()
+            .get(id as usize * LOAD_WORDS + word)
+            .ok_or_else(|| beyond(map::LOADS, id))
+    }
+
     fn member_word(&self, id: u32, word: usize) -> Result<&AtomicU64, StoreError> {
         self.members
             .words()
@@ -54,6 +62,19 @@ impl MapStore for AyaMaps {
     fn snapshot(&self) -> Result<MapSnapshot, StoreError> {
         let mut snapshot = self.snapshot_without_sources()?;
         snapshot.sources = self.sources()?;
+        let lists: Vec<(u32, u32, u32)> = snapshot
+            .entries()
+            .map(|entry| (entry.id, entry.list_offset, entry.listed()))
+            .filter(|(_, _, n)| *n > 0)
+            .collect();
+        for (id, offset, n) in lists {
+            let words = self
+                .slots
+                .range(offset as usize, n as usize)
+                .ok_or_else(|| beyond(map::SLOTS, offset))?;
+            let ids = words.iter().map(|w| w.load(Relaxed) as u32).collect();
+            snapshot.lists.insert(id, ids);
+        }
         Ok(snapshot)
     }
 
@@ -90,6 +111,7 @@ impl MapStore for AyaMaps {
         let zeros = PerCpuValues::try_from(vec![MemberStats::default(); self.cpus])
             .map_err(failed(map::STATS, "clear"))?;
         written(map::STATS, self.stats.array.set(id, zeros, 0))?;
+        self.load_word(id, 0)?.store(0, Relaxed);
         let words: [u64; MEMBER_WORDS] = to_words(member);
         // The state comes last: until then the id is free.
         for (i, word) in words.iter().enumerate().skip(1) {
@@ -118,6 +140,26 @@ impl MapStore for AyaMaps {
             *to = from;
         }
         word.store(u64::from_ne_bytes(bytes), Relaxed);
+        Ok(())
+    }
+
+    fn set_limits(&mut self, id: u32, limits: MemberLimits) -> Result<(), StoreError> {
+        let load = MemberLoad {
+            counts: 0,
+            max: limits.max,
+            weight: limits.weight,
+        };
+        let [_, word]: [u64; LOAD_WORDS] = to_words(&load);
+        self.load_word(id, 1)?.store(word, Relaxed);
+        Ok(())
+    }
+
+    fn set_listed(&mut self, index: u32, member: u32) -> Result<(), StoreError> {
+        self.slots
+            .words()
+            .get(index as usize)
+            .ok_or_else(|| beyond(map::SLOTS, index))?
+            .store(u64::from(member), Relaxed);
         Ok(())
     }
 

@@ -9,7 +9,7 @@ use lb_common::{
     tunnel,
 };
 
-use super::{BackendCondition, BackendKey, Builder, Condition, DesiredError};
+use super::{BackendCondition, BackendKey, Builder, Condition, DesiredError, spread::Ranked};
 use crate::{
     dataplane::{ports, state::MemberKey},
     model::{Backend, ForwardingMethod, Pool, Replies, Service},
@@ -17,14 +17,14 @@ use crate::{
 };
 
 impl Builder<'_> {
-    /// The members of a service. Returns who shares its slots, and whether
+    /// The members of a service. Returns their shares and groups, and whether
     /// slots stay as they are because no backend is up.
     pub(super) fn members(
         &mut self,
         service: &Service,
         pool: &Pool,
         id: u32,
-    ) -> Result<(Vec<scheduler::Member>, bool), DesiredError> {
+    ) -> Result<(Vec<Ranked>, bool), DesiredError> {
         let conditions: Vec<_> = pool
             .backends
             .iter()
@@ -33,7 +33,7 @@ impl Builder<'_> {
         let nobody_up = !conditions
             .iter()
             .any(|(_, c)| c.condition == Condition::Up && c.weight > 0);
-        let mut shares = Vec::new();
+        let mut ranked = Vec::new();
         for (backend, condition) in conditions {
             let key = member_key(service, backend, id);
             let member = match self.known_members.get(&key) {
@@ -46,13 +46,15 @@ impl Builder<'_> {
                 Condition::Failing | Condition::Dead if nobody_up => u32::from(backend.weight),
                 _ => 0,
             };
-            if share > 0 {
-                shares.push(scheduler::Member {
+            ranked.push(Ranked {
+                member: scheduler::Member {
                     identity: scheduler::identity(backend.address, backend.port),
                     share,
                     id: member,
-                });
-            }
+                },
+                priority: backend.priority,
+                max: backend.max_connections,
+            });
             let next_hop = self.next_hop(backend.address, member);
             let mtu = self.mtu(backend.address, member, key.method);
             self.state
@@ -60,7 +62,7 @@ impl Builder<'_> {
                 .insert(member, key.entry(state, next_hop.0, mtu));
             self.replies(service, backend, member)?;
         }
-        Ok((shares, nobody_up))
+        Ok((ranked, nobody_up))
     }
 
     fn new_member(

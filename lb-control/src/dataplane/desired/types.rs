@@ -161,6 +161,10 @@ pub struct DesiredState {
     pub tables: BTreeMap<u32, Table>,
     /// `SOURCES`.
     pub sources: BTreeMap<SourcePrefix, u32>,
+    /// First word and ids of the lists in `SLOTS`, by service id.
+    pub lists: BTreeMap<u32, (u32, Vec<u32>)>,
+    /// Limits of the configured members, by id.
+    pub limits: BTreeMap<u32, MemberLimits>,
     /// `REPLIES`.
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
@@ -174,6 +178,15 @@ pub struct DesiredState {
     pub departed: BTreeSet<u32>,
 }
 
+/// What a member's connections are held against.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemberLimits {
+    /// Connections it may have; zero: any number.
+    pub max: u32,
+    /// Its weight among the service's members.
+    pub weight: u32,
+}
+
 /// The slots of one service.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
@@ -185,6 +198,8 @@ pub struct Table {
     pub keep: bool,
     /// Whether flows of members that serve no more are reset.
     pub resets: bool,
+    /// Every flow has an entry.
+    pub full: bool,
     /// Member for each slot; zero where there is none.
     pub members: Arc<[u32]>,
 }

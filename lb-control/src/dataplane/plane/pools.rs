@@ -34,9 +34,7 @@ impl Plane {
         let ticks = |ms| clock::ticks(ms, hz) as u32;
         let members = member_infos(snapshot);
         let idle_ticks = snapshot
-            .services
-            .values()
-            .chain(snapshot.ranges.values())
+            .entries()
             .map(|s| (s.id, (s.idle_units + 1) << UNIT_SHIFT))
             .collect();
         let mut named = Bits::new(members.len());

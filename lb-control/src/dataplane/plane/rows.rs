@@ -17,9 +17,7 @@ impl Plane {
     ) -> f64 {
         let mask = snapshot.config.sample_mask;
         let idle: BTreeMap<u32, u32> = snapshot
-            .services
-            .values()
-            .chain(snapshot.ranges.values())
+            .entries()
             .map(|s| (s.id, (s.idle_units + 1) << UNIT_SHIFT))
             .collect();
         let longest = self.longest_idle_ticks();
@@ -38,7 +36,9 @@ impl Plane {
             }
         }
         for (member, counted) in open {
-            if let Some(row) = rows.get_mut(&member) {
+            if let Some(row) = rows.get_mut(&member)
+                && row.counted.is_none()
+            {
                 row.concurrent = stats::estimate(counted, occupied, mask.saturating_add(1));
             }
         }

@@ -1,0 +1,161 @@
+//! How a service spreads its flows: its keys, and what fits together.
+
+use super::{
+    reader::{At, Errors, Fields, Path},
+    value,
+    yaml::Node,
+};
+use crate::model::{
+    Balance, HashInput, Model, Pool, Protocol, Scheduler, Service, Tracking, UdpMode,
+};
+
+/// Keys of a service that are read here.
+pub(super) const KEYS: [&str; 4] = ["scheduler", "hash", "tracking", "udp"];
+
+/// What the file asks for, before it is known what that takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Asked {
+    /// `None` is `auto`.
+    full: Option<bool>,
+    udp: Option<UdpMode>,
+}
+
+/// Reads the keys; `tracking` isn't decided yet.
+pub(super) fn read(fields: &Fields<'_>) -> (Balance, Asked) {
+    let schedulers = [
+        ("maglev", Scheduler::Maglev),
+        ("round-robin", Scheduler::RoundRobin),
+        ("least-connections", Scheduler::LeastConnections),
+    ];
+    let modes = [
+        ("stateless", UdpMode::Stateless),
+        ("tracked", UdpMode::Tracked),
+        ("quic", UdpMode::Quic),
+    ];
+    let trackings = [
+        ("auto", None),
+        ("minimal", Some(false)),
+        ("full", Some(true)),
+    ];
+    let udp = fields.optional("udp", |node| value::choice(node, &modes, &[]));
+    let balance = Balance {
+        scheduler: fields.or("scheduler", Scheduler::Maglev, |node| {
+            value::choice(node, &schedulers, &[("response-time", "")])
+        }),
+        hash: fields.get("hash").and_then(hash).unwrap_or_default(),
+        tracking: Tracking::default(),
+        udp: udp.unwrap_or_default(),
+    };
+    let full = fields.or("tracking", None, |node| {
+        value::choice(node, &trackings, &[])
+    });
+    (balance, Asked { full, udp })
+}
+
+const WHOLE_SOURCE: HashInput = HashInput::Source {
+    prefix_v4: 32,
+    prefix_v6: 128,
+};
+
+fn hash(at: &At<'_>) -> Option<HashInput> {
+    let inputs = [("flow", HashInput::Flow), ("source", WHOLE_SOURCE)];
+    if !matches!(at.node, Node::Map(_)) {
+        return at.read(|node| value::choice(node, &inputs, &[]));
+    }
+    let fields = at.fields(&["by", "prefix_v4", "prefix_v6"], &[])?;
+    let prefix = |key, bits| {
+        let bits = fields.or(key, bits, value::number(1..=bits));
+        u8::try_from(bits).unwrap_or(u8::MAX)
+    };
+    fields
+        .required("by")?
+        .read(|node| value::choice(node, &[("source", ())], &[]))?;
+    Some(HashInput::Source {
+        prefix_v4: prefix("prefix_v4", 32),
+        prefix_v6: prefix("prefix_v6", 128),
+    })
+}
+
+/// Decides on the tracking of each service, and reports what it can't have.
+pub(super) fn decide(model: &mut Model, asked: &[Asked], errors: &Errors) {
+    let Model {
+        services, pools, ..
+    } = model;
+    for (index, (service, asked)) in services.iter_mut().zip(asked).enumerate() {
+        let path = Path::default().key("services").index(index);
+        service.balance.tracking = tracking(service, pools.get(&service.pool), *asked);
+        fits(service, pools.get(&service.pool), *asked, &path, errors);
+    }
+}
+
+/// Why a service can't do without full tracking.
+fn needs_full(service: &Service, pool: Option<&Pool>) -> Option<String> {
+    let scheduler = service.balance.scheduler;
+    if scheduler != Scheduler::Maglev {
+        return Some(format!("scheduler {scheduler} needs it"));
+    }
+    let defence = &service.defence;
+    let is_limited = defence.new_flows_per_core.is_some() || defence.new_flows_per_source.is_some();
+    if is_limited && service.protocol == Protocol::Udp && service.balance.udp != UdpMode::Stateless
+    {
+        return Some("limits of new flows need it, since it alone knows a new flow of UDP".into());
+    }
+    pool?
+        .backends
+        .iter()
+        .find(|b| b.max_connections > 0)
+        .map(|b| format!("max_connections of backend {:?} needs it", b.name))
+}
+
+fn tracking(service: &Service, pool: Option<&Pool>, asked: Asked) -> Tracking {
+    match (asked.full, needs_full(service, pool)) {
+        (None | Some(true), Some(reason)) => Tracking { full: true, reason },
+        (None, None) => Tracking::default(),
+        (Some(full), _) => Tracking {
+            full,
+            reason: "the configuration asks for it".into(),
+        },
+    }
+}
+
+fn fits(service: &Service, pool: Option<&Pool>, asked: Asked, path: &Path, errors: &Errors) {
+    let Balance {
+        scheduler, hash, ..
+    } = service.balance;
+    if hash != HashInput::Flow && scheduler != Scheduler::Maglev {
+        errors.add(
+            path.key("hash"),
+            format!("has no meaning for scheduler {scheduler}; use it with maglev"),
+        );
+    }
+    if asked.full == Some(false)
+        && let Some(why) = needs_full(service, pool)
+    {
+        errors.add(
+            path.key("tracking"),
+            format!("`minimal` is impossible here: {why}; use auto or full"),
+        );
+    }
+    match service.protocol {
+        Protocol::Tcp if asked.udp.is_some() => {
+            errors.add(path.key("udp"), "is for protocol udp; remove it");
+        }
+        Protocol::Udp
+            if service.balance.tracking.full && service.balance.udp == UdpMode::Stateless =>
+        {
+            errors.add(
+                path.key("udp"),
+                format!(
+                    "`stateless` is impossible under full tracking ({}); use `udp: tracked`, or \
+                     `udp: quic` where it is QUIC",
+                    service.balance.tracking.reason
+                ),
+            );
+        }
+        _ => {}
+    }
+}
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

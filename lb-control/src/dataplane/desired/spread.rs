@@ -1,0 +1,218 @@
+//! Who gets a service's flows: its table, its lists and its members' limits.
+
+use std::{collections::HashMap, sync::Arc};
+
+use lb_common::{
+    abi::{ServiceEntry, service_flag, udp},
+    schedule,
+};
+
+use super::{Builder, DesiredError, MemberLimits, Table};
+use crate::{
+    dataplane::state::MapSnapshot,
+    model::{
+        Balance, ForwardingMethod, GROUPS, HashInput, Pool, Protocol, Scheduler, Service, UdpMode,
+    },
+    scheduler,
+};
+
+const _: () = assert!(GROUPS as usize == schedule::GROUPS);
+
+/// Where lookup tables come from: a cache, since they change rarely.
+pub trait Tables {
+    /// The table of `service` with these members and `size` slots, and the
+    /// slots of its cycle of turns.
+    fn table(
+        &mut self,
+        service: &str,
+        scheduler: Scheduler,
+        members: &[scheduler::Member],
+        size: u32,
+    ) -> (Arc<[u32]>, u32);
+}
+
+/// A table and what it was made of.
+#[derive(Debug)]
+struct Cached {
+    scheduler: Scheduler,
+    members: Vec<scheduler::Member>,
+    table: Arc<[u32]>,
+    cycle: u32,
+}
+
+/// Remembers each service's last table.
+#[derive(Debug, Default)]
+pub struct TableCache(HashMap<String, Cached>);
+
+impl Tables for TableCache {
+    fn table(
+        &mut self,
+        service: &str,
+        scheduler: Scheduler,
+        members: &[scheduler::Member],
+        size: u32,
+    ) -> (Arc<[u32]>, u32) {
+        if let Some(cached) = self.0.get(service)
+            && (cached.scheduler, cached.table.len()) == (scheduler, size as usize)
+            && cached.members == members
+        {
+            return (Arc::clone(&cached.table), cached.cycle);
+        }
+        let made = scheduler::table(scheduler, members, size);
+        let table: Arc<[u32]> = made.slots.into();
+        let cached = Cached {
+            scheduler,
+            members: members.to_vec(),
+            table: Arc::clone(&table),
+            cycle: made.cycle,
+        };
+        self.0.insert(service.to_owned(), cached);
+        (table, made.cycle)
+    }
+}
+
+/// A member among those of its service.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Ranked {
+    /// Its id and its share; zero: it gets no new flows.
+    pub(super) member: scheduler::Member,
+    /// Its priority group, from 1.
+    pub(super) priority: u8,
+    /// Connections it may have; zero: any number.
+    pub(super) max: u32,
+}
+
+/// The members that share the table: those of the first group that has any.
+fn first_group(ranked: &[Ranked]) -> Vec<scheduler::Member> {
+    let first = ranked
+        .iter()
+        .filter(|r| r.member.share > 0)
+        .map(|r| r.priority)
+        .min();
+    ranked
+        .iter()
+        .filter(|r| r.member.share > 0 && Some(r.priority) == first)
+        .map(|r| r.member)
+        .collect()
+}
+
+impl Builder<'_> {
+    /// Lays out the service's table and lists; completes its entry.
+    pub(super) fn spread(
+        &mut self,
+        service: &Service,
+        pool: &Pool,
+        entry: ServiceEntry,
+        (ranked, keep): (&[Ranked], bool),
+        tables: &mut impl super::Tables,
+    ) -> Result<ServiceEntry, DesiredError> {
+        let Balance {
+            scheduler,
+            hash,
+            ref tracking,
+            udp,
+        } = service.balance;
+        let group = first_group(ranked);
+        let (members, cycle) = tables.table(&service.name, scheduler, &group, entry.slot_size);
+        let table = Table {
+            offset: entry.slot_offset,
+            // Under full NAT a flow's binding has its member.
+            stateless: service.protocol == Protocol::Udp && udp == UdpMode::Stateless
+                || service.forwarding == ForwardingMethod::FullNat,
+            keep,
+            resets: entry.flags & service_flag::RESET != 0,
+            full: tracking.full,
+            members,
+        };
+        self.state.tables.insert(entry.id, table);
+        for r in ranked {
+            let limits = MemberLimits {
+                max: r.max,
+                weight: r.member.share.max(1),
+            };
+            self.state.limits.insert(r.member.id, limits);
+        }
+        let (list_offset, list_sizes) = self.lists(service, pool, entry.id, ranked)?;
+        let (prefix_v4, prefix_v6) = match hash {
+            HashInput::Flow => (0, 0),
+            HashInput::Source {
+                prefix_v4,
+                prefix_v6,
+            } => (prefix_v4, prefix_v6),
+        };
+        let flag = |is: bool, flag: u16| if is { flag } else { 0 };
+        Ok(ServiceEntry {
+            flags: entry.flags
+                | flag(tracking.full, service_flag::FULL_TRACKING)
+                | flag(hash != HashInput::Flow, service_flag::BY_SOURCE),
+            scheduler: match scheduler {
+                Scheduler::Maglev => schedule::scheduler::MAGLEV,
+                Scheduler::RoundRobin => schedule::scheduler::ROUND_ROBIN,
+                Scheduler::LeastConnections => schedule::scheduler::LEAST_CONNECTIONS,
+            },
+            udp: match udp {
+                UdpMode::Stateless => udp::STATELESS,
+                UdpMode::Tracked => udp::TRACKED,
+                UdpMode::Quic => udp::QUIC,
+            },
+            prefix_v4,
+            prefix_v6,
+            cycle,
+            list_offset,
+            list_sizes,
+            ..entry
+        })
+    }
+
+    /// Where the list of members stands, and how many are in each group.
+    fn lists(
+        &mut self,
+        service: &Service,
+        pool: &Pool,
+        id: u32,
+        ranked: &[Ranked],
+    ) -> Result<(u32, [u16; schedule::GROUPS]), DesiredError> {
+        let size = scheduler::list_slots(pool.listed());
+        let mut sizes = [0u16; schedule::GROUPS];
+        if size == 0 {
+            return Ok((0, sizes));
+        }
+        let known = list_ranges(self.given.snapshot)
+            .get(&id)
+            .copied()
+            .filter(|(_, known)| *known == size);
+        let no_room = |free| DesiredError::TooManySlots {
+            service: service.name.clone(),
+            size,
+            free,
+        };
+        let offset = match known {
+            Some((offset, _)) => offset,
+            None => match self.slot_ranges.take(size) {
+                Some(offset) => offset,
+                None => return Err(no_room(self.slot_ranges.free())),
+            },
+        };
+        let mut words = Vec::new();
+        for (priority, size) in (1u8..).zip(&mut sizes) {
+            for r in ranked.iter().filter(|r| r.priority == priority) {
+                words.push(r.member.id);
+                *size = size.saturating_add(1);
+            }
+        }
+        self.state.lists.insert(id, (offset, words));
+        Ok((offset, sizes))
+    }
+}
+
+/// Ranges of slots (first, number) that hold lists, by service id.
+pub(super) fn list_ranges(snapshot: &MapSnapshot) -> std::collections::BTreeMap<u32, (u32, u32)> {
+    snapshot
+        .entries()
+        .filter(|entry| entry.listed() > 0)
+        .map(|entry| {
+            let size = scheduler::list_slots(entry.listed());
+            (entry.id, (entry.list_offset, size))
+        })
+        .collect()
+}
