@@ -8,6 +8,7 @@ mod budget;
 mod defence;
 mod forward;
 mod fragment;
+mod fragment_ways;
 mod full_nat;
 mod icmp;
 mod icmp_error;
