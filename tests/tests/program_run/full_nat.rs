@@ -19,12 +19,12 @@ use crate::{
 };
 
 /// First port of the pool's addresses.
-const FIRST: u16 = 2000;
+pub const FIRST: u16 = 2000;
 
 const OPEN: u32 = feature::OPEN_POOL_V4 | feature::OPEN_POOL_V6;
 const POOLS: u32 = feature::POOL_V4 | feature::POOL_V6 | OPEN;
 
-fn cases() -> Vec<Case> {
+pub fn cases() -> Vec<Case> {
     let mut all = vec![];
     for v4 in [true, false] {
         for protocol in [protocol::TCP, protocol::UDP] {
@@ -38,7 +38,7 @@ fn cases() -> Vec<Case> {
     all
 }
 
-fn vip(v4: bool) -> SocketAddr {
+pub fn vip(v4: bool) -> SocketAddr {
     at(if v4 {
         "192.0.2.30:80"
     } else {
@@ -46,13 +46,13 @@ fn vip(v4: bool) -> SocketAddr {
     })
 }
 
-fn pool(v4: bool, port: u16) -> SocketAddr {
+pub fn pool(v4: bool, port: u16) -> SocketAddr {
     let address = ip(if v4 { "10.1.0.99" } else { "fd00:1::99" });
     (address, port).into()
 }
 
 /// A backend with the MAC address `number`.
-fn backend(v4: bool, number: u8) -> Backend {
+pub fn backend(v4: bool, number: u8) -> Backend {
     let address = if v4 {
         ip(&format!("10.1.0.{number}"))
     } else {
@@ -66,7 +66,7 @@ fn backend(v4: bool, number: u8) -> Backend {
 }
 
 /// A TCP packet with these flags; a UDP packet as it is.
-fn with_flags(packet: Packet, flags: u8) -> Packet {
+pub fn with_flags(packet: Packet, flags: u8) -> Packet {
     let view = packet.build();
     let view = View::parse(&view).expect("a frame that can be taken apart");
     match view.protocol {
@@ -76,19 +76,19 @@ fn with_flags(packet: Packet, flags: u8) -> Packet {
 }
 
 /// The data path between clients and servers, with a service of one case.
-struct World {
-    router: Router,
-    case: Case,
-    service: Service,
-    client: SocketAddr,
+pub struct World {
+    pub router: Router,
+    pub case: Case,
+    pub service: Service,
+    pub client: SocketAddr,
 }
 
 impl World {
-    fn new(case: Case, ports: u16) -> Result<Self> {
+    pub fn new(case: Case, ports: u16) -> Result<Self> {
         Self::with_backends(case, ports, &[0x11])
     }
 
-    fn with_backends(case: Case, ports: u16, backends: &[u8]) -> Result<Self> {
+    pub fn with_backends(case: Case, ports: u16, backends: &[u8]) -> Result<Self> {
         let mut router = Router::new(false)?;
         let lab = &mut router.lab;
         let mut spec = Spec::new(vip(case.v4), case.protocol, case.method);
@@ -113,23 +113,23 @@ impl World {
     }
 
     /// The client of another flow.
-    fn client(&self, n: u16) -> SocketAddr {
+    pub fn client(&self, n: u16) -> SocketAddr {
         (self.client.ip(), self.client.port() + n).into()
     }
 
     /// A first packet of a flow.
-    fn request(&self, client: SocketAddr) -> Packet {
+    pub fn request(&self, client: SocketAddr) -> Packet {
         let packet = self.case.between(client, vip(self.case.v4));
         with_flags(packet.macs(NEXT_HOP, CLIENTS.1), tcp_flags::SYN)
     }
 
-    fn send(&mut self, packet: &Packet) -> Result<Observed> {
+    pub fn send(&mut self, packet: &Packet) -> Result<Observed> {
         self.router.run(self.router.clients, &packet.build())
     }
 
     /// The packet leaves for backend `number` from this port of the pool.
     #[track_caller]
-    fn forwards(&mut self, packet: &Packet, number: u8, port: u16, events: &[&'static str]) {
+    pub fn forwards(&mut self, packet: &Packet, number: u8, port: u16, events: &[&'static str]) {
         let got = self.send(packet).expect("the program runs");
         assert_eq!(got.drops, []);
         let expected = packet
@@ -146,7 +146,7 @@ impl World {
     }
 
     #[track_caller]
-    fn drops(&mut self, packet: &Packet, reason: &'static str) {
+    pub fn drops(&mut self, packet: &Packet, reason: &'static str) {
         let got = self.send(packet).expect("the program runs");
         assert_eq!(got.drops, [(self.service.id, reason)]);
         assert_eq!(got.action, action::DROP);
@@ -154,7 +154,7 @@ impl World {
     }
 
     /// A packet of a backend to a port of the pool.
-    fn answer(&self, number: u8, port: u16) -> Packet {
+    pub fn answer(&self, number: u8, port: u16) -> Packet {
         let source = backend(self.case.v4, number).address;
         self.case
             .between(source, pool(self.case.v4, port))
@@ -162,12 +162,12 @@ impl World {
             .payload(*b"an answer")
     }
 
-    fn reply(&mut self, packet: &Packet) -> Result<Observed> {
+    pub fn reply(&mut self, packet: &Packet) -> Result<Observed> {
         self.router.run(self.router.servers, &packet.build())
     }
 
     #[track_caller]
-    fn replies(&mut self, packet: &Packet, client: SocketAddr) {
+    pub fn replies(&mut self, packet: &Packet, client: SocketAddr) {
         let got = self.reply(packet).expect("the program runs");
         assert_eq!((got.drops, got.events), (vec![], vec![]));
         let expected = packet
@@ -193,13 +193,13 @@ impl World {
         states.iter().filter(|s| s.usage() == usage).count()
     }
 
-    fn set_state(&mut self, member: usize, state: MemberState) -> Result<()> {
+    pub fn set_state(&mut self, member: usize, state: MemberState) -> Result<()> {
         let id = self.service.members[member];
         self.router.lab.change_member(id, |m| m.state = state.0)
     }
 }
 
-const OPENED: &[&str] = &["binding_opened"];
+pub const OPENED: &[&str] = &["binding_opened"];
 
 #[test]
 fn both_directions_are_byte_exact_and_counted() -> Result<()> {
