@@ -25,7 +25,7 @@ pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
 pub use service::{ServiceEntry, service_flag, udp};
 pub use tunnel::Tunnel;
 pub use vip::{CLAIMS, Claim, VipEntry, VipKey, vip_flag};
-pub use work::{Bound, Work};
+pub use work::{Bound, QUOTE_BYTES, Scratch, Work};
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
 /// of another version are refused.
@@ -88,7 +88,7 @@ pub mod map {
     pub const CLOCK: &str = "CLOCK";
     /// Program array: what `lb` hands packets on to, see [`super::program::TAILS`].
     pub const PROGRAMS: &str = "PROGRAMS";
-    /// Per-CPU `[Work; 1]`: what is handed over with the packet.
+    /// Per-CPU `[Scratch; 1]`: what is handed over with the packet, and more.
     pub const WORK: &str = "WORK";
     /// Longest prefix: [`super::SourceKey`] to a value of [`super::source`].
     pub const SOURCES: &str = "SOURCES";
@@ -461,6 +461,7 @@ layout! {
     LinkEntry = 40,
     Work = 80,
     Bound = 96,
+    Scratch = 368,
     SourceKey = 20,
     LimitKey = 20,
     FragmentKey = 40,

@@ -195,6 +195,7 @@ impl FibParameters {
 }
 
 const _: () = assert!(size_of::<FibParameters>() == size_of::<bpf_fib_lookup_abi>());
+const _: () = assert!(size_of::<FibParameters>() == size_of::<[u64; 8]>());
 
 /// The kernel's route to a reply's destination, as if it came from the VIP. An
 /// errno of the helper is none of the codes.

@@ -6,6 +6,7 @@ use core::arch::asm;
 
 use aya_ebpf::{helpers::bpf_xdp_load_bytes, programs::XdpContext};
 use lb_common::{
+    abi::QUOTE_BYTES,
     checksum::fold,
     counter::{DropReason, Event},
     net::{Addr, Be16, protocol},
@@ -32,7 +33,7 @@ const TAG: usize = 4;
 /// What is quoted of the packet at most. Far below what either family allows
 /// (RFC 1812 §4.3.2.3, RFC 4443 §2.4), and it holds the ports behind any IPv4
 /// options.
-pub const QUOTE: usize = 128;
+const QUOTE: usize = QUOTE_BYTES;
 
 /// Bytes of layer 4 that have to be quoted (RFC 792).
 const QUOTED_UPPER: usize = 8;

@@ -18,9 +18,10 @@ use lb_common::{
     abi::{
         Bound, CLAIMS as CLAIM_COUNT, Claim, ClockReading, Config, FragmentEntry, FragmentKey,
         LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry, MemberLoad,
-        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, RANGE_KEY_FIXED_BITS,
-        RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry,
-        ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
+        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, QUOTE_BYTES,
+        RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS,
+        SampleEntry, Scratch, ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work,
+        program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::BUCKET_WORDS,
@@ -29,7 +30,7 @@ use lb_common::{
     slot::SlotWord,
 };
 
-use crate::{back::FibParameters, icmp_error::QUOTE};
+use crate::back::FibParameters;
 
 pub mod bindings;
 mod flows;
@@ -168,15 +169,6 @@ pub fn link(index: u32) -> Option<&'static LinkEntry> {
     LINKS.get(index).filter(|link| link.ifindex != 0)
 }
 
-/// What is at hand with a packet on one core, and has no place on the stack.
-#[repr(C)]
-struct Scratch {
-    work: Work,
-    bound: Bound,
-    route: FibParameters,
-    quote: [u32; QUOTE / 4],
-}
-
 /// What goes with a packet from one program to the next.
 #[inline(always)]
 pub fn work() -> Option<&'static mut Work> {
@@ -184,7 +176,7 @@ pub fn work() -> Option<&'static mut Work> {
     // This field is reached by this function alone; no two of what it gives are
     // in use at the same time.
     WORK.get_ptr_mut(0)
-        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).work) })
+        .map(|scratch| unsafe { &mut (*scratch).work })
 }
 
 /// Where the first fragment of a packet went.
@@ -217,23 +209,23 @@ pub fn take_icmp(take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
 pub fn bound() -> Option<&'static mut Bound> {
     // SAFETY: as in `work`.
     WORK.get_ptr_mut(0)
-        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).bound) })
+        .map(|scratch| unsafe { &mut (*scratch).bound })
 }
 
 /// Room for a question to the kernel's routing.
 #[inline(always)]
 pub fn route() -> Option<&'static mut FibParameters> {
-    // SAFETY: as in `work`.
+    // SAFETY: as in `work`. There is room for it, as it says itself.
     WORK.get_ptr_mut(0)
-        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).route) })
+        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).route).cast() })
 }
 
 /// Room for what is quoted of a packet.
 #[inline(always)]
-pub fn quote() -> Option<&'static mut [u32; QUOTE / 4]> {
+pub fn quote() -> Option<&'static mut [u32; QUOTE_BYTES / 4]> {
     // SAFETY: as in `work`.
     WORK.get_ptr_mut(0)
-        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).quote) })
+        .map(|scratch| unsafe { &mut (*scratch).quote })
 }
 
 /// Goes on as the program at `place`; comes back where there is none.

@@ -36,6 +36,24 @@ pub struct Work {
     pub fitting: u32,
 }
 
+/// Most that is quoted of a packet, in bytes.
+pub const QUOTE_BYTES: usize = 128;
+
+/// What one core has at hand with a packet: what is handed over, and what has no
+/// place on the stack.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Scratch {
+    /// What is handed over.
+    pub work: Work,
+    /// The binding at hand.
+    pub bound: Bound,
+    /// A question to the kernel's routing: its `struct bpf_fib_lookup`.
+    pub route: [u64; 8],
+    /// What is quoted of the packet.
+    pub quote: [u32; QUOTE_BYTES / 4],
+}
+
 /// A binding of full NAT in use: the two ends as the client sees them, and the
 /// two as the backend does.
 #[repr(C)]

@@ -98,7 +98,7 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
             size_of::<SampleEntry>(),
             Some(abi::SAMPLE_SIZE),
         ),
-        shape(map::WORK, size_of::<abi::Work>(), None),
+        shape(map::WORK, size_of::<abi::Scratch>(), None),
         shape(
             map::FRAGMENTS,
             size_of::<abi::FragmentEntry>(),
