@@ -74,8 +74,11 @@ pub fn send(
         note(frame, parsed, to);
         return Verdict::PASS;
     }
-    let mut fib = FibParameters::default();
-    let egress = match route(frame, parsed, vip, client, &mut fib) {
+    let Some(fib) = maps::route() else {
+        return Verdict::drop(to.service, DropReason::Inconsistent as u32);
+    };
+    *fib = FibParameters::default();
+    let egress = match route(frame, parsed, vip, client, fib) {
         BPF_FIB_LKUP_RET_SUCCESS => fib.link(),
         BPF_FIB_LKUP_RET_NOT_FWDED => {
             return to.untranslated(frame, parsed, DropReason::NoRoute);
@@ -101,7 +104,7 @@ pub fn send(
     if !rewrite() {
         return malformed;
     }
-    carry_on(frame, parsed, to, by_us(frame, egress), &fib)
+    carry_on(frame, parsed, to, by_us(frame, egress), fib)
 }
 
 /// Sends and counts a packet that was rewritten by the link and to the neighbour
@@ -166,7 +169,7 @@ fn may_be_fragmented(frame: &Frame<'_>, parsed: &Parsed) -> bool {
 /// `struct bpf_fib_lookup` of linux/bpf.h: the question and the answer.
 #[repr(C)]
 #[derive(Default)]
-struct FibParameters {
+pub struct FibParameters {
     address_family: u8,
     l4_protocol: u8,
     source_port: u16,
@@ -215,8 +218,8 @@ fn route(
     }
     fib.source = vip;
     fib.destination = client;
-    // SAFETY: the context is the program's own, the parameters are on the stack
-    // and laid out as the kernel's, see the assertion above.
+    // SAFETY: the context is the program's own, the parameters are laid out as
+    // the kernel's, see the assertion above.
     let result = unsafe {
         bpf_fib_lookup(
             frame.ctx.as_ptr(),

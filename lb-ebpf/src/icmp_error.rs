@@ -4,6 +4,7 @@
 
 use core::arch::asm;
 
+use aya_ebpf::{helpers::bpf_xdp_load_bytes, programs::XdpContext};
 use lb_common::{
     checksum::fold,
     counter::{DropReason, Event},
@@ -31,7 +32,7 @@ const TAG: usize = 4;
 /// What is quoted of the packet at most. Far below what either family allows
 /// (RFC 1812 §4.3.2.3, RFC 4443 §2.4), and it holds the ports behind any IPv4
 /// options.
-const QUOTE: usize = 128;
+pub const QUOTE: usize = 128;
 
 /// Bytes of layer 4 that have to be quoted (RFC 792).
 const QUOTED_UPPER: usize = 8;
@@ -107,7 +108,7 @@ fn build(frame: &Frame<'_>, parsed: &Parsed, quoted: usize, type_code: [u8; 2], 
         return false;
     };
     write(
-        &packet,
+        (frame.ctx, &packet),
         parsed,
         room,
         quoted,
@@ -120,7 +121,7 @@ fn build(frame: &Frame<'_>, parsed: &Parsed, quoted: usize, type_code: [u8; 2], 
 /// Writes all headers; the quote stands where it has to already.
 #[inline(always)]
 fn write(
-    packet: &Packet,
+    (ctx, packet): (&XdpContext, &Packet),
     parsed: &Parsed,
     room: usize,
     quoted: usize,
@@ -148,7 +149,7 @@ fn write(
     let length = Be16::new((ICMP + quoted) as u16);
     let icmp = opaque(network + room - ICMP);
     let mut sum =
-        words(packet, icmp + ICMP) + u32::from(u16::from_ne_bytes(type_code)) + halves(rest);
+        words(ctx, icmp + ICMP, quoted)? + u32::from(u16::from_ne_bytes(type_code)) + halves(rest);
     if parsed.is_v4() {
         ipv4(packet.at(network)?, length, source.0[0], destination.0[0]);
     } else {
@@ -170,14 +171,15 @@ fn write(
     Some(())
 }
 
-/// The same number, of which the compiler forgets that it was one less eight: it
-/// would check the bounds of the one and write to the other, which the verifier
-/// doesn't follow.
+/// The same number, of which the compiler forgets where it comes from: it would
+/// check the bounds of one number and use another, which the verifier doesn't
+/// follow.
 #[inline(always)]
 fn opaque(offset: usize) -> usize {
     let mut offset = offset as u64;
-    // SAFETY: no instruction.
-    unsafe { asm!("/* {0} */", inout(reg) offset, options(pure, nomem, preserves_flags)) };
+    // SAFETY: a register keeps its value. (Without any instruction two lines of
+    // the source would have the same place, which the kernel refuses.)
+    unsafe { asm!("{0} = {0}", inout(reg) offset, options(pure, nomem, preserves_flags)) };
     offset as usize
 }
 
@@ -219,19 +221,25 @@ fn ipv6(ip: Header<Ipv6>, length: Be16, source: Addr, destination: Addr) {
     });
 }
 
-/// The sum over the quote, which ends with the frame.
-#[inline(never)]
-fn words(packet: &Packet, from: usize) -> u32 {
-    let mut sum = 0;
-    let mut at = 0;
-    while at < QUOTE {
-        let Some(word) = packet.at::<u32>(from + at) else {
-            break;
-        };
-        sum += halves(word.read());
-        at += 4;
+/// The sum over the quote: `bytes` from offset `from` on, with zeros behind them.
+/// A copy is summed up, since a loop over the packet would end in as many places
+/// as it has steps, and Linux 6.1's verifier follows each.
+#[inline(always)]
+fn words(ctx: &XdpContext, from: usize, bytes: usize) -> Option<u32> {
+    let quote = maps::quote()?;
+    *quote = [0; QUOTE / 4];
+    // 1 to QUOTE, in a way that the verifier sees.
+    let bytes = (opaque(bytes.wrapping_sub(1)) & (QUOTE - 1)) + 1;
+    let room = quote.as_mut_ptr().cast();
+    // SAFETY: there is room for so many bytes.
+    if unsafe { bpf_xdp_load_bytes(ctx.ctx, from as u32, room, bytes as u32) } != 0 {
+        return None;
     }
-    sum
+    let mut sum = 0;
+    for word in quote {
+        sum += halves(*word);
+    }
+    Some(sum)
 }
 
 #[inline(always)]

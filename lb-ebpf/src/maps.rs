@@ -30,6 +30,8 @@ use lb_common::{
     slot::SlotWord,
 };
 
+use crate::{back::FibParameters, icmp_error::QUOTE};
+
 pub mod bindings;
 
 /// Memory that other cores and the controller change at any time.
@@ -79,7 +81,7 @@ static CLOCK: Array<ClockReading> = Array::pinned(1, BPF_F_MMAPABLE);
 #[map]
 static PROGRAMS: ProgramArray = ProgramArray::pinned(TAILS.len() as u32, 0);
 #[map]
-static WORK: PerCpuArray<Work> = PerCpuArray::pinned(1, 0);
+static WORK: PerCpuArray<Scratch> = PerCpuArray::pinned(1, 0);
 #[map]
 static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(64, 0);
 #[map]
@@ -158,11 +160,23 @@ pub fn link(index: u32) -> Option<&'static LinkEntry> {
     LINKS.get(index).filter(|link| link.ifindex != 0)
 }
 
+/// What is at hand with a packet on one core, and has no place on the stack.
+#[repr(C)]
+struct Scratch {
+    work: Work,
+    bound: Bound,
+    route: FibParameters,
+    quote: [u32; QUOTE / 4],
+}
+
 /// What goes with a packet from one program to the next.
 #[inline(always)]
 pub fn work() -> Option<&'static mut Work> {
     // SAFETY: the element is this core's, and XDP programs don't nest on one.
-    WORK.get_ptr_mut(0).map(|work| unsafe { &mut *work })
+    // This field is reached by this function alone; no two of what it gives are
+    // in use at the same time.
+    WORK.get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).work) })
 }
 
 /// Where the first fragment of a packet went.
@@ -190,12 +204,28 @@ pub fn take_icmp(take: impl FnOnce(limit::Bucket) -> limit::Bucket) -> bool {
     unsafe { take_from(at, take) }
 }
 
-/// Room for the binding at hand; what is handed over keeps out of it.
+/// Room for the binding at hand.
 #[inline(always)]
 pub fn bound() -> Option<&'static mut Bound> {
-    // SAFETY: as in `work`. The field is reached by this function alone.
+    // SAFETY: as in `work`.
     WORK.get_ptr_mut(0)
-        .map(|work| unsafe { &mut *(&raw mut (*work).bound) })
+        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).bound) })
+}
+
+/// Room for a question to the kernel's routing.
+#[inline(always)]
+pub fn route() -> Option<&'static mut FibParameters> {
+    // SAFETY: as in `work`.
+    WORK.get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).route) })
+}
+
+/// Room for what is quoted of a packet.
+#[inline(always)]
+pub fn quote() -> Option<&'static mut [u32; QUOTE / 4]> {
+    // SAFETY: as in `work`.
+    WORK.get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut *(&raw mut (*scratch).quote) })
 }
 
 /// Goes on as the program at `place`; comes back where there is none.

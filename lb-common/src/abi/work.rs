@@ -34,8 +34,6 @@ pub struct Work {
     pub fragment: u32,
     /// Of a packet that is too long for its way: the length that isn't.
     pub fitting: u32,
-    /// The binding at hand.
-    pub bound: Bound,
 }
 
 /// A binding of full NAT in use: the two ends as the client sees them, and the

@@ -21,7 +21,7 @@ const BUDGETS: [(&str, u32); 13] = [
     (program::TAILS[program::HEAD as usize], 10_000),
     (program::TAILS[program::TRACKED as usize], 28_000),
     (program::TAILS[program::EXPECT as usize], 66_000),
-    (program::TAILS[program::ICMP_ERROR as usize], 10_000),
+    (program::TAILS[program::ICMP_ERROR as usize], 20_000),
     (program::TAILS[program::FRAGMENT as usize], 30_000),
 ];
 

@@ -18,11 +18,7 @@ use lb_common::{
     net::{Be16, NextHop},
     slot::SlotWord,
 };
-use lb_tests::{
-    mutation::Mutation,
-    packet::ethertype,
-    program::INGRESS,
-};
+use lb_tests::{mutation::Mutation, packet::ethertype, program::INGRESS};
 
 use crate::{
     lab::{Lab, OWN_MAC, backend_mac, ip},
