@@ -510,15 +510,20 @@ fn datagrams_in_fragments_go_through_tunnels() {
                 wait_ok("the size that fits to be learned", SOON, || {
                     exchange(&t.client.ns, target, 4000)
                 })?;
-                let before = site.drops()?;
+                // Nobody sends a datagram again: each of these got through.
                 for bytes in [1473, 4000, 9000] {
                     for _ in 0..10 {
                         exchange(&t.client.ns, target, bytes).with_context(|| method.to_owned())?;
                     }
                 }
-                let after = site.drops()?;
-                ensure!(before == after, "{method}: {before:?}, then {after:?}");
             }
+            let drops = site.drops()?;
+            ensure!(
+                drops
+                    .keys()
+                    .all(|(_, reason)| reason == "too_big" || reason == "fragment"),
+                "{method}: {drops:?}"
+            );
             for end in &ends {
                 let found = end.found();
                 ensure!(found.wrong.is_empty(), "{:#?}", found.wrong);

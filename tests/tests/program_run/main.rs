@@ -10,6 +10,7 @@ mod forward;
 mod fragment;
 mod fragment_ways;
 mod full_nat;
+mod full_nat_vlan;
 mod icmp;
 mod icmp_error;
 mod icmp_full_nat;

@@ -348,7 +348,10 @@ fn a_packet_that_does_not_fit_with_its_outer_headers_is_too_big() -> Result<()> 
             if fits {
                 carries(&mut lab, &what, case, &packet, 0);
             } else {
-                lab.drops(&what, &packet.build(), service.id, "too_big");
+                // What the client is told of it: `icmp_head`.
+                let got = lab.run(&packet.build());
+                assert_eq!(got.drops, [(service.id, "too_big")], "{what}");
+                assert_eq!(got.events, [(service.id, "icmp_error_sent")], "{what}");
             }
         }
         // Padding isn't sent on as part of the packet.
