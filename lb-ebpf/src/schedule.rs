@@ -7,50 +7,15 @@ use lb_common::{
     member::MemberState,
     schedule::{self, Choice, Members, Policy},
     slot::SlotWord,
-    track::{self, Kind, Times, full},
+    track::{Kind, Times, full},
 };
 
 use crate::{
     defence, lookup,
     maps::{self, Indexed, Slot, lb_find, lb_insert},
     parse::Parsed,
-    select,
+    select::{self, World},
 };
-
-struct World<'a> {
-    flows: Indexed,
-    service: &'a ServiceEntry,
-    slot: Slot,
-}
-
-impl track::World for World<'_> {
-    type Flows = Indexed;
-
-    #[inline(always)]
-    fn flows(&self) -> &Indexed {
-        &self.flows
-    }
-
-    #[inline(always)]
-    fn state(&self, member: u32) -> MemberState {
-        maps::member_state(member)
-    }
-
-    #[inline(always)]
-    fn is_ours(&self, member: u32) -> bool {
-        maps::member(member).is_some_and(|m| m.service == self.service.id)
-    }
-
-    #[inline(always)]
-    fn resets(&self) -> bool {
-        lookup::has_flag(self.service, service_flag::RESET)
-    }
-
-    #[inline(always)]
-    fn replace_slot(&self, current: SlotWord, new: SlotWord) -> bool {
-        self.slot.replace(current, new)
-    }
-}
 
 /// The service that chooses.
 struct Chooser {
@@ -166,7 +131,7 @@ pub extern "C" fn lb_weigh(service: u32, member: u32) -> u64 {
     schedule::weigh(takes_new, Counts(load.counts), load.max, load.weight)
 }
 
-impl full::Service for World<'_> {
+impl full::Service for World<'_, Indexed> {
     #[inline(always)]
     fn find(&self, key: FlowKey) -> Option<Found<u32>> {
         let mut bucket = key.home;

@@ -3,7 +3,7 @@
 use lb_common::{
     abi::{Config, MemberEntry, ServiceEntry, service_flag, udp},
     counter::{DropReason, Event},
-    flow::{FlowKey, FlowTable as _, Idle},
+    flow::{FlowKey, FlowTable, Idle},
     hash::{self, Tuple, scale},
     member::MemberState,
     net::family,
@@ -28,17 +28,19 @@ const UDP: usize = 8;
 /// packet.
 pub const REFUSED: u32 = 0xffff_ff00;
 
-struct World<'a> {
-    flows: Flows,
-    service: &'a ServiceEntry,
-    slot: Slot,
+/// What a decision on a packet goes by: the service, the packet's slot, and the
+/// flow table in the shape that the program takes it in.
+pub struct World<'a, F> {
+    pub flows: F,
+    pub service: &'a ServiceEntry,
+    pub slot: Slot,
 }
 
-impl track::World for World<'_> {
-    type Flows = Flows;
+impl<F: FlowTable> track::World for World<'_, F> {
+    type Flows = F;
 
     #[inline(always)]
-    fn flows(&self) -> &Flows {
+    fn flows(&self) -> &F {
         &self.flows
     }
 

@@ -156,21 +156,19 @@ impl FlowTable for Counted {
 
 #[inline(never)]
 fn exchange_counted(bucket: *mut Bucket, word: u64, old: u64, new: u64) -> u32 {
-    let place = if word & RESERVED != 0 {
+    exchange(bucket, word, old, new, word & RESERVED != 0)
+}
+
+#[inline(always)]
+fn exchange(bucket: *mut Bucket, word: u64, old: u64, new: u64, is_reserved: bool) -> u32 {
+    let place = if is_reserved {
         Place::Reserved
     } else {
         Place::Free
     };
     let word = word as usize & (BUCKET_WORDS - 1);
-    let done = flow::exchange(
-        &Counted(bucket),
-        (),
-        word,
-        FlowWord(old),
-        FlowWord(new),
-        place,
-    );
-    u32::from(done)
+    let (old, new) = (FlowWord(old), FlowWord(new));
+    u32::from(flow::exchange(&Counted(bucket), (), word, old, new, place))
 }
 
 /// Adds to a member's counts; what they were.
@@ -287,21 +285,7 @@ pub extern "C" fn lb_exchange(bucket: u32, word: u32, old: u64, new: u64, reserv
     let Some(bucket) = FLOWS.get_ptr_mut(bucket) else {
         return 0;
     };
-    let place = if reserved != 0 {
-        Place::Reserved
-    } else {
-        Place::Free
-    };
-    let word = word as usize & (BUCKET_WORDS - 1);
-    let done = flow::exchange(
-        &Counted(bucket),
-        (),
-        word,
-        FlowWord(old),
-        FlowWord(new),
-        place,
-    );
-    u32::from(done)
+    exchange(bucket, word.into(), old, new, reserved != 0)
 }
 
 /// [`flow::find_in`] in a bucket of `FLOWS`, for a service's own flows: the
