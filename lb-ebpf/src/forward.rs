@@ -173,9 +173,7 @@ pub fn rewrite(
     member: &MemberEntry,
 ) -> Result<(), DropReason> {
     if is_nat(member) {
-        if Way::of(frame, link) == Way::Routed {
-            nat::hop(&frame.packet, parsed);
-        }
+        use_hop(frame, parsed, link);
         nat::rewrite(
             &frame.packet,
             parsed,
@@ -196,13 +194,19 @@ pub fn readdress(
     member: &MemberEntry,
 ) -> Result<(), DropReason> {
     if is_nat(member) {
-        if Way::of(frame, link) == Way::Routed {
-            nat::hop(&frame.packet, parsed);
-        }
+        use_hop(frame, parsed, link);
         let end = nat::End::Destination;
         nat::rewrite_address(&frame.packet, parsed, end, member.address)?;
     }
     Ok(())
+}
+
+/// Takes a hop from a packet that this program routes.
+#[inline(always)]
+fn use_hop(frame: &Frame<'_>, parsed: &Parsed, link: &LinkEntry) {
+    if Way::of(frame, link) == Way::Routed {
+        nat::hop(&frame.packet, parsed);
+    }
 }
 
 /// Rewrites and sends a packet that can be sent.

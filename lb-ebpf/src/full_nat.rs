@@ -55,8 +55,8 @@ const fn has(config: &Config, family: u8, v4: u32, v6: u32) -> bool {
     config.features & feature != 0
 }
 
-/// What is told with a packet whose client's port is in use towards
-/// the same backend.
+/// What is told with a packet whose client's port is in use towards the same
+/// backend.
 pub const CONFLICT: u32 = 1;
 
 /// What another program is told of a packet whose member it has to choose, for
@@ -354,6 +354,7 @@ fn is_from(bound: &Bound, tuple: &Tuple) -> bool {
         && bound.backend.port == tuple.source_port
         && bound.protocol == u32::from(tuple.protocol)
 }
+
 /// Finds the flow that a packet from a backend belongs to, and notes the packet.
 #[inline(never)]
 fn behind(config: &Config, parsed: &Parsed, bound: &mut Bound) -> bool {
