@@ -45,7 +45,7 @@ fn start(kind: Kind, adapt: impl FnOnce(&mut Config)) -> Result<Site> {
         backends: 4,
         ..Options::default()
     };
-    Site::echo(kind, &options, |config| {
+    let site = Site::echo(kind, &options, |config| {
         config.set_dataplane("dead_after", "1s");
         for pool in &mut config.pools {
             pool.backends.truncate(3);
@@ -63,7 +63,25 @@ fn start(kind: Kind, adapt: impl FnOnce(&mut Config)) -> Result<Site> {
             .collect();
         config.services.extend(udp);
         adapt(config);
-    })
+    })?;
+    ask_again_every_second(&site)?;
+    Ok(site)
+}
+
+/// Clients and servers repeat unanswered segments every second at the latest
+/// (Linux 6.15 and newer). Where a queue on the way was full for seconds, TCP
+/// would else ask so rarely that a connection looks lost for long afterwards.
+fn ask_again_every_second(site: &Site) -> Result<()> {
+    const KEY: &str = "net/ipv4/tcp_rto_max_ms";
+    let t = &site.topology;
+    for host in t.backends.iter().chain([&t.client]) {
+        if host.ns.read_sysctl(KEY).is_ok() {
+            host.ns.sysctl(KEY, "1000")?;
+        } else {
+            println!("{}: no {KEY}, TCP backs off for longer", host.name);
+        }
+    }
+    Ok(())
 }
 
 /// Connections to both VIPs.

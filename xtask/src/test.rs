@@ -50,7 +50,14 @@ pub fn run(names: &[String], full: bool, tests: &[String]) -> Result<bool> {
     let (inside, outside): (Vec<_>, Vec<_>) = suites
         .iter()
         .partition(|suite| !suite.machine.is_empty() && suites.len() > 1);
-    let results = thread::scope(|scope| {
+    // The machine takes a core: what is sensitive to time waits until it is done.
+    let (alone, beside): (Vec<_>, Vec<_>) = outside.into_iter().partition(|suite| suite.serial);
+    let run_shown = |suite: &Suite| {
+        process::step(&suite.name);
+        let mut show = |line: &str| println!("{line}");
+        timed(suite, &built.lbctl, full, tests, &mut show)
+    };
+    let mut results = thread::scope(|scope| {
         // What runs in the test machine runs beside the others, and is shown
         // when they are through.
         let inside: Vec<_> = inside
@@ -66,12 +73,7 @@ pub fn run(names: &[String], full: bool, tests: &[String]) -> Result<bool> {
                 (suite, scope.spawn(run))
             })
             .collect();
-        let mut results = Vec::new();
-        for suite in outside {
-            process::step(&suite.name);
-            let mut show = |line: &str| println!("{line}");
-            results.push(timed(suite, &built.lbctl, full, tests, &mut show));
-        }
+        let mut results: Vec<_> = beside.into_iter().map(run_shown).collect();
         for (suite, handle) in inside {
             process::step(&suite.name);
             let (result, lines) = handle.join().unwrap_or_else(|_| {
@@ -83,6 +85,7 @@ pub fn run(names: &[String], full: bool, tests: &[String]) -> Result<bool> {
         }
         results
     });
+    results.extend(alone.into_iter().map(run_shown));
     let total = print_table(&results);
     close(total);
     Ok(total.failed == 0)
