@@ -29,7 +29,7 @@ pub use work::{Bound, QUOTE_BYTES, Scratch, Work};
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
 /// of another version are refused.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod map {
@@ -348,10 +348,15 @@ pub mod method {
 pub struct MemberLoad {
     /// [`crate::load::Counts`]: the data path and the sweeper add to it.
     pub counts: u64,
-    /// Connections it may have; zero: any number.
+    /// Connections its backend may have; zero: any number.
     pub max: u32,
     /// Its weight among the service's members; as one word with `max`.
     pub weight: u32,
+    /// The next member of the same backend, in a ring of at most
+    /// [`crate::load::SHARERS`]; zero: it is the only one, or has no limit.
+    pub next: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
 /// What was sent to and came back from a member on one core.
@@ -467,7 +472,7 @@ layout! {
     FragmentKey = 40,
     FragmentEntry = 24,
     Claim = 16,
-    MemberLoad = 16,
+    MemberLoad = 24,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

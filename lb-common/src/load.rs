@@ -31,6 +31,12 @@ impl Counts {
         (half, open as i32)
     }
 
+    /// These and others.
+    #[inline(always)]
+    pub const fn and(self, others: Self) -> Self {
+        Self(self.0.wrapping_add(others.0))
+    }
+
     /// Connections of which only a SYN was seen.
     #[inline(always)]
     pub const fn half(self) -> u32 {
@@ -97,24 +103,68 @@ pub const fn room(before: Counts, max: u32, by: u64) -> Room {
     }
 }
 
-/// A member's counts, changed by all cores at once.
+/// Services that one pool of backends with limits may have: so long may a ring
+/// of members be that are one backend's.
+pub const SHARERS: u32 = 8;
+
+/// Members' counts, changed by all cores at once.
+///
+/// A backend is a member of each service that uses its pool, and its limit is
+/// one for all of them: its members form a ring.
 pub trait Meter {
-    /// Connections the member may have; zero is no limit.
+    /// Connections the member's backend may have; zero is no limit.
     fn max(&self, member: u32) -> u32;
 
     /// Adds to a member's counts and says what they were.
     fn add(&self, member: u32, by: u64) -> Counts;
+
+    /// A member's counts now.
+    fn counts(&self, member: u32) -> Counts;
+
+    /// The next member of the same backend; zero, or itself, if it has no other.
+    fn next(&self, member: u32) -> u32;
+}
+
+/// What the member's backend has through its other members. While the controller
+/// changes the ring, members may be missing for a moment; it is never walked
+/// further than [`SHARERS`].
+#[inline(always)]
+fn elsewhere<M: Meter>(meter: &M, member: u32) -> Counts {
+    let mut sum = 0u64;
+    let mut at = meter.next(member);
+    let mut step = 1;
+    while step < SHARERS && at != 0 && at != member {
+        sum = sum.wrapping_add(meter.counts(at).0);
+        at = meter.next(at);
+        step += 1;
+    }
+    Counts(sum)
 }
 
 /// Takes a place for one more connection, if there is room: it is counted
-/// first and looked at then, so that no two cores take the last place.
+/// first and looked at then, so that no two cores take the last place, neither
+/// of one member nor of two that are one backend's.
 #[inline(always)]
 pub fn admit<M: Meter>(meter: &M, member: u32, by: u64) -> Room {
-    let room = room(meter.add(member, by), meter.max(member), by);
+    let before = meter.add(member, by);
+    let max = meter.max(member);
+    let before = if max == 0 {
+        before
+    } else {
+        before.and(elsewhere(meter, member))
+    };
+    let room = room(before, max, by);
     if !matches!(room, Room::Taken) {
         give_back(meter, member, by);
     }
     room
+}
+
+/// Whether the member's backend has fewer connections than it may.
+#[inline(always)]
+pub fn has_room<M: Meter>(meter: &M, member: u32) -> bool {
+    let max = meter.max(member);
+    max == 0 || meter.counts(member).and(elsewhere(meter, member)).total() < max
 }
 
 /// Gives a place back that [`admit`] took.
@@ -126,56 +176,100 @@ pub fn give_back<M: Meter>(meter: &M, member: u32, by: u64) {
 #[cfg(test)]
 mod tests {
     use core::sync::atomic::{AtomicU32, AtomicU64, Ordering::SeqCst};
-    use std::thread;
+    use std::{thread, vec::Vec};
 
     use proptest::prelude::*;
 
     use super::*;
 
-    struct One {
+    /// Members from 1 on, all of one backend.
+    struct Ring {
         max: u32,
-        counts: AtomicU64,
+        counts: Vec<AtomicU64>,
     }
 
-    impl Meter for One {
+    impl Ring {
+        fn new(members: usize, max: u32) -> Self {
+            let counts = (0..=members).map(|_| AtomicU64::new(0)).collect();
+            Self { max, counts }
+        }
+    }
+
+    impl Meter for Ring {
         fn max(&self, _member: u32) -> u32 {
             self.max
         }
 
-        fn add(&self, _member: u32, by: u64) -> Counts {
-            Counts(self.counts.fetch_add(by, SeqCst))
+        fn add(&self, member: u32, by: u64) -> Counts {
+            Counts(self.counts[member as usize].fetch_add(by, SeqCst))
+        }
+
+        fn counts(&self, member: u32) -> Counts {
+            Counts(self.counts[member as usize].load(SeqCst))
+        }
+
+        fn next(&self, member: u32) -> u32 {
+            let last = self.counts.len() as u32 - 1;
+            if member == last { 1 } else { member + 1 }
         }
     }
 
-    #[test]
-    fn two_cores_at_once_never_exceed_the_limit_and_lose_no_place() {
-        let one = One {
-            max: 100,
-            counts: AtomicU64::new(0),
-        };
+    fn never_more_than_the_limit(members: u32) {
+        let ring = Ring::new(members as usize, 100);
         let (highest, held) = (AtomicU32::new(0), AtomicU32::new(0));
         thread::scope(|scope| {
-            for _ in 0..4 {
-                scope.spawn(|| {
+            for core in 0..4u32 {
+                let (ring, highest, held) = (&ring, &highest, &held);
+                scope.spawn(move || {
+                    let member = core % members + 1;
                     let mut mine = 0u32;
                     for i in 0..20_000u32 {
                         if i % 3 != 2 {
-                            if admit(&one, 1, OPEN) == Room::Taken {
+                            if admit(ring, member, OPEN) == Room::Taken {
                                 mine += 1;
                                 highest.fetch_max(held.fetch_add(1, SeqCst) + 1, SeqCst);
                             }
                         } else if mine > 0 {
                             held.fetch_sub(1, SeqCst);
-                            give_back(&one, 1, OPEN);
+                            give_back(ring, member, OPEN);
                             mine -= 1;
                         }
                     }
                 });
             }
         });
-        let counts = Counts(one.counts.load(SeqCst));
-        assert_eq!((counts.half(), counts.open()), (0, held.load(SeqCst)));
+        let all = ring.counts[1..]
+            .iter()
+            .map(|word| Counts(word.load(SeqCst)))
+            .fold(Counts(0), Counts::and);
+        assert_eq!((all.half(), all.open()), (0, held.load(SeqCst)));
         assert_eq!(highest.load(SeqCst), 100);
+    }
+
+    #[test]
+    fn cores_at_once_never_exceed_the_limit_and_lose_no_place() {
+        never_more_than_the_limit(1);
+    }
+
+    #[test]
+    fn services_that_share_a_backend_never_exceed_its_limit_together() {
+        never_more_than_the_limit(2);
+        never_more_than_the_limit(4);
+    }
+
+    #[test]
+    fn a_ring_is_walked_no_further_than_services_may_share_a_backend() {
+        let ring = Ring::new(SHARERS as usize, 1);
+        for member in 1..=SHARERS {
+            ring.add(member, OPEN);
+        }
+        assert_eq!(elsewhere(&ring, 1).open(), SHARERS - 1);
+        // One that is too long, and one that doesn't come back.
+        let long = Ring::new(SHARERS as usize * 2, 1);
+        for member in 1..=SHARERS * 2 {
+            long.add(member, OPEN);
+        }
+        assert_eq!(elsewhere(&long, 3).open(), SHARERS - 1);
     }
 
     #[test]

@@ -6,7 +6,7 @@
 
 use crate::{
     hash::scale,
-    load::{self, Counts, Meter, Room},
+    load::{self, Meter, Room},
 };
 
 /// Values of `ServiceEntry::scheduler`.
@@ -85,15 +85,14 @@ pub fn ask<M: Meter>(meter: &M, takes_new: bool, member: u32, by: u64) -> u32 {
 const NOT_WEIGHED: u64 = u64::MAX;
 
 /// A member's connections in the upper half, its weight in the lower; nothing
-/// to compare where it takes no new flows or has as many as it may.
+/// to compare where it takes no new flows or its backend has as many as it may.
 #[inline(always)]
-pub const fn weigh(takes_new: bool, counts: Counts, max: u32, weight: u32) -> u64 {
-    let total = counts.total();
-    if !takes_new || (max != 0 && total >= max) {
+pub fn weigh<M: Meter>(meter: &M, takes_new: bool, member: u32, weight: u32) -> u64 {
+    if !takes_new || !load::has_room(meter, member) {
         return NOT_WEIGHED;
     }
     let weight = if weight == 0 { 1 } else { weight };
-    (total as u64) << 32 | weight as u64
+    u64::from(meter.counts(member).total()) << 32 | u64::from(weight)
 }
 
 /// Who gets a new flow: a member, whose place is taken, or why nobody does.

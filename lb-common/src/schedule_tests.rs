@@ -2,6 +2,7 @@ use core::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::{collections::BTreeMap, thread, vec, vec::Vec};
 
 use super::*;
+use crate::load::Counts;
 
 /// Members 1, 2, … of one service, in a table that holds them in turn.
 struct Shop {
@@ -41,6 +42,14 @@ impl Meter for Shop {
     fn add(&self, member: u32, by: u64) -> Counts {
         Counts(self.counts[member as usize].fetch_add(by, SeqCst))
     }
+
+    fn counts(&self, member: u32) -> Counts {
+        Counts(self.counts[member as usize].load(SeqCst))
+    }
+
+    fn next(&self, _member: u32) -> u32 {
+        0
+    }
 }
 
 impl Members for Shop {
@@ -61,13 +70,8 @@ impl Members for Shop {
     }
 
     fn weigh(&self, member: u32) -> u64 {
-        let counts = Counts(self.counts[member as usize].load(SeqCst));
-        weigh(
-            self.takes_new[member as usize],
-            counts,
-            self.max[member as usize],
-            self.weight[member as usize],
-        )
+        let takes_new = self.takes_new[member as usize];
+        weigh(self, takes_new, member, self.weight[member as usize])
     }
 }
 

@@ -204,7 +204,7 @@ pub struct Backend {
     /// Its priority group, 1 to 4. New flows go to the lowest number that has
     /// a backend for them.
     pub priority: u8,
-    /// Connections it may have in each service; 0: any number.
+    /// Connections it may have, over all services of the pool; 0: any number.
     pub max_connections: u32,
 }
 

@@ -33,6 +33,16 @@ impl Meter for Chooser {
     fn add(&self, member: u32, by: u64) -> Counts {
         Loads.add(member, by)
     }
+
+    #[inline(always)]
+    fn counts(&self, member: u32) -> Counts {
+        Loads.counts(member)
+    }
+
+    #[inline(always)]
+    fn next(&self, member: u32) -> u32 {
+        Loads.next(member)
+    }
 }
 
 impl Chooser {
@@ -88,6 +98,23 @@ impl Meter for Loads {
     fn add(&self, member: u32, by: u64) -> Counts {
         maps::count_flows(member, by)
     }
+
+    #[inline(always)]
+    fn counts(&self, member: u32) -> Counts {
+        Counts(maps::load_of(member).counts)
+    }
+
+    #[inline(always)]
+    fn next(&self, member: u32) -> u32 {
+        maps::load_of(member).next
+    }
+}
+
+/// Global like [`lb_choose`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn lb_has_room(member: u32) -> u32 {
+    u32::from(load::has_room(&Loads, member))
 }
 
 #[inline(always)]
@@ -126,9 +153,8 @@ pub extern "C" fn lb_limit() -> u32 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn lb_weigh(service: u32, member: u32) -> u64 {
-    let load = maps::load_of(member);
-    let takes_new = takes_new(service, member);
-    schedule::weigh(takes_new, Counts(load.counts), load.max, load.weight)
+    let weight = maps::load_of(member).weight;
+    schedule::weigh(&Loads, takes_new(service, member), member, weight)
 }
 
 impl full::Service for World<'_, Indexed> {
@@ -192,8 +218,7 @@ impl full::Service for World<'_, Indexed> {
 
     #[inline(always)]
     fn has_room(&self, member: u32) -> bool {
-        let load = maps::load_of(member);
-        load.max == 0 || Counts(load.counts).total() < load.max
+        self.flows.hide(lb_has_room(member).into()) != 0
     }
 }
 

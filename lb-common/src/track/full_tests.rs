@@ -150,6 +150,14 @@ impl Meter for Shop {
     fn add(&self, member: u32, by: u64) -> Counts {
         Counts(self.flows.counts()[member as usize].fetch_add(by, SeqCst))
     }
+
+    fn counts(&self, member: u32) -> Counts {
+        Counts(self.flows.counts()[member as usize].load(SeqCst))
+    }
+
+    fn next(&self, _member: u32) -> u32 {
+        0
+    }
 }
 
 impl Members for Shop {
@@ -170,13 +178,7 @@ impl Members for Shop {
     }
 
     fn weigh(&self, member: u32) -> u64 {
-        let counts = Counts(self.flows.counts()[member as usize].load(SeqCst));
-        schedule::weigh(
-            self.state(member).takes_new(),
-            counts,
-            self.max[member as usize],
-            1,
-        )
+        schedule::weigh(self, self.state(member).takes_new(), member, 1)
     }
 }
 
@@ -194,8 +196,7 @@ impl Service for Shop {
     }
 
     fn has_room(&self, member: u32) -> bool {
-        let max = self.max[member as usize];
-        max == 0 || self.total(member) < max
+        load::has_room(self, member)
     }
 }
 

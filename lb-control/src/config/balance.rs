@@ -1,5 +1,7 @@
 //! How a service spreads its flows: its keys, and what fits together.
 
+use lb_common::load::SHARERS;
+
 use super::{
     reader::{At, Errors, Fields, Path},
     value,
@@ -85,6 +87,18 @@ pub(super) fn decide(model: &mut Model, asked: &[Asked], errors: &Errors) {
         let path = Path::default().key("services").index(index);
         service.balance.tracking = tracking(service, pools.get(&service.pool), *asked);
         fits(service, pools.get(&service.pool), *asked, &path, errors);
+    }
+    for (name, _) in pools.iter().filter(|(_, pool)| pool.listed() > 0) {
+        let sharers = services.iter().filter(|s| s.pool == *name).count();
+        if sharers > SHARERS as usize {
+            errors.add(
+                Path::default().key("pools").key(name),
+                format!(
+                    "has backends with max_connections, and {sharers} services; at most {SHARERS} can keep one limit \
+                     together: give the others a pool of their own"
+                ),
+            );
+        }
     }
 }
 

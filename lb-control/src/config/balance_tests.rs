@@ -52,6 +52,33 @@ fn full_tracking_is_taken_where_something_needs_it_and_says_why() {
 }
 
 #[test]
+fn a_limit_is_kept_by_eight_services_together_and_not_by_nine() {
+    let file = |services: u32, backend: &str| {
+        let services: Vec<_> = (1..=services)
+            .map(|n| {
+                format!(
+                    "{{name: s{n}, address: 203.0.113.{n}, port: 80, protocol: tcp, forwarding: l2-dsr, pool: web}}"
+                )
+            })
+            .collect();
+        format!(
+            "interfaces: [{{name: eth0}}]\n\
+             pools: {{web: {{backends: [{{name: a, address: 10.0.1.11, {backend}}}]}}}}\n\
+             services: [{}]\n",
+            services.join(", ")
+        )
+    };
+    assert!(parse(&file(8, "max_connections: 5"), "f.yaml").is_ok());
+    assert!(parse(&file(9, "weight: 5"), "f.yaml").is_ok());
+    let errors = parse(&file(9, "max_connections: 5"), "f.yaml").unwrap_err();
+    let text = errors.to_string();
+    assert!(
+        text.contains("pools.web: has backends with max_connections, and 9 services; at most 8"),
+        "{text}"
+    );
+}
+
+#[test]
 fn what_does_not_fit_together_is_refused_with_the_reason() {
     for (protocol, rest, expected) in [
         ("tcp", "udp: tracked", "udp: is for protocol udp; remove it"),

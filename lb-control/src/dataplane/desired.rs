@@ -75,6 +75,8 @@ struct Builder<'a> {
     service_ids: Ids,
     member_ids: Ids,
     slot_ranges: SlotRanges,
+    /// Members of each backend with a limit.
+    sharers: BTreeMap<BackendKey, Vec<u32>>,
     state: DesiredState,
 }
 
@@ -114,6 +116,7 @@ impl<'a> Builder<'a> {
                 given.capacity.slots,
             ),
             live_ranges,
+            sharers: BTreeMap::new(),
             state: DesiredState {
                 config: Config {
                     clock_shift: clock::shift_for_hz(given.hz),
@@ -224,6 +227,7 @@ impl<'a> Builder<'a> {
     }
 
     fn finish(mut self) -> DesiredState {
+        spread::join(&mut self.state.limits, self.sharers.values());
         if !self.state.replies.is_empty() {
             self.state.config.features |= feature::REPLIES;
         }

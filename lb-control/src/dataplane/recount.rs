@@ -11,8 +11,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering::Relaxed},
 };
 
-/// `MemberLoad`s are two words, the first of which is the count.
-const LOAD_WORDS: usize = 2;
+use super::aya_maps::LOAD_WORDS;
 
 /// See the module's description.
 #[derive(Debug, Default)]
@@ -22,6 +21,7 @@ pub(super) struct Recount {
     suspects: BTreeMap<u32, (u64, u64)>,
 }
 
+/// The first word of a member's record.
 fn count(loads: &[AtomicU64], member: u32) -> Option<&AtomicU64> {
     loads.get(member as usize * LOAD_WORDS)
 }

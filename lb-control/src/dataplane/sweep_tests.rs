@@ -13,6 +13,7 @@ use lb_common::{
     slot::SlotWord,
 };
 
+use super::aya_maps::LOAD_WORDS;
 use super::sweep::{MemberInfo, ServiceInfo, SweepReport, Sweeper, World};
 
 const SIZE: u32 = 31;
@@ -44,7 +45,7 @@ impl Fixture {
             reply_flows: MemoryTable::new(buckets_for(64)),
             slots: (0..SIZE).map(|_| AtomicU64::new(slot.0)).collect(),
             members: vec![MemberInfo::default(), up, up],
-            loads: (0..6).map(|_| AtomicU64::new(0)).collect(),
+            loads: (0..3 * LOAD_WORDS).map(|_| AtomicU64::new(0)).collect(),
             full: false,
             by_source: false,
             sweeper: Sweeper::default(),
@@ -297,8 +298,8 @@ fn a_count_that_a_killed_daemon_left_wrong_is_put_right_once_nothing_moves() {
     let mut f = Fixture::new(SlotWord::stable(1));
     f.full = true;
     insert_full(&f, 2, 1, 8000, Mark::Open);
-    let set = |f: &Fixture, counts: Counts| f.loads[2].store(counts.0, Relaxed);
-    let count = |f: &Fixture| Counts(f.loads[2].load(Relaxed));
+    let set = |f: &Fixture, counts: Counts| f.loads[LOAD_WORDS].store(counts.0, Relaxed);
+    let count = |f: &Fixture| Counts(f.loads[LOAD_WORDS].load(Relaxed));
     set(&f, Counts::new(0, 3));
     f.sweep(8000);
     assert_eq!(count(&f), Counts::new(0, 3), "once may be chance");
@@ -308,7 +309,7 @@ fn a_count_that_a_killed_daemon_left_wrong_is_put_right_once_nothing_moves() {
     f.sweep(8000);
     assert_eq!(count(&f), Counts::new(0, 1));
     // From here on the data path's word is taken for it.
-    f.loads[2].fetch_add(load::OPEN, Relaxed);
+    f.loads[LOAD_WORDS].fetch_add(load::OPEN, Relaxed);
     f.sweep(8000);
     f.sweep(8000);
     assert_eq!(count(&f), Counts::new(0, 2));

@@ -151,6 +151,48 @@ fn runtime() -> Runtime {
     }
 }
 
+#[test]
+fn the_members_of_a_backend_with_a_limit_form_a_ring_over_its_services() {
+    let mut backends = vec![backend(1), backend(2)];
+    backends[0].max_connections = 10;
+    let services = |n: u8| (1..=n).map(|n| service(n, "p")).collect::<Vec<_>>();
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    // Of the members that are configured; others take no new flows.
+    let of = |maps: &FakeMaps, wanted: &DesiredState, n: u8| {
+        let snapshot = maps.snapshot().unwrap();
+        let address = Addr::from_ip(backend(n).address).0;
+        let limits: Vec<_> = wanted
+            .limits
+            .keys()
+            .filter(|id| snapshot.members[id].address == address)
+            .map(|id| (*id, snapshot.limits[id].next))
+            .collect();
+        limits
+    };
+    for (n, ring) in [(1, false), (3, true), (2, true), (1, false)] {
+        let model = model([("p".to_owned(), backends.clone())], services(n));
+        reconcile(&mut maps, &model, &runtime());
+        let wanted = wanted(&maps, &model, &runtime(), &BTreeSet::new());
+        let members = of(&maps, &wanted, 1);
+        let configured: Vec<_> = members.iter().filter(|(_, next)| *next != 0).collect();
+        if ring {
+            assert_eq!(configured.len(), usize::from(n), "{members:?}");
+            let mut at = configured[0].0;
+            let mut seen = BTreeSet::new();
+            while seen.insert(at) {
+                at = members.iter().find(|(id, _)| *id == at).unwrap().1;
+            }
+            assert_eq!(seen.len(), usize::from(n), "one ring: {members:?}");
+        } else {
+            assert!(configured.is_empty(), "{members:?}");
+        }
+        assert!(
+            of(&maps, &wanted, 2).iter().all(|(_, next)| *next == 0),
+            "no limit"
+        );
+    }
+}
+
 fn condition(runtime: &mut Runtime, n: u8, condition: Condition) {
     let key = BackendKey {
         pool: "p".into(),

@@ -349,6 +349,7 @@ fn a_binding_takes_a_place_among_its_members_connections_and_gives_it_back() -> 
                 counts: 0,
                 max: 2,
                 weight: 1,
+                ..MemberLoad::default()
             };
             let member = world.service.members[0];
             lab.program

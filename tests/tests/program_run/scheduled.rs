@@ -1,7 +1,7 @@
 //! Services with full tracking: who gets a new flow, what is counted, and
 //! where there is no room.
 
-use std::{collections::BTreeMap, thread};
+use std::{collections::BTreeMap, net::SocketAddr, thread};
 
 use anyhow::{Result, ensure};
 use lb_common::{
@@ -93,6 +93,7 @@ fn limit(lab: &mut Lab, service: &Service, max: u32) -> Result<()> {
             counts: 0,
             max,
             weight: 1,
+            ..MemberLoad::default()
         };
         loads.set(*member, load, 0)?;
     }
@@ -249,6 +250,81 @@ fn a_limit_is_never_exceeded_on_two_cores_at_once_and_overflow_comes_back() -> R
         let backend = sent_to(&lab, &syn(300_000 + n))?;
         assert!(backend < 2, "number {n} went to the second group");
     }
+    Ok(())
+}
+
+#[test]
+fn services_that_share_a_backend_keep_its_limit_together_on_two_cores_at_once() -> Result<()> {
+    let (mut lab, http) = service(1, |_| {})?;
+    let other = SocketAddr::new(CASE.vip().ip(), 443);
+    let spec = Spec::new(other, CASE.protocol, CASE.method).backend(at("10.1.0.11:8080"), 0x11);
+    let mut https = lab.service(&spec)?;
+    https.entry.flags |= service_flag::FULL_TRACKING;
+    lab.add_key(&spec, https.entry)?;
+    let members = [http.members[0], https.members[0]];
+    let mut loads = lab.program.array::<MemberLoad>(map::LOADS)?;
+    for (member, next) in [(0, 1), (1, 0)] {
+        let load = MemberLoad {
+            max: 300,
+            weight: 1,
+            next: members[next],
+            ..MemberLoad::default()
+        };
+        loads.set(members[member], load, 0)?;
+    }
+    let to = |port: u16, flow: u32, flags| {
+        let target = SocketAddr::new(CASE.vip().ip(), port);
+        let mut client = CASE.client();
+        client.set_ip(
+            [
+                100,
+                flow.to_be_bytes()[1],
+                flow.to_be_bytes()[2],
+                flow.to_be_bytes()[3],
+            ]
+            .into(),
+        );
+        CASE.between(client, target).flags(flags).build()
+    };
+    let shared = &lab;
+    let run = |port: u16| -> Result<u32> {
+        let mut opened = 0;
+        for flow in 0..400 {
+            let outcome = shared.program.run(&to(port, flow, tcp_flags::SYN))?;
+            if outcome.action == lb_tests::program::action::TX {
+                shared.program.run(&to(port, flow, tcp_flags::ACK))?;
+                opened += 1;
+            }
+        }
+        Ok(opened)
+    };
+    let port = CASE.vip().port();
+    let (mine, others) = thread::scope(|scope| {
+        let others = scope.spawn(|| run(443));
+        let mine = run(port)?;
+        anyhow::Ok((mine, others.join().expect("no panic")?))
+    })?;
+    let (first, second) = (counts(&mut lab, members[0])?, counts(&mut lab, members[1])?);
+    assert_eq!((first, second), ((0, mine), (0, others)));
+    // Both cores may ask for the last place and both be told that it is taken.
+    assert!((298..=300).contains(&(mine + others)), "{mine} + {others}");
+    for (port, flow) in [(port, 10_000), (443, 10_001), (port, 10_002), (443, 10_003)] {
+        lab.program.run(&to(port, flow, tcp_flags::SYN))?;
+    }
+    let full = |lab: &mut Lab| -> Result<u32> {
+        let all = [counts(lab, members[0])?, counts(lab, members[1])?];
+        Ok(all.iter().map(|(half, open)| half + open).sum())
+    };
+    assert_eq!(full(&mut lab)?, 300, "neither goes past it afterwards");
+    // What ends in one service makes room in the other.
+    for flow in 0..400 {
+        lab.program
+            .run(&to(port, flow, tcp_flags::FIN | tcp_flags::ACK))?;
+    }
+    let before = counts(&mut lab, members[1])?;
+    let outcome = lab.program.run(&to(443, 20_000, tcp_flags::SYN))?;
+    assert_eq!(outcome.action, lb_tests::program::action::TX);
+    assert_eq!(counts(&mut lab, members[1])?.0, before.0 + 1);
     Ok(())
 }
 

@@ -270,8 +270,13 @@ impl AyaMaps {
                 && let Some(member) = self.member(id)
             {
                 snapshot.members.insert(id, member);
-                let MemberLoad { max, weight, .. } = self.load(id);
-                snapshot.limits.insert(id, MemberLimits { max, weight });
+                let load = self.load(id);
+                let limits = MemberLimits {
+                    max: load.max,
+                    weight: load.weight,
+                    next: load.next,
+                };
+                snapshot.limits.insert(id, limits);
             }
         }
         for index in 0..LINKS {

@@ -148,9 +148,12 @@ impl MapStore for AyaMaps {
             counts: 0,
             max: limits.max,
             weight: limits.weight,
+            next: limits.next,
+            reserved: 0,
         };
-        let [_, word]: [u64; LOAD_WORDS] = to_words(&load);
-        self.load_word(id, 1)?.store(word, Relaxed);
+        let [_, limits, next]: [u64; LOAD_WORDS] = to_words(&load);
+        self.load_word(id, 1)?.store(limits, Relaxed);
+        self.load_word(id, 2)?.store(next, Relaxed);
         Ok(())
     }
 

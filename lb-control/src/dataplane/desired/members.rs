@@ -55,6 +55,13 @@ impl Builder<'_> {
                 priority: backend.priority,
                 max: backend.max_connections,
             });
+            if backend.max_connections > 0 {
+                let key = BackendKey {
+                    pool: service.pool.clone(),
+                    backend: backend.name.clone(),
+                };
+                self.sharers.entry(key).or_default().push(member);
+            }
             let next_hop = self.next_hop(backend.address, member);
             let mtu = self.mtu(backend.address, member, key.method);
             self.state

@@ -1,6 +1,9 @@
 //! Who gets a service's flows: its table, its lists and its members' limits.
 
-use std::{collections::HashMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use lb_common::{
     abi::{ServiceEntry, service_flag, udp},
@@ -129,6 +132,7 @@ impl Builder<'_> {
             let limits = MemberLimits {
                 max: r.max,
                 weight: r.member.share.max(1),
+                next: 0,
             };
             self.state.limits.insert(r.member.id, limits);
         }
@@ -205,8 +209,24 @@ impl Builder<'_> {
     }
 }
 
+/// Makes rings of the members that are one backend's, whose limit is one for all
+/// of them.
+pub(super) fn join<'a>(
+    limits: &mut BTreeMap<u32, MemberLimits>,
+    sharers: impl Iterator<Item = &'a Vec<u32>>,
+) {
+    for members in sharers.filter(|members| members.len() > 1) {
+        let next = members.iter().cycle().skip(1);
+        for (member, next) in members.iter().zip(next) {
+            if let Some(limits) = limits.get_mut(member) {
+                limits.next = *next;
+            }
+        }
+    }
+}
+
 /// Ranges of slots (first, number) that hold lists, by service id.
-pub(super) fn list_ranges(snapshot: &MapSnapshot) -> std::collections::BTreeMap<u32, (u32, u32)> {
+pub(super) fn list_ranges(snapshot: &MapSnapshot) -> BTreeMap<u32, (u32, u32)> {
     snapshot
         .entries()
         .filter(|entry| entry.listed() > 0)

@@ -181,10 +181,12 @@ pub struct DesiredState {
 /// What a member's connections are held against.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct MemberLimits {
-    /// Connections it may have; zero: any number.
+    /// Connections its backend may have; zero: any number.
     pub max: u32,
     /// Its weight among the service's members.
     pub weight: u32,
+    /// The next member of the same backend, which has a limit; zero: there is none.
+    pub next: u32,
 }
 
 /// The slots of one service.
