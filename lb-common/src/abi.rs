@@ -10,6 +10,7 @@ mod defence;
 mod fragment;
 mod link;
 mod nat;
+mod persist;
 mod service;
 mod tunnel;
 mod vip;
@@ -22,6 +23,7 @@ pub use defence::{
 pub use fragment::{FragmentEntry, FragmentKey, direction};
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
+pub use persist::{PersistEntry, PersistKey, ServerKey};
 pub use service::{ServiceEntry, service_flag, udp};
 pub use tunnel::Tunnel;
 pub use vip::{CLAIMS, Claim, VipEntry, VipKey, vip_flag};
@@ -29,7 +31,7 @@ pub use work::{Bound, QUOTE_BYTES, Scratch, Work};
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
 /// of another version are refused.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod map {
@@ -61,6 +63,10 @@ pub mod map {
     pub const LINKS: &str = "LINKS";
     /// Array by member id: [`super::MemberLoad`], mapped.
     pub const LOADS: &str = "LOADS";
+    /// LRU hash: [`super::PersistKey`] to [`super::PersistEntry`].
+    pub const PERSISTENCE: &str = "PERSISTENCE";
+    /// Hash: [`super::ServerKey`] to a member's id.
+    pub const SERVERS: &str = "SERVERS";
     /// Array of `u64` by service id: turns taken under round robin.
     pub const TURNS: &str = "TURNS";
     /// Per-CPU array by member id: [`super::MemberStats`].
@@ -357,6 +363,8 @@ pub struct MemberLoad {
     pub next: u32,
     /// Zero.
     pub reserved: u32,
+    /// The server it is on, see [`crate::persist::backend`].
+    pub backend: u64,
 }
 
 /// What was sent to and came back from a member on one core.
@@ -454,7 +462,7 @@ layout! {
     Tunnel = 40,
     ServiceKey = 20,
     RangeKey = 20,
-    ServiceEntry = 64,
+    ServiceEntry = 72,
     VipKey = 20,
     VipEntry = 4,
     PoolEntry = 12,
@@ -466,13 +474,16 @@ layout! {
     LinkEntry = 40,
     Work = 80,
     Bound = 96,
-    Scratch = 368,
+    Scratch = 392,
     SourceKey = 20,
     LimitKey = 20,
+    PersistKey = 24,
+    PersistEntry = 16,
+    ServerKey = 16,
     FragmentKey = 40,
     FragmentEntry = 24,
     Claim = 16,
-    MemberLoad = 24,
+    MemberLoad = 32,
     MemberStats = 40,
     SampleEntry = 64,
     NeighbourRequest = 24,

@@ -134,6 +134,10 @@ names! {
         IcmpErrorSent = "icmp_error_sent",
         /// ICMP errors that were due, but too many for one second.
         IcmpLimited = "icmp_limited",
+        /// New flows that went to the server that their source had.
+        Persistent = "persistent",
+        /// Sources whose server could not be noted.
+        PersistenceFull = "persistence_full",
     }
 }
 

@@ -21,6 +21,7 @@ pub mod limit;
 pub mod load;
 pub mod member;
 pub mod net;
+pub mod persist;
 pub mod quic;
 pub mod reset;
 pub mod schedule;

@@ -22,8 +22,8 @@ use tokio::sync::{mpsc, oneshot};
 use crate::status::{
     BackendStatus, ServiceStatus, Snapshot, Status,
     request::{
-        AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, PlanAnswer, PlanRequest, Refusal,
-        ReloadAnswer,
+        AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
+        PersistenceFilter, PlanAnswer, PlanRequest, Refusal, ReloadAnswer,
     },
 };
 
@@ -43,6 +43,10 @@ pub enum Command {
     Plan(PlanRequest, Reply<PlanAnswer>),
     /// Flows of the sample.
     Flows(FlowFilter, Reply<FlowsAnswer>),
+    /// Sources and their servers.
+    Persistence(PersistenceFilter, Reply<PersistenceAnswer>),
+    /// Forget sources' servers.
+    Forget(PersistenceFilter, Reply<ForgetAnswer>),
 }
 
 /// How `/metrics` is written.
@@ -111,6 +115,8 @@ pub fn control(handle: Handle) -> Router {
         .route("/v1/services", get(services))
         .route("/v1/backends", get(backends))
         .route("/v1/flows", get(flows))
+        .route("/v1/persistence", get(persistence))
+        .route("/v1/forget", post(forget))
         .route("/v1/reload", post(reload))
         .route("/v1/admin", post(admin))
         .route("/v1/plan", post(plan))
@@ -157,6 +163,24 @@ async fn flows(
     handle.ask(|reply| Command::Flows(filter, reply)).await
 }
 
+async fn persistence(
+    State(handle): State<Handle>,
+    filter: Result<Query<PersistenceFilter>, QueryRejection>,
+) -> Result<Json<PersistenceAnswer>, Failure> {
+    let Query(filter) = filter.map_err(|e| Failure::bad_request(e.body_text()))?;
+    handle
+        .ask(|reply| Command::Persistence(filter, reply))
+        .await
+}
+
+async fn forget(
+    State(handle): State<Handle>,
+    filter: Result<Json<PersistenceFilter>, JsonRejection>,
+) -> Result<Json<ForgetAnswer>, Failure> {
+    let Json(filter) = filter.map_err(|e| Failure::bad_request(e.body_text()))?;
+    handle.ask(|reply| Command::Forget(filter, reply)).await
+}
+
 async fn reload(State(handle): State<Handle>) -> Result<Json<ReloadAnswer>, Failure> {
     handle.ask(Command::Reload).await
 }
@@ -181,8 +205,8 @@ async fn unknown_path() -> Failure {
     Failure(
         StatusCode::NOT_FOUND,
         Refusal::because(
-            "no such path; there are /v1/status, /v1/services, /v1/backends, /v1/flows (GET) and \
-             /v1/reload, /v1/admin, /v1/plan (POST)",
+            "no such path; there are /v1/status, /v1/services, /v1/backends, /v1/flows, /v1/persistence \
+             (GET) and /v1/reload, /v1/admin, /v1/plan, /v1/forget (POST)",
         ),
     )
 }
@@ -190,7 +214,9 @@ async fn unknown_path() -> Failure {
 async fn wrong_method() -> Failure {
     Failure(
         StatusCode::METHOD_NOT_ALLOWED,
-        Refusal::because("wrong method; GET reads, POST is for /v1/reload, /v1/admin and /v1/plan"),
+        Refusal::because(
+            "wrong method; GET reads, POST is for /v1/reload, /v1/admin, /v1/plan and /v1/forget",
+        ),
     )
 }
 

@@ -45,6 +45,12 @@ async fn server(name: &str) -> Server {
                 Command::Plan(request, reply) => {
                     drop(reply.send(Err(Refusal::because(request.path))));
                 }
+                Command::Persistence(filter, reply) => {
+                    drop(reply.send(Err(Refusal::because(format!("{filter:?}")))));
+                }
+                Command::Forget(filter, reply) => drop(reply.send(Ok(ForgetAnswer {
+                    forgotten: u64::from(filter.source.is_some()),
+                }))),
                 Command::Flows(filter, reply) => drop(reply.send(Ok(FlowsAnswer {
                     sampled_one_in: 1,
                     truncated: false,
@@ -212,4 +218,30 @@ async fn readyz_tells_why_not_and_healthz_only_that_the_process_lives() {
         readyz(State(server.handle.clone())).await.status(),
         StatusCode::OK
     );
+}
+
+#[tokio::test]
+async fn sources_are_listed_by_filter_and_forgotten() {
+    let server = server("persistence").await;
+    let path = "/v1/persistence?group=shop&source=2001%3Adb8%3A%3A1&limit=3";
+    let refused = client::get::<PersistenceAnswer>(&server.socket, path)
+        .await
+        .unwrap_err();
+    let told = refused.errors.concat();
+    for expected in ["shop", "2001:db8::1", "limit: Some(3)"] {
+        assert!(told.contains(expected), "{told}");
+    }
+    let path = "/v1/persistence?source=nobody";
+    let refused = client::get::<PersistenceAnswer>(&server.socket, path)
+        .await
+        .unwrap_err();
+    assert!(refused.errors.concat().contains("source"), "{refused:?}");
+    let filter = PersistenceFilter {
+        source: Some("192.0.2.1".parse().unwrap()),
+        ..PersistenceFilter::default()
+    };
+    let answer: ForgetAnswer = client::post(&server.socket, "/v1/forget", &filter)
+        .await
+        .unwrap();
+    assert_eq!(answer.forgotten, 1);
 }

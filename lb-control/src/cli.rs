@@ -15,8 +15,8 @@ use serde::Serialize;
 use crate::status::{
     BackendStatus, ServiceStatus, Status,
     request::{
-        AdminAction, AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, PlanAnswer, PlanRequest,
-        ReloadAnswer,
+        AdminAction, AdminAnswer, AdminRequest, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
+        PersistenceFilter, PlanAnswer, PlanRequest, ReloadAnswer,
     },
 };
 
@@ -146,6 +146,16 @@ pub enum Command {
     },
     /// Flows of the sample that the data path keeps.
     Flows(FlowsArgs),
+    /// Sources and the backends that persistence sends them to.
+    Persistence(PersistenceArgs),
+    /// Let a source's next connection go to any backend.
+    Forget {
+        /// An address of the source.
+        source: IpAddr,
+        /// Only in this group, or in this service where it is in none.
+        #[arg(long)]
+        group: Option<String>,
+    },
     /// Give a backend no new flows and let it serve those it has.
     Drain(BackendArg),
     /// Let a backend take part again.
@@ -189,6 +199,23 @@ pub struct DetachArgs {
     /// Where the daemon kept what it changed in the kernel.
     #[arg(long, value_name = "DIR", default_value = DEFAULT_STATE_DIR)]
     pub state_dir: PathBuf,
+}
+
+/// Arguments of `persistence`.
+#[derive(Clone, Debug, Args)]
+pub struct PersistenceArgs {
+    /// Only those of this group, or of this service where it is in none.
+    #[arg(long)]
+    pub group: Option<String>,
+    /// Only the source that this address belongs to.
+    #[arg(long, value_name = "ADDRESS")]
+    pub source: Option<IpAddr>,
+    /// At most so many.
+    #[arg(long, value_name = "N")]
+    pub limit: Option<usize>,
+    /// Table or JSON.
+    #[arg(long, short, value_enum, default_value_t)]
+    pub output: Output,
 }
 
 /// Arguments of `flows`.
@@ -263,9 +290,28 @@ pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
         }
         Command::Flows(args) => {
             let output = args.output;
-            let path = flows_path(&args)?;
-            let flows: FlowsAnswer = client::get(socket, &path).await?;
+            let flows: FlowsAnswer = client::get(socket, &flows_path(&args)).await?;
             print(output, &flows, show::flows)
+        }
+        Command::Persistence(args) => {
+            let query = [
+                ("group", args.group),
+                ("source", args.source.map(|address| address.to_string())),
+                ("limit", args.limit.map(|limit| limit.to_string())),
+            ];
+            let path = with_query("/v1/persistence", query);
+            let answer: PersistenceAnswer = client::get(socket, &path).await?;
+            print(args.output, &answer, show::persistence)
+        }
+        Command::Forget { source, group } => {
+            let filter = PersistenceFilter {
+                group,
+                source: Some(source),
+                limit: None,
+            };
+            let answer: ForgetAnswer = client::post(socket, "/v1/forget", &filter).await?;
+            println!("{}", show::forgotten(&answer, source));
+            Ok(())
         }
         Command::Reload { output } => {
             let answer: ReloadAnswer = client::post(socket, "/v1/reload", &()).await?;
@@ -315,28 +361,27 @@ async fn admin(socket: &Path, backend: BackendArg, action: AdminAction) -> Resul
     Ok(())
 }
 
-fn flows_path(args: &FlowsArgs) -> Result<String, Failure> {
-    let filter = FlowFilter {
-        service: args.service.clone(),
-        backend: args.backend.clone(),
-        client: args.client,
-        limit: args.limit,
-    };
-    let pairs = [
-        ("service", filter.service),
-        ("backend", filter.backend),
-        ("client", filter.client.map(|address| address.to_string())),
-        ("limit", filter.limit.map(|limit| limit.to_string())),
+fn flows_path(args: &FlowsArgs) -> String {
+    let query = [
+        ("service", args.service.clone()),
+        ("backend", args.backend.clone()),
+        ("client", args.client.map(|address| address.to_string())),
+        ("limit", args.limit.map(|limit| limit.to_string())),
     ];
-    let query: Vec<String> = pairs
+    with_query("/v1/flows", query)
+}
+
+/// The path with those of the parameters that there are.
+fn with_query<const N: usize>(path: &str, query: [(&str, Option<String>); N]) -> String {
+    let query: Vec<String> = query
         .into_iter()
         .filter_map(|(name, value)| Some(format!("{name}={}", percent_encoded(&value?))))
         .collect();
-    Ok(if query.is_empty() {
-        "/v1/flows".into()
+    if query.is_empty() {
+        path.to_owned()
     } else {
-        format!("/v1/flows?{}", query.join("&"))
-    })
+        format!("{path}?{}", query.join("&"))
+    }
 }
 
 /// A query value with everything escaped but RFC 3986's unreserved characters.
@@ -415,7 +460,7 @@ mod tests {
             output: Output::Json,
         };
         assert_eq!(
-            flows_path(&args).unwrap(),
+            flows_path(&args),
             "/v1/flows?service=a%20b%26c&backend=web%2Fweb-1&client=2001%3Adb8%3A%3A1"
         );
     }

@@ -10,6 +10,7 @@ mod check;
 mod defence;
 mod document;
 mod error;
+mod persistence;
 mod reader;
 mod shared;
 mod topology;

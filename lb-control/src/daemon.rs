@@ -11,6 +11,7 @@ mod flows;
 pub mod lock;
 mod names;
 mod observe;
+mod persistence;
 mod preview;
 mod reload;
 mod retry;

@@ -142,6 +142,22 @@ fn flow_table(page: &mut Page, snapshot: &Snapshot) {
             })
             .collect(),
     );
+    let persistence = &snapshot.status.persistence;
+    page.gauge(
+        "lb_persistence_sources",
+        "Sources that have a server, at the last sweep.",
+        persistence.sources as f64,
+    );
+    page.gauge(
+        "lb_persistence_capacity",
+        "Sources that may have one at a time; the least recent are forgotten beyond that.",
+        persistence.capacity as f64,
+    );
+    page.counter(
+        "lb_persistence_flows_total",
+        "New flows that went to the server that their source had.",
+        persistence.led_total,
+    );
     page.counter(
         "lb_flow_table_inserted_total",
         "Entries made in the flow table.",

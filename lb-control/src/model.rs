@@ -15,9 +15,11 @@ use serde::Serialize;
 
 mod balance;
 mod defence;
+mod persistence;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
 pub use defence::{Defence, OnBackendDown, Prefix};
+pub use persistence::Persistence;
 
 /// Everything one node does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -98,6 +100,8 @@ pub struct Dataplane {
     pub max_bindings: u32,
     /// Packets whose fragments are under way at once (about 100 bytes each).
     pub max_fragments: u32,
+    /// Sources whose server is known at a time, the latest.
+    pub max_persistent_sources: u32,
     /// ICMP errors that each core may send in a second; zero: none.
     pub icmp_rate: u32,
     /// A TCP flow idle for less than this never changes its backend.
@@ -254,6 +258,8 @@ pub struct Service {
     pub on_backend_down: OnBackendDown,
     /// How its flows are spread.
     pub balance: Balance,
+    /// Whether a source's flows go to the server that it has.
+    pub persistence: Option<Persistence>,
     /// What the operator says of the network around it; checked for sense.
     pub topology: Topology,
     /// Name of its pool (checked to exist).

@@ -48,6 +48,8 @@ pub struct Status {
     pub interfaces: Vec<InterfaceStatus>,
     /// The flow table.
     pub flow_table: FlowTableStatus,
+    /// Persistence by source.
+    pub persistence: PersistenceStatus,
     /// Full NAT's addresses.
     #[serde(default)]
     pub full_nat: Vec<PoolStatus>,
@@ -167,6 +169,17 @@ pub struct DuplicateVip {
     pub interface: String,
     /// When, to the second.
     pub last_seen: u64,
+}
+
+/// Sources that have a server (persistence).
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersistenceStatus {
+    /// Sources at the last sweep.
+    pub sources: u64,
+    /// Sources there is room for; the least recent ones are forgotten beyond that.
+    pub capacity: u64,
+    /// New flows that went to the server that their source had.
+    pub led_total: u64,
 }
 
 /// Entries of the flow table. Only flows in tracked slots have one.

@@ -6,7 +6,8 @@
 //! forwards the errors of flows, `icmp_error` makes new ones, `fragment` has
 //! later fragments follow the first, `reply` translates what comes back,
 //! `full_nat` both ways, `back` knows the way to clients, `reset` ends connections, `head` puts packets into
-//! tunnels and changes VLAN tags. `defence` says what a service takes in. `frame`
+//! tunnels and changes VLAN tags. `defence` says what a service takes in,
+//! `persistence` which server a source has. `frame`
 //! is what they all start from. Packet memory is touched in `packet` alone, map
 //! memory in `maps` alone. What can be decided without either stands in
 //! lb-common, where the host tests it.
@@ -33,6 +34,7 @@ mod maps;
 mod neighbour;
 mod packet;
 mod parse;
+mod persistence;
 mod quote;
 mod reply;
 mod reset;

@@ -18,10 +18,10 @@ use lb_common::{
     abi::{
         Bound, CLAIMS as CLAIM_COUNT, Claim, ClockReading, Config, FragmentEntry, FragmentKey,
         LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry, MemberLoad,
-        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, QUOTE_BYTES,
-        RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS,
-        SampleEntry, Scratch, ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work,
-        program::TAILS, source,
+        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, PersistEntry, PersistKey,
+        QUOTE_BYTES, RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE,
+        SOURCE_KEY_FIXED_BITS, SampleEntry, Scratch, ServerKey, ServiceEntry, ServiceKey,
+        SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::BUCKET_WORDS,
@@ -97,6 +97,12 @@ static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(64, 0);
 static CORE_LIMITS: PerCpuArray<u64> = PerCpuArray::pinned(64, 0);
 #[map]
 static SOURCE_LIMITS: LruHashMap<LimitKey, u64> = LruHashMap::pinned(1024, 0);
+// The least recent sources are forgotten where there is no room: a source is only
+// noted by a flow that is alive, so forged ones push nobody out.
+#[map]
+static PERSISTENCE: LruHashMap<PersistKey, PersistEntry> = LruHashMap::pinned(1024, 0);
+#[map]
+static SERVERS: HashMap<ServerKey, u32> = HashMap::pinned(64, 0);
 #[map]
 static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::pinned(64, 0);
 #[map]
@@ -218,6 +224,45 @@ pub fn route() -> Option<&'static mut FibParameters> {
     // SAFETY: as in `work`. There is room for it, as it says itself.
     WORK.get_ptr_mut(0)
         .map(|scratch| unsafe { &mut *(&raw mut (*scratch).route).cast() })
+}
+
+/// Room for the packet's source.
+#[inline(always)]
+pub fn persist_key() -> Option<&'static mut PersistKey> {
+    // SAFETY: as in `work`.
+    WORK.get_ptr_mut(0)
+        .map(|scratch| unsafe { &mut (*scratch).persist })
+}
+
+/// The server that a source has.
+#[inline(always)]
+pub fn persistent(key: &PersistKey) -> Option<PersistEntry> {
+    // SAFETY: a copy is made at once. Its words are right one by one; the element
+    // may be given to another source meanwhile, whose server is as good as any.
+    unsafe { PERSISTENCE.get(key) }.copied()
+}
+
+/// Notes the server that a source has; whether there was room.
+#[inline(always)]
+pub fn persist(key: &PersistKey, entry: &PersistEntry) -> bool {
+    PERSISTENCE.insert(key, entry, 0).is_ok()
+}
+
+/// Sets the time of a source's entry, if it has one.
+#[inline(always)]
+pub fn touch_persistent(key: &PersistKey, ticks: u32) {
+    if let Some(at) = PERSISTENCE.get_ptr_mut(key) {
+        // SAFETY: an aligned field of a valid element. If it is another source's
+        // by now, that one is forgotten a little later.
+        unsafe { (&raw mut (*at).last_ticks).write_volatile(ticks) };
+    }
+}
+
+/// The member of a service on a server; zero: it has none there.
+#[inline(always)]
+pub fn member_on(key: &ServerKey) -> u32 {
+    // SAFETY: as in `service`.
+    unsafe { SERVERS.get(key) }.copied().unwrap_or(0)
 }
 
 /// Room for what is quoted of a packet.

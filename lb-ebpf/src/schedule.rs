@@ -14,6 +14,7 @@ use crate::{
     defence, lookup,
     maps::{self, Indexed, Slot, lb_find, lb_insert},
     parse::Parsed,
+    persistence,
     select::{self, World},
 };
 
@@ -187,6 +188,17 @@ impl full::Service for World<'_, Indexed> {
         let reserved = u32::from(place == Place::Reserved);
         let done = lb_insert(key.home, entry.0, times.now_ticks, reserved);
         self.flows.hide(done.into()) != 0
+    }
+
+    #[inline(always)]
+    fn rejoin(&self, by: u64) -> u32 {
+        self.flows
+            .hide(persistence::rejoin(self.service, by).into()) as u32
+    }
+
+    #[inline(always)]
+    fn remember(&self, member: u32) {
+        persistence::remember(self.service, member);
     }
 
     #[inline(always)]

@@ -18,7 +18,7 @@ use crate::{
     lookup,
     maps::{self, Flows, Slot},
     parse::Parsed,
-    stats,
+    persistence, stats,
 };
 
 /// Bytes of a UDP header.
@@ -173,11 +173,21 @@ pub fn flow_hash(config: &Config, parsed: &Parsed) -> u64 {
 /// What places a packet of a service by source: the hash of its source's prefix.
 #[inline(never)]
 fn source_hash(config: &Config, service: &ServiceEntry, parsed: &Parsed) -> u64 {
-    hash_of_source(config, service, &parsed.tuple())
+    place_of_source(config, service, &parsed.tuple())
 }
 
-#[inline(always)]
+/// As [`source_hash`], of a tuple.
+#[inline(never)]
 fn hash_of_source(config: &Config, service: &ServiceEntry, tuple: &Tuple) -> u64 {
+    place_of_source(config, service, tuple)
+}
+
+/// Sources that are many clients' are placed flow by flow.
+#[inline(always)]
+fn place_of_source(config: &Config, service: &ServiceEntry, tuple: &Tuple) -> u64 {
+    if persistence::is_proxy(service, tuple.source) {
+        return hash::flow_hash(config.hash_key, tuple);
+    }
     let prefix = if tuple.family == family::V4 {
         service.prefix_v4
     } else {

@@ -22,6 +22,8 @@ pub mod source {
     pub const ALLOWED: u32 = 1;
     /// Its packets are dropped.
     pub const DENIED: u32 = 2;
+    /// It is many clients' (a provider's proxies), and not kept together.
+    pub const PROXY: u32 = 3;
 }
 
 /// Set `number` (1 to 255) of a service: its sources are replaced by writing

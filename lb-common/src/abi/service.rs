@@ -33,16 +33,26 @@ pub struct ServiceEntry {
     pub list_offset: u32,
     /// Members listed in each group; all zero where nobody has a limit.
     pub list_sizes: [u16; GROUPS],
-    /// Zero.
-    pub reserved: [u32; 2],
+    /// Group whose services' sources keep their servers together, see
+    /// [`crate::persist::group`]; zero: no persistence.
+    pub group: u32,
+    /// Ticks after which an idle source has no server any more.
+    pub persist_ticks: u32,
     /// [`crate::limit::cost`] of a new flow on one core; zero: no limit.
     pub core_cost: u32,
     /// The same from one source.
     pub source_cost: u32,
     /// Set of `SOURCES` that says who may use it; zero: everybody.
     pub sources: u32,
+    /// Set of `SOURCES` that are too many clients at once to be kept together:
+    /// with persistence, and with [`service_flag::BY_SOURCE`]; zero: nobody.
+    pub proxies: u32,
+    /// Leading bits of an IPv4 source that have a server together.
+    pub persist_v4: u8,
+    /// Leading bits of an IPv6 source that have a server together.
+    pub persist_v6: u8,
     /// Zero.
-    pub reserved_tail: u32,
+    pub reserved: [u8; 6],
 }
 
 impl ServiceEntry {

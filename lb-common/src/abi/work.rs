@@ -1,5 +1,6 @@
 //! What the programs of the data path hand over to one another.
 
+use super::PersistKey;
 use crate::{
     binding::End,
     net::{Addr, Be16},
@@ -52,6 +53,8 @@ pub struct Scratch {
     pub route: [u64; 8],
     /// What is quoted of the packet.
     pub quote: [u32; QUOTE_BYTES / 4],
+    /// The packet's source.
+    pub persist: PersistKey,
 }
 
 /// A binding of full NAT in use: the two ends as the client sees them, and the

@@ -5,7 +5,8 @@
 //! - A packet with a live entry goes to the entry's member while that serves. A
 //!   SYN on the entry of a connection that was closing opens another one there,
 //!   if there is room for it.
-//! - A SYN without an entry goes to the member that the scheduler chooses, with
+//! - A SYN without an entry goes to the member on its source's server, where there
+//!   is persistence, else to the one that the scheduler chooses, with
 //!   a half-open entry that lives for one unit to two. If no entry can be made,
 //!   or there are too many half-open ones, it goes to `miss` uncounted; if that
 //!   has no room, nowhere.
@@ -47,6 +48,17 @@ pub trait Service: World {
         let (now, longest) = (times.now_ticks, times.longest_idle);
         flow::insert(self.flows(), key, entry, place, now, longest)
     }
+
+    /// The member on the server that the packet's source has, whose place is
+    /// taken then; zero: there is none, or it has no room. See [`crate::persist`].
+    #[inline(always)]
+    fn rejoin(&self, _by: u64) -> u32 {
+        0
+    }
+
+    /// A flow of the packet's source is alive at this member.
+    #[inline(always)]
+    fn remember(&self, _member: u32) {}
 
     /// Chooses a member for a new flow; see [`crate::schedule::choose`].
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice;
@@ -137,8 +149,16 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
             } else {
                 Place::Free
             };
-            if new != entry && !flows.exchange(bucket, word, entry, new, place) && opens_again {
-                world.give_back(entry.member(), load::OPEN);
+            if new != entry {
+                let done = flows.exchange(bucket, word, entry, new, place);
+                if !done && opens_again {
+                    world.give_back(entry.member(), load::OPEN);
+                }
+                // A packet that follows up another one; forged ones would have to
+                // come in pairs.
+                if done && kind != Kind::Syn && kind != Kind::Rst && new.is_confirmed() {
+                    world.remember(entry.member());
+                }
             }
             return Decision {
                 member: entry.member(),
@@ -179,7 +199,10 @@ pub fn decide<W: Service>(world: &W, question: Question, times: Times) -> Decisi
                 entry: Entry::Limited,
             };
         }
-        let mut choice = world.choose(hash, slot.current(), by);
+        let mut choice = Choice(world.rejoin(by));
+        if choice == Choice::NOBODY {
+            choice = world.choose(hash, slot.current(), by);
+        }
         if choice == Choice::NOBODY {
             choice = world.slots_own(slot.current(), by);
         }

@@ -26,6 +26,10 @@ struct Shop {
     now: AtomicU32,
     policy: Policy,
     resets: bool,
+    /// Member on the server that every packet's source has; zero: none.
+    held: AtomicU32,
+    /// How often a flow was noted as alive, and where the last one was.
+    noted: [AtomicU32; 2],
 }
 
 impl Shop {
@@ -46,7 +50,14 @@ impl Shop {
                 groups: [4, 0, 0, 0],
             },
             resets: false,
+            held: AtomicU32::new(0),
+            noted: Default::default(),
         }
+    }
+
+    /// Flows noted as alive so far, and the last one's member.
+    fn noted(&self) -> (u32, u32) {
+        (self.noted[0].load(SeqCst), self.noted[1].load(SeqCst))
     }
 
     fn slot(&self, hash: u64) -> SlotWord {
@@ -185,6 +196,20 @@ impl Members for Shop {
 impl Service for Shop {
     fn choose(&self, hash: u64, home: u32, by: u64) -> Choice {
         choose(self, &self.policy, hash, home, by)
+    }
+
+    fn rejoin(&self, by: u64) -> u32 {
+        let held = self.held.load(SeqCst);
+        if held != 0 && load::admit(self, held, by) == Room::Taken {
+            held
+        } else {
+            0
+        }
+    }
+
+    fn remember(&self, member: u32) {
+        self.noted[0].fetch_add(1, SeqCst);
+        self.noted[1].store(member, SeqCst);
     }
 
     fn admit(&self, member: u32, by: u64) -> u32 {
@@ -491,4 +516,48 @@ fn counts_are_what_the_table_holds_whoever_worked_on_it_at_once() {
             assert_eq!(left, 0, "{seed}: {member}");
         }
     }
+}
+
+#[test]
+fn a_source_is_noted_by_a_packet_that_follows_up_another_and_by_nothing_else() {
+    let shop = Shop::new(scheduler::ROUND_ROBIN, 64);
+    // Whoever forges addresses sends one packet of each flow.
+    for hash in 0..200 {
+        shop.send(hash << 40, Kind::Syn);
+        shop.send((hash + 1000) << 40, Kind::Data);
+        shop.send((hash + 2000) << 40, Kind::Rst);
+    }
+    assert_eq!(shop.noted().0, 0);
+    shop.pass(20);
+    let first = shop.send(7000 << 40, Kind::Syn).member;
+    shop.send(7000 << 40, Kind::Syn);
+    assert_eq!(shop.noted().0, 0, "a SYN that is repeated");
+    shop.send(7000 << 40, Kind::Data);
+    assert_eq!(shop.noted(), (1, first));
+    shop.send(7000 << 40, Kind::Data);
+    assert_eq!(shop.noted().0, 1, "once in a unit of time is enough");
+    shop.pass(1);
+    shop.send(7000 << 40, Kind::Rst);
+    assert_eq!(shop.noted().0, 1, "anybody can forge an RST");
+    shop.pass(1);
+    shop.send(7000 << 40, Kind::Data);
+    assert_eq!(shop.noted().0, 2);
+}
+
+#[test]
+fn a_new_flow_goes_to_its_sources_server_before_anybody_is_chosen() {
+    let mut shop = Shop::new(scheduler::ROUND_ROBIN, 64);
+    shop.max = vec![0, 0, 0, 2, 0];
+    shop.held.store(3, SeqCst);
+    assert_eq!(shop.send(1 << 40, Kind::Syn).member, 3);
+    assert_eq!(shop.send(2 << 40, Kind::Syn).member, 3);
+    assert_eq!(shop.counts(3), (2, 0), "its place is taken");
+    assert_eq!(shop.turns.load(SeqCst), 0, "nobody's turn was used up");
+    // Full: somebody else, who is asked for a place as ever.
+    let other = shop.send(3 << 40, Kind::Syn).member;
+    assert_ne!(other, 3);
+    assert_eq!(shop.counts(other), (1, 0));
+    // A living flow stays where it is.
+    shop.held.store(4, SeqCst);
+    assert_eq!(shop.send(1 << 40, Kind::Data).member, 3);
 }

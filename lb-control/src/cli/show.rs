@@ -1,11 +1,13 @@
 //! The daemon's answers as text for people.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::IpAddr};
 
 use super::table::{Align, Cell, Table, Tone, bits, paint, short, span};
 use crate::status::{
     AdminState, BackendStatus, Concurrent, Condition, Health, ServiceStatus, Status,
-    request::{AdminAnswer, FlowsAnswer, PlanAnswer, ReloadAnswer},
+    request::{
+        AdminAnswer, FlowsAnswer, ForgetAnswer, PersistenceAnswer, PlanAnswer, ReloadAnswer,
+    },
 };
 
 /// `lbctl status`; `now` in seconds since the Unix epoch.
@@ -79,6 +81,14 @@ pub fn status(status: &Status, colour: bool, now: u64) -> String {
         "Flow table: {} of {} entries, {} refused; {} of {} slots tracked",
         flows.entries, flows.capacity, flows.refused_total, flows.tracked_slots, flows.slots
     );
+    let persistence = &status.persistence;
+    if persistence.sources > 0 {
+        let _ = writeln!(
+            text,
+            "Persistence: {} of {} sources, {} new flows led to their server",
+            persistence.sources, persistence.capacity, persistence.led_total
+        );
+    }
     if flows.reply_entries > 0 {
         let _ = writeln!(
             text,
@@ -293,6 +303,40 @@ pub fn flows(answer: &FlowsAnswer) -> String {
         text.push_str("\nMore flows match; --limit N shows more.\n");
     }
     text
+}
+
+/// `lbctl persistence`.
+pub fn persistence(answer: &PersistenceAnswer) -> String {
+    let mut table = Table::new(&[
+        ("GROUP", Align::Left),
+        ("SOURCE", Align::Left),
+        ("BACKEND", Align::Left),
+        ("IDLE", Align::Right),
+    ]);
+    for row in &answer.sources {
+        table.row(vec![
+            row.group.as_str().into(),
+            row.source.as_str().into(),
+            row.backend.as_str().into(),
+            span(row.idle_seconds).into(),
+        ]);
+    }
+    let mut text = table.render(false);
+    if answer.truncated {
+        text.push_str("\nMore sources match; --limit N shows more.\n");
+    }
+    text
+}
+
+/// `lbctl forget`.
+pub fn forgotten(answer: &ForgetAnswer, source: IpAddr) -> String {
+    match answer.forgotten {
+        0 => format!("{source} has no server that could be forgotten"),
+        1 => format!("{source}: its server is forgotten; open connections stay where they are"),
+        n => format!(
+            "{source}: its servers in {n} groups are forgotten; open connections stay where they are"
+        ),
+    }
 }
 
 /// `lbctl reload`.

@@ -3,12 +3,13 @@
 use lb_common::load::SHARERS;
 
 use super::{
+    persistence,
     reader::{At, Errors, Fields, Path},
     value,
     yaml::Node,
 };
 use crate::model::{
-    Balance, HashInput, Model, Pool, Protocol, Scheduler, Service, Tracking, UdpMode,
+    Balance, HashInput, Model, Pool, Prefix, Protocol, Scheduler, Service, Tracking, UdpMode,
 };
 
 /// Keys of a service that are read here.
@@ -40,11 +41,13 @@ pub(super) fn read(fields: &Fields<'_>) -> (Balance, Asked) {
         ("full", Some(true)),
     ];
     let udp = fields.optional("udp", |node| value::choice(node, &modes, &[]));
+    let (hash, except) = fields.get("hash").and_then(hash).unwrap_or_default();
     let balance = Balance {
         scheduler: fields.or("scheduler", Scheduler::Maglev, |node| {
             value::choice(node, &schedulers, &[("response-time", "")])
         }),
-        hash: fields.get("hash").and_then(hash).unwrap_or_default(),
+        hash,
+        except,
         tracking: Tracking::default(),
         udp: udp.unwrap_or_default(),
     };
@@ -59,23 +62,22 @@ const WHOLE_SOURCE: HashInput = HashInput::Source {
     prefix_v6: 128,
 };
 
-fn hash(at: &At<'_>) -> Option<HashInput> {
+fn hash(at: &At<'_>) -> Option<(HashInput, Vec<Prefix>)> {
     let inputs = [("flow", HashInput::Flow), ("source", WHOLE_SOURCE)];
     if !matches!(at.node, Node::Map(_)) {
-        return at.read(|node| value::choice(node, &inputs, &[]));
+        let input = at.read(|node| value::choice(node, &inputs, &[]))?;
+        return Some((input, Vec::new()));
     }
-    let fields = at.fields(&["by", "prefix_v4", "prefix_v6"], &[])?;
-    let prefix = |key, bits| {
-        let bits = fields.or(key, bits, value::number(1..=bits));
-        u8::try_from(bits).unwrap_or(u8::MAX)
-    };
+    let fields = at.fields(&["by", "prefix_v4", "prefix_v6", "except"], &[])?;
     fields
         .required("by")?
         .read(|node| value::choice(node, &[("source", ())], &[]))?;
-    Some(HashInput::Source {
-        prefix_v4: prefix("prefix_v4", 32),
-        prefix_v6: prefix("prefix_v6", 128),
-    })
+    let (prefix_v4, prefix_v6) = persistence::prefixes(&fields);
+    let input = HashInput::Source {
+        prefix_v4,
+        prefix_v6,
+    };
+    Some((input, persistence::except(&fields)))
 }
 
 /// Decides on the tracking of each service, and reports what it can't have.
@@ -107,6 +109,9 @@ fn needs_full(service: &Service, pool: Option<&Pool>) -> Option<String> {
     let scheduler = service.balance.scheduler;
     if scheduler != Scheduler::Maglev {
         return Some(format!("scheduler {scheduler} needs it"));
+    }
+    if service.persistence.is_some() {
+        return Some("persistence by source needs it".into());
     }
     let defence = &service.defence;
     let is_limited = defence.new_flows_per_core.is_some() || defence.new_flows_per_source.is_some();

@@ -6,6 +6,7 @@ use std::net::IpAddr;
 use super::{
     balance, defence,
     document::Document,
+    persistence,
     reader::{Errors, Path, nearest},
     shared, topology,
 };
@@ -48,6 +49,7 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
     balance::decide(model, tracking, errors);
     capacities(model, errors);
     defence::check(model, errors);
+    persistence::check(model, errors);
     full_nat(model, errors);
     decide_replies(model, replies, errors);
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    balance, defence,
+    balance, defence, persistence,
     reader::{At, Errors, Fields, Path},
     topology, value,
     yaml::Node,
@@ -150,6 +150,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         "max_limited_sources",
         "max_bindings",
         "max_fragments",
+        "max_persistent_sources",
         "icmp_rate",
         "tcp_idle",
         "udp_idle",
@@ -185,6 +186,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         max_limited_sources: number("max_limited_sources", 65_536, 1024..=1 << 24),
         max_bindings: number("max_bindings", 131_072, 64..=MOST_BINDINGS),
         max_fragments: number("max_fragments", 16_384, 1024..=1 << 24),
+        max_persistent_sources: number("max_persistent_sources", 65_536, 1024..=1 << 24),
         icmp_rate: number("icmp_rate", 1000, 0..=lb_common::limit::HIGHEST_RATE),
         tcp_idle: duration("tcp_idle", LONGEST_IDLE, seconds(10)..=LONGEST_IDLE),
         udp_idle: duration("udp_idle", seconds(60), seconds(10)..=LONGEST_IDLE),
@@ -318,8 +320,14 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>, balance::Asked)> {
         "table_size",
         "topology",
     ];
-    let known = [&known[..], &balance::KEYS[..], &defence::KEYS[..]].concat();
-    let fields = at.fields(&known, &["persistence"])?;
+    let known = [
+        &known[..],
+        &balance::KEYS[..],
+        &defence::KEYS[..],
+        &[persistence::KEY],
+    ]
+    .concat();
+    let fields = at.fields(&known, &[])?;
     let methods = [
         ("l2-dsr", ForwardingMethod::L2Dsr),
         ("nat", ForwardingMethod::Nat),
@@ -327,7 +335,9 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>, balance::Asked)> {
         ("ipip", ForwardingMethod::Ipip),
         ("gue", ForwardingMethod::Gue),
     ];
-    let (balance, tracking) = balance::read(&fields);
+    let (mut balance, tracking) = balance::read(&fields);
+    let (persistence, except) = persistence::read(&fields);
+    balance.except.extend(except);
     let replies = fields.or("replies", None, |node| {
         let names = [
             ("auto", None),
@@ -365,6 +375,7 @@ fn service(at: &At<'_>) -> Option<(Service, Option<Replies>, balance::Asked)> {
         defence: defence::defence(&fields),
         on_backend_down: defence::on_backend_down(&fields),
         balance,
+        persistence,
         topology,
         pool: pool?,
         table_size: table_size.unwrap_or(0),

@@ -20,8 +20,8 @@ use crate::{
     rates::{CounterKey, Counts, Ledger, RawCounters},
     status::{
         BackendStatus, Concurrent, Condition, ConfigStatus, DuplicateVip, FlowTableStatus,
-        Histogram, InterfaceStatus, PoolStatus, ProbeStatus, Readiness, ServiceStatus, Snapshot,
-        Status, Totals,
+        Histogram, InterfaceStatus, PersistenceStatus, PoolStatus, ProbeStatus, Readiness,
+        ServiceStatus, Snapshot, Status, Totals,
     },
 };
 
@@ -289,6 +289,11 @@ impl Observer {
                 slots: stats.services.iter().map(|s| u64::from(s.slots)).sum(),
                 inserted_total: self.events.sum(Event::FlowInserted.name()),
                 refused_total: self.events.sum(Event::Untracked.name()),
+            },
+            persistence: PersistenceStatus {
+                sources: stats.persistence.0,
+                capacity: stats.persistence.1,
+                led_total: self.events.sum(Event::Persistent.name()),
             },
             duplicate_vips: stats
                 .claims

@@ -1,6 +1,6 @@
 //! What a running data path can take over from another configuration.
 
-use crate::model::Model;
+use crate::model::{HashInput, Model};
 
 /// Why `new` can't replace `old` without a restart; empty when it can.
 pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
@@ -23,6 +23,11 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
         ),
         ("max_bindings", was.max_bindings, is.max_bindings),
         ("max_fragments", was.max_fragments, is.max_fragments),
+        (
+            "max_persistent_sources",
+            was.max_persistent_sources,
+            is.max_persistent_sources,
+        ),
     ];
     for (name, was, is) in sizes {
         if was != is {
@@ -69,6 +74,14 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
                 "service {}: hash by {} instead of by {}: nearly every flow would move to another \
                  backend; give the service another name, or remove it first",
                 service.name, service.balance.hash, before.balance.hash
+            ));
+        }
+        let by_source = before.balance.hash != HashInput::Flow;
+        if by_source && before.balance.except != service.balance.except {
+            found.push(format!(
+                "service {}: other prefixes in `except`: with `hash: source` their flows would move to \
+                 another backend; give the service another name, or remove it first",
+                service.name
             ));
         }
         if service.table_size_is_explicit && before.table_size != service.table_size {

@@ -21,7 +21,7 @@ use super::{
     flows,
     lock::DirectoryLock,
     observe::{Observer, View},
-    preview, settings,
+    persistence, preview, settings,
 };
 use crate::{
     api::{self, Command, Handle, MetricsPage, listen},
@@ -330,6 +330,18 @@ impl Daemon {
             Command::Plan(request, reply) => {
                 let path = Path::new(&request.path);
                 let _ = reply.send(preview::plan(&mut self.controller, load, path));
+            }
+            Command::Persistence(filter, reply) => {
+                let Controller {
+                    model, data_path, ..
+                } = &mut self.controller;
+                let _ = reply.send(persistence::list(data_path, model, &filter));
+            }
+            Command::Forget(filter, reply) => {
+                let Controller {
+                    model, data_path, ..
+                } = &mut self.controller;
+                let _ = reply.send(persistence::forget(data_path, model, &filter));
             }
             Command::Flows(filter, reply) => {
                 let model = self.controller.model.clone();

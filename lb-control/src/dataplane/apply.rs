@@ -70,6 +70,8 @@ pub fn execute<S: MapStore>(store: &mut S, op: &MapOp, now_ticks: u32) -> Result
         MapOp::RemoveVip(key) => store.remove_vip(key),
         MapOp::PutSource(prefix, value) => store.put_source(prefix, *value),
         MapOp::RemoveSource(prefix) => store.remove_source(prefix),
+        MapOp::PutServer(key, member) => store.put_server(key, *member),
+        MapOp::RemoveServer(key) => store.remove_server(key),
         MapOp::PutReply(key, entry) => store.put_reply(key, entry),
         MapOp::RemoveReply(key) => store.remove_reply(key),
         MapOp::PutPool(key, entry) => store.put_pool(key, entry),

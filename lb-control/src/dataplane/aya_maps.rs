@@ -19,8 +19,9 @@ use aya::{
 use lb_common::{
     abi::{
         Claim, ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberLoad, MemberStats,
-        NAME_BYTES, PoolEntry, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry,
-        ServiceEntry, ServiceKey, SourceKey, VipEntry, VipKey, map,
+        NAME_BYTES, PersistEntry, PersistKey, PoolEntry, RangeKey, ReplyEntry, ReplyKey,
+        SAMPLE_SIZE, SampleEntry, ServerKey, ServiceEntry, ServiceKey, SourceKey, VipEntry, VipKey,
+        map,
     },
     binding::{self, Ring},
     flow::BUCKET_WORDS,
@@ -52,6 +53,8 @@ pub(super) struct AyaMaps {
     flows: Mapping,
     reply_flows: Mapping,
     replies: HashMap<MapData, ReplyKey, ReplyEntry>,
+    servers: HashMap<MapData, ServerKey, u32>,
+    persistence: Persistence,
     sources: LpmTrie<MapData, SourceKey, u32>,
     claims: HashMap<MapData, VipKey, Claim>,
     links: Array<MapData, LinkEntry>,
@@ -73,6 +76,28 @@ pub(super) struct AyaMaps {
 struct PerCpu<V: Pod> {
     array: PerCpuArray<MapData, V>,
     fd: OwnedFd,
+}
+
+/// As [`PerCpu`], of `PERSISTENCE`.
+struct Persistence {
+    map: HashMap<MapData, PersistKey, PersistEntry>,
+    fd: OwnedFd,
+}
+
+impl Persistence {
+    fn take(ebpf: &mut Ebpf) -> Result<Self, StoreError> {
+        let name = map::PERSISTENCE;
+        let Some(Map::LruHashMap(data)) = ebpf.map(name) else {
+            return Err(failed(name, "open")(io::Error::other(
+                "not an LRU hash in the object",
+            )));
+        };
+        let fd = data.fd().as_fd().try_clone_to_owned();
+        Ok(Self {
+            fd: fd.map_err(failed(name, "open"))?,
+            map: take(ebpf, name)?,
+        })
+    }
 }
 
 impl<V: Pod> PerCpu<V> {
@@ -161,6 +186,8 @@ impl AyaMaps {
             flows: mapped(ebpf, map::FLOWS, table)?,
             reply_flows: mapped(ebpf, map::REPLY_FLOWS, table)?,
             replies: take(ebpf, map::REPLIES)?,
+            servers: take(ebpf, map::SERVERS)?,
+            persistence: Persistence::take(ebpf)?,
             sources: take(ebpf, map::SOURCES)?,
             claims: take(ebpf, map::CLAIMS)?,
             links: take(ebpf, map::LINKS)?,

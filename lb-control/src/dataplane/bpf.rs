@@ -5,6 +5,7 @@
 //! refuses a link; such an attachment can't be pinned and would end with the
 //! daemon. So links are made here, and a refusal is a refusal.
 
+use aya::Pod;
 use std::{
     ffi::CString,
     io,
@@ -140,6 +141,48 @@ pub(super) fn open_pin(path: &Path) -> io::Result<OwnedFd> {
     .map(owned)
 }
 
+/// Attributes of the calls that read many entries.
+#[repr(C)]
+struct BatchAttributes {
+    in_batch: u64,
+    out_batch: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: i32,
+    elem_flags: u64,
+    flags: u64,
+}
+
+/// Keys and values of a hash map with room for `capacity`, in one call. Entries
+/// that come or go meanwhile may be there or not.
+pub(super) fn read_hash<K: Pod + Default, V: Pod + Default>(
+    map: BorrowedFd<'_>,
+    capacity: u32,
+) -> io::Result<Vec<(K, V)>> {
+    let mut keys = vec![K::default(); capacity as usize];
+    let mut values = vec![V::default(); capacity as usize];
+    let mut next = 0u32;
+    let mut attributes = BatchAttributes {
+        in_batch: 0,
+        out_batch: std::ptr::from_mut(&mut next) as u64,
+        keys: keys.as_mut_ptr() as u64,
+        values: values.as_mut_ptr() as u64,
+        count: capacity,
+        map: map.as_raw_fd(),
+        elem_flags: 0,
+        flags: 0,
+    };
+    match bpf(MAP_LOOKUP_BATCH, &mut attributes) {
+        Ok(_) => {}
+        // The end of the map.
+        Err(e) if e.raw_os_error() == Some(libc::ENOENT) => {}
+        Err(e) => return Err(e),
+    }
+    let found = attributes.count.min(capacity) as usize;
+    Ok(keys.into_iter().zip(values).take(found).collect())
+}
+
 /// The first `count` values of an array map in as few calls as the kernel
 /// needs; `words_per_value` is that of one entry, over all CPUs.
 pub(super) fn read_array(
@@ -147,23 +190,12 @@ pub(super) fn read_array(
     count: u32,
     words_per_value: usize,
 ) -> io::Result<Vec<u64>> {
-    #[repr(C)]
-    struct Attributes {
-        in_batch: u64,
-        out_batch: u64,
-        keys: u64,
-        values: u64,
-        count: u32,
-        map: i32,
-        elem_flags: u64,
-        flags: u64,
-    }
     let mut values = vec![0u64; count as usize * words_per_value];
     let mut keys = vec![0u32; count as usize];
     let (mut cursor, mut done) = (0u32, 0u32);
     while done < count {
         let mut next = 0u32;
-        let mut attributes = Attributes {
+        let mut attributes = BatchAttributes {
             in_batch: if done == 0 {
                 0
             } else {

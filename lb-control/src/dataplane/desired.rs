@@ -19,6 +19,7 @@ use crate::model::{Model, OnBackendDown, Pool, Protocol, Service};
 mod keys;
 mod links;
 mod members;
+mod persistence;
 mod pools;
 mod sources;
 mod spread;
@@ -154,7 +155,7 @@ impl<'a> Builder<'a> {
         };
         let pool = self.model.pools.get(&service.pool).unwrap_or(&empty);
         let (offset, size) = self.slot_range(id, service, pool)?;
-        let sources = self.source_set(service, id);
+        let (sources, proxies) = self.source_sets(service, id);
         let core_cost = self.cost(service.defence.new_flows_per_core);
         let source_cost = self.cost(service.defence.new_flows_per_source);
         let resets = service.on_backend_down == OnBackendDown::Reset;
@@ -171,8 +172,10 @@ impl<'a> Builder<'a> {
             core_cost,
             source_cost,
             sources,
+            proxies,
             ..ServiceEntry::default()
         };
+        let entry = self.persistence(service, entry);
         self.state.config.longest_idle_units =
             self.state.config.longest_idle_units.max(entry.idle_units);
         self.state.service_names.insert(id, service.name.clone());

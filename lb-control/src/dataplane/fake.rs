@@ -2,8 +2,8 @@
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
-        VipEntry, VipKey, owner,
+        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServerKey, ServiceEntry,
+        ServiceKey, VipEntry, VipKey, owner,
     },
     member::MemberState,
     slot::SlotWord,
@@ -201,6 +201,16 @@ impl MapStore for FakeMaps {
 
     fn remove_source(&mut self, prefix: &SourcePrefix) -> Result<(), StoreError> {
         self.write("SOURCES")?.sources.remove(prefix);
+        Ok(())
+    }
+
+    fn put_server(&mut self, key: &ServerKey, member: u32) -> Result<(), StoreError> {
+        self.write("SERVERS")?.servers.insert(*key, member);
+        Ok(())
+    }
+
+    fn remove_server(&mut self, key: &ServerKey) -> Result<(), StoreError> {
+        self.write("SERVERS")?.servers.remove(key);
         Ok(())
     }
 

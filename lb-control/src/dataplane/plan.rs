@@ -9,8 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
-        VipEntry, VipKey, owner, service_flag,
+        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServerKey, ServiceEntry,
+        ServiceKey, VipEntry, VipKey, owner, service_flag,
     },
     member::MemberState,
     slot::SlotWord,
@@ -64,6 +64,10 @@ pub enum MapOp {
     PutSource(SourcePrefix, u32),
     /// Removes one.
     RemoveSource(SourcePrefix),
+    /// Says which member a service has on a server.
+    PutServer(ServerKey, u32),
+    /// Removes that.
+    RemoveServer(ServerKey),
     /// Adds or replaces a source of replies.
     PutReply(ReplyKey, ReplyEntry),
     /// Removes one.
@@ -190,6 +194,12 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
     }
     unused_sources(desired, snapshot, &mut ops);
     upserts(
+        &desired.servers,
+        &snapshot.servers,
+        MapOp::PutServer,
+        &mut ops,
+    );
+    upserts(
         &desired.sources,
         &snapshot.sources,
         MapOp::PutSource,
@@ -221,6 +231,12 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
         &desired.ranges,
         &snapshot.ranges,
         MapOp::RemoveRange,
+        &mut ops,
+    );
+    removals(
+        &desired.servers,
+        &snapshot.servers,
+        MapOp::RemoveServer,
         &mut ops,
     );
     removals(&desired.vips, &snapshot.vips, MapOp::RemoveVip, &mut ops);
@@ -256,7 +272,9 @@ pub fn plan(desired: &DesiredState, snapshot: &MapSnapshot) -> Vec<MapOp> {
 
 /// Sets of sources that packets go by.
 fn sets_in_use(snapshot: &MapSnapshot) -> BTreeSet<u32> {
-    snapshot.entries().map(|entry| entry.sources).collect()
+    let sets = snapshot.entries();
+    sets.flat_map(|entry| [entry.sources, entry.proxies])
+        .collect()
 }
 
 /// What a plan that was not completed left behind makes room first. The sets in

@@ -28,9 +28,12 @@ use super::{
 };
 use crate::model::Model;
 
+mod persistence;
 mod pools;
 mod rows;
 mod sweeping;
+
+pub use persistence::PersistentSource;
 
 /// The data path of this node: its maps, its program and where that is attached.
 ///
@@ -47,6 +50,8 @@ pub struct Plane {
     departed: BTreeMap<u32, Instant>,
     desired: DesiredState,
     swept: SweepReport,
+    /// Sources with a server at the last sweep.
+    persistent_sources: u64,
 }
 
 /// What [`Plane::apply`] did.
@@ -76,6 +81,7 @@ impl Plane {
             departed: BTreeMap::new(),
             desired: DesiredState::default(),
             swept: SweepReport::default(),
+            persistent_sources: 0,
         })
     }
 
@@ -244,6 +250,10 @@ impl Plane {
                 reply_entries: self.swept.reply_flows,
                 max_flows: u64::from(self.capacity.flow_buckets) * 4,
             },
+            persistence: (
+                self.persistent_sources,
+                self.capacity.persistent_sources.into(),
+            ),
             pools: self.pool_rows(),
             claims: self.claim_rows(&snapshot, now)?,
             sample_mask: mask,

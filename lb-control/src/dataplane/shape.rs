@@ -105,6 +105,12 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
             Some(capacity.fragments),
         ),
         shape(map::ICMP_LIMIT, 8, None),
+        shape(
+            map::PERSISTENCE,
+            size_of::<abi::PersistEntry>(),
+            Some(capacity.persistent_sources),
+        ),
+        shape(map::SERVERS, 4, Some(capacity.members + 1)),
         shape(map::PROGRAMS, 4, Some(program::TAILS.len() as u32)),
     ]
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::{
     abi::{
         Config, LinkEntry, LocalKey, MemberEntry, PoolEntry, RangeKey, ReplyEntry, ReplyKey,
-        ServiceEntry, ServiceKey, SourceKey, VipEntry, VipKey,
+        ServerKey, ServiceEntry, ServiceKey, SourceKey, VipEntry, VipKey,
     },
     member::MemberState,
     net::{Addr, Be16},
@@ -33,6 +33,8 @@ pub struct Capacity {
     pub bindings: u32,
     /// Packets whose fragments are under way.
     pub fragments: u32,
+    /// Sources whose server is known.
+    pub persistent_sources: u32,
 }
 
 impl Capacity {
@@ -43,6 +45,7 @@ impl Capacity {
             members: dataplane.max_members,
             slots: dataplane.max_slots,
             fragments: dataplane.max_fragments,
+            persistent_sources: dataplane.max_persistent_sources,
             flow_buckets: lb_common::flow::buckets_for(dataplane.max_flows),
             source_prefixes: dataplane.max_source_prefixes,
             limited_sources: dataplane.max_limited_sources,
@@ -173,6 +176,8 @@ pub struct MapSnapshot {
     pub lists: BTreeMap<u32, Vec<u32>>,
     /// Limits of the members that aren't free, by id.
     pub limits: BTreeMap<u32, MemberLimits>,
+    /// `SERVERS`.
+    pub servers: BTreeMap<ServerKey, u32>,
     /// `REPLIES`.
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.

@@ -24,6 +24,8 @@ pub struct PlaneStats {
     pub services: Vec<ServiceRow>,
     /// Flow tables at the last sweep.
     pub flow_table: FlowTableStats,
+    /// Sources with a server at the last sweep, and how many there is room for.
+    pub persistence: (u64, u64),
     /// Full NAT's addresses at the last sweep.
     pub pools: Vec<PoolRow>,
     /// Who else claimed VIPs of this node.

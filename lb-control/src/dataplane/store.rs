@@ -2,8 +2,8 @@
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
-        VipEntry, VipKey,
+        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServerKey, ServiceEntry,
+        ServiceKey, VipEntry, VipKey,
     },
     member::MemberState,
     slot::SlotWord,
@@ -84,6 +84,10 @@ pub trait MapStore {
     fn put_source(&mut self, prefix: &SourcePrefix, value: u32) -> Result<(), StoreError>;
     /// Removes one.
     fn remove_source(&mut self, prefix: &SourcePrefix) -> Result<(), StoreError>;
+    /// Says which member a service has on a server.
+    fn put_server(&mut self, key: &ServerKey, member: u32) -> Result<(), StoreError>;
+    /// Removes that.
+    fn remove_server(&mut self, key: &ServerKey) -> Result<(), StoreError>;
     /// Adds or replaces a source of replies.
     fn put_reply(&mut self, key: &ReplyKey, entry: &ReplyEntry) -> Result<(), StoreError>;
     /// Removes one.

@@ -44,6 +44,7 @@ const CAPACITY: Capacity = Capacity {
     limited_sources: 1024,
     bindings: 1_000,
     fragments: 1024,
+    persistent_sources: 1024,
 };
 const NOW: u32 = 5000;
 
@@ -69,6 +70,7 @@ fn service(n: u8, pool: &str) -> Service {
         defence: Defence::default(),
         on_backend_down: OnBackendDown::Keep,
         balance: Balance::default(),
+        persistence: None,
         topology: Default::default(),
         pool: pool.into(),
         table_size: 31,
@@ -92,6 +94,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             max_limited_sources: 1024,
             max_bindings: 1_000,
             max_fragments: 1024,
+            max_persistent_sources: 1024,
             icmp_rate: 1000,
             tcp_idle: Duration::from_secs(8100),
             udp_idle: Duration::from_secs(120),

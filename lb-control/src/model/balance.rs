@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::Serialize;
 
+use super::Prefix;
+
 /// Priority groups of backends: 1 to this, 1 comes first.
 pub const GROUPS: u32 = 4;
 
@@ -18,6 +20,9 @@ pub struct Balance {
     pub tracking: Tracking,
     /// What is known of a UDP service's flows.
     pub udp: UdpMode,
+    /// Sources that are many clients' and not kept together, by hash or by
+    /// persistence.
+    pub except: Vec<Prefix>,
 }
 
 /// Who chooses the backend of a new flow.

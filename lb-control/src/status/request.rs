@@ -146,6 +146,50 @@ pub struct FlowsAnswer {
     pub flows: Vec<Flow>,
 }
 
+/// Which sources to list or to forget. Everything given has to match.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PersistenceFilter {
+    /// Name of the group, or of a service that is in none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
+    /// An address of the source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<IpAddr>,
+    /// At most so many; 1000 when absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub limit: Option<usize>,
+}
+
+/// A source and the server that its new flows go to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersistentRow {
+    /// The group, or the service where it is in none.
+    pub group: String,
+    /// The source's prefix.
+    pub source: String,
+    /// The backend's name.
+    pub backend: String,
+    /// Seconds since a packet of the source was noted, to about 16.
+    pub idle_seconds: u64,
+}
+
+/// Sources that match a filter.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PersistenceAnswer {
+    /// More matched than were asked for.
+    pub truncated: bool,
+    /// The sources.
+    pub sources: Vec<PersistentRow>,
+}
+
+/// What was forgotten.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ForgetAnswer {
+    /// Sources that have no server any more.
+    pub forgotten: u64,
+}
+
 /// A request that was refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {

@@ -21,6 +21,7 @@ mod malformed;
 mod mutations;
 mod neighbour;
 mod oracle;
+mod persistence;
 mod random;
 mod reader;
 mod reply_flow;

@@ -10,8 +10,8 @@ use std::{
 use aya::{Pod, maps::MapError};
 use lb_common::{
     abi::{
-        Claim, ClockReading, Config, LINKS, MemberEntry, MemberLoad, MemberStats, SampleEntry,
-        VipKey, map, owner,
+        Claim, ClockReading, Config, LINKS, MemberEntry, MemberLoad, MemberStats, PersistEntry,
+        PersistKey, SampleEntry, VipKey, map, owner,
     },
     counter::{DROP_ROW, EVENT_ROW},
     slot::SlotWord,
@@ -198,6 +198,17 @@ impl AyaMaps {
         entries(map::CLAIMS, self.claims.iter())
     }
 
+    /// Sources and their servers, which may be many.
+    pub(in crate::dataplane) fn persistence(
+        &self,
+    ) -> Result<Vec<(PersistKey, PersistEntry)>, StoreError> {
+        bpf::read_hash(
+            self.persistence.fd.as_fd(),
+            self.capacity.persistent_sources,
+        )
+        .map_err(failed(map::PERSISTENCE, "read"))
+    }
+
     /// Prefixes of sources, which may be many.
     pub(in crate::dataplane) fn sources(&self) -> Result<BTreeMap<SourcePrefix, u32>, StoreError> {
         let mut sources = BTreeMap::new();
@@ -236,6 +247,7 @@ impl AyaMaps {
                 .map_err(|e| failed(map::OWNERS, "read")(io_of(e)))?,
             services: entries(map::SERVICES, self.services.iter())?,
             vips: entries(map::VIPS, self.vips.iter())?,
+            servers: entries(map::SERVERS, self.servers.iter())?,
             replies: entries(map::REPLIES, self.replies.iter())?,
             pools: entries(map::NAT_POOL, self.pools.iter())?,
             ..MapSnapshot::default()
@@ -275,6 +287,7 @@ impl AyaMaps {
                     max: load.max,
                     weight: load.weight,
                     next: load.next,
+                    backend: load.backend,
                 };
                 snapshot.limits.insert(id, limits);
             }

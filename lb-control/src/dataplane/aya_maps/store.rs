@@ -8,8 +8,8 @@ use std::sync::atomic::{
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, PoolEntry, ReplyEntry, ReplyKey,
-        ServiceEntry, ServiceKey, VipEntry, VipKey, map, owner,
+        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, PersistKey, PoolEntry, ReplyEntry,
+        ReplyKey, ServerKey, ServiceEntry, ServiceKey, VipEntry, VipKey, map, owner,
     },
     counter::{DROP_ROW, EVENT_ROW},
     member::MemberState,
@@ -55,6 +55,13 @@ impl AyaMaps {
             .words()
             .get(id as usize * MEMBER_WORDS + word)
             .ok_or_else(|| beyond(map::MEMBERS, id))
+    }
+}
+
+impl AyaMaps {
+    /// Forgets a source and its server.
+    pub(in crate::dataplane) fn forget(&mut self, key: &PersistKey) -> Result<(), StoreError> {
+        removed(map::PERSISTENCE, self.persistence.map.remove(key))
     }
 }
 
@@ -150,10 +157,13 @@ impl MapStore for AyaMaps {
             weight: limits.weight,
             next: limits.next,
             reserved: 0,
+            backend: limits.backend,
         };
-        let [_, limits, next]: [u64; LOAD_WORDS] = to_words(&load);
-        self.load_word(id, 1)?.store(limits, Relaxed);
-        self.load_word(id, 2)?.store(next, Relaxed);
+        let words: [u64; LOAD_WORDS] = to_words(&load);
+        // The first is the counts.
+        for (i, word) in words.iter().enumerate().skip(1) {
+            self.load_word(id, i)?.store(*word, Relaxed);
+        }
         Ok(())
     }
 
@@ -225,6 +235,14 @@ impl MapStore for AyaMaps {
     fn remove_source(&mut self, prefix: &SourcePrefix) -> Result<(), StoreError> {
         let key = Key::new(prefix.prefix_bits, prefix.key);
         removed(map::SOURCES, self.sources.remove(&key))
+    }
+
+    fn put_server(&mut self, key: &ServerKey, member: u32) -> Result<(), StoreError> {
+        written(map::SERVERS, self.servers.insert(key, member, 0))
+    }
+
+    fn remove_server(&mut self, key: &ServerKey) -> Result<(), StoreError> {
+        removed(map::SERVERS, self.servers.remove(key))
     }
 
     fn put_reply(&mut self, key: &ReplyKey, entry: &ReplyEntry) -> Result<(), StoreError> {

@@ -54,6 +54,7 @@ impl Builder<'_> {
                 },
                 priority: backend.priority,
                 max: backend.max_connections,
+                backend: self.server(service, backend, id, member),
             });
             if backend.max_connections > 0 {
                 let key = BackendKey {

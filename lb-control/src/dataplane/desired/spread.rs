@@ -83,6 +83,8 @@ pub(super) struct Ranked {
     pub(super) priority: u8,
     /// Connections it may have; zero: any number.
     pub(super) max: u32,
+    /// The server it is on; zero where that isn't needed.
+    pub(super) backend: u64,
 }
 
 /// The members that share the table: those of the first group that has any.
@@ -114,6 +116,7 @@ impl Builder<'_> {
             hash,
             ref tracking,
             udp,
+            ..
         } = service.balance;
         let group = first_group(ranked);
         let (members, cycle) = tables.table(&service.name, scheduler, &group, entry.slot_size);
@@ -133,6 +136,7 @@ impl Builder<'_> {
                 max: r.max,
                 weight: r.member.share.max(1),
                 next: 0,
+                backend: r.backend,
             };
             self.state.limits.insert(r.member.id, limits);
         }

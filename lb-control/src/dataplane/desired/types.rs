@@ -8,8 +8,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServiceEntry, ServiceKey,
-        Tags, VipEntry, VipKey,
+        Config, LinkEntry, MemberEntry, PoolEntry, ReplyEntry, ReplyKey, ServerKey, ServiceEntry,
+        ServiceKey, Tags, VipEntry, VipKey,
     },
     net::Mac,
 };
@@ -165,6 +165,8 @@ pub struct DesiredState {
     pub lists: BTreeMap<u32, (u32, Vec<u32>)>,
     /// Limits of the configured members, by id.
     pub limits: BTreeMap<u32, MemberLimits>,
+    /// `SERVERS`: members by server, of services with persistence.
+    pub servers: BTreeMap<ServerKey, u32>,
     /// `REPLIES`.
     pub replies: BTreeMap<ReplyKey, ReplyEntry>,
     /// Entries of `LINKS` in use, by index.
@@ -187,6 +189,8 @@ pub struct MemberLimits {
     pub weight: u32,
     /// The next member of the same backend, which has a limit; zero: there is none.
     pub next: u32,
+    /// The server it is on, where sources keep theirs; zero elsewhere.
+    pub backend: u64,
 }
 
 /// The slots of one service.

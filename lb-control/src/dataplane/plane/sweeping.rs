@@ -57,6 +57,7 @@ impl Plane {
         self.swept = self.sweeper.sweep_with(world, named);
         self.free(&snapshot, now_ticks)?;
         self.free_pools(now_ticks)?;
+        self.sweep_persistence(&snapshot, now_ticks)?;
         self.adapt_sample(now_ticks)?;
         Ok(&self.swept)
     }

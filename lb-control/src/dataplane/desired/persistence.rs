@@ -1,0 +1,49 @@
+//! Which server a source has: what the data path has to know for that.
+
+use lb_common::{
+    abi::{ServerKey, ServiceEntry},
+    clock, persist,
+};
+
+use super::Builder;
+use crate::model::{Backend, Service};
+
+impl Builder<'_> {
+    /// Number of the server that a member is on, which is found by it from now
+    /// on; zero where sources have none.
+    pub(super) fn server(
+        &mut self,
+        service: &Service,
+        backend: &Backend,
+        service_id: u32,
+        member: u32,
+    ) -> u64 {
+        if service.persistence.is_none() {
+            return 0;
+        }
+        let backend = persist::backend(&backend.name);
+        let key = ServerKey {
+            backend,
+            service: service_id,
+            reserved: 0,
+        };
+        self.state.servers.insert(key, member);
+        backend
+    }
+
+    /// The service's entry, completed.
+    pub(super) fn persistence(&self, service: &Service, entry: ServiceEntry) -> ServiceEntry {
+        let Some(persistence) = &service.persistence else {
+            return entry;
+        };
+        let milliseconds = u64::try_from(persistence.timeout.as_millis()).unwrap_or(u64::MAX);
+        let ticks = clock::ticks(milliseconds, self.given.hz);
+        ServiceEntry {
+            group: persist::group(&persistence.group_name(&service.name)),
+            persist_ticks: u32::try_from(ticks).unwrap_or(u32::MAX),
+            persist_v4: persistence.prefix_v4,
+            persist_v6: persistence.prefix_v6,
+            ..entry
+        }
+    }
+}
