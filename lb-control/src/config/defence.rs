@@ -66,13 +66,13 @@ pub(super) fn check(model: &Model, errors: &Errors) {
         sources(service, &path, errors);
         for_udp(service, &path, errors);
     }
-    let needed: usize = model.services.iter().map(|s| rules(&s.defence)).sum();
+    let needed: usize = model.services.iter().map(rules).sum();
     let limit = model.dataplane.max_source_prefixes;
     if needed > limit as usize {
         errors.add(
             Path::default().key("dataplane").key("max_source_prefixes"),
             format!(
-                "the file has {needed} prefixes in `allow` and `deny` (one more for each `allow`), \
+                "the file has {needed} prefixes in `allow`, `deny` and `except` (one more for each `allow`), \
                  max_source_prefixes is {limit}; raise max_source_prefixes"
             ),
         );
@@ -80,8 +80,10 @@ pub(super) fn check(model: &Model, errors: &Errors) {
 }
 
 /// Entries that the lists take in the map.
-fn rules(defence: &Defence) -> usize {
-    defence.allow.len() + defence.deny.len() + usize::from(!defence.allow.is_empty())
+fn rules(service: &Service) -> usize {
+    let defence = &service.defence;
+    let except = service.balance.except.len();
+    except + defence.allow.len() + defence.deny.len() + usize::from(!defence.allow.is_empty())
 }
 
 fn sources(service: &Service, path: &Path, errors: &Errors) {

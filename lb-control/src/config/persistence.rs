@@ -264,13 +264,13 @@ mod tests {
                 "persistence: {by: cookie}",
                 group,
                 SAME,
-                "services[0].persistence.by: found `cookie`",
+                "services[0].persistence.by: found \"cookie\"; not supported by this version yet",
             ),
             (
                 "persistence: {by: source, timeout: 29s}",
                 group,
                 SAME,
-                "services[0].persistence.timeout: found `29s`",
+                "services[0].persistence.timeout: found \"29s\"",
             ),
             (
                 "persistence: {by: source, prefix_v4: 33}",

@@ -14,6 +14,7 @@ use lb_common::{
     },
     member::MemberState,
     net::{Addr, NextHop},
+    persist,
     slot::SlotWord,
 };
 use proptest::prelude::*;
@@ -30,8 +31,8 @@ use super::{
     store::MapStore,
 };
 use crate::model::{
-    Backend, Balance, Dataplane, Defence, ForwardingMethod, Interface, Model, OnBackendDown, Pool,
-    Ports, Prefix, Protocol, Replies, Service, Tunnel, XdpMode,
+    Backend, Balance, Dataplane, Defence, ForwardingMethod, Interface, Model, OnBackendDown,
+    Persistence, Pool, Ports, Prefix, Protocol, Replies, Service, Tunnel, XdpMode,
 };
 
 const HZ: u32 = 1000;
@@ -194,6 +195,65 @@ fn the_members_of_a_backend_with_a_limit_form_a_ring_over_its_services() {
             "no limit"
         );
     }
+}
+
+#[test]
+fn servers_lead_to_the_members_of_each_service_that_take_new_flows() {
+    let persistence = Some(Persistence {
+        prefix_v4: 24,
+        prefix_v6: 64,
+        timeout: Duration::from_secs(600),
+        group: Some("shop".into()),
+    });
+    let services = [1, 2, 3].map(|n| Service {
+        persistence: persistence.clone().filter(|_| n < 3),
+        ..service(n, "p")
+    });
+    let mut backends: Vec<_> = [1, 2, 3].map(backend).into();
+    backends[2].weight = 0;
+    let model = model([("p".to_owned(), backends)], services.into());
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let mut now = runtime();
+    reconcile(&mut maps, &model, &now);
+    let known = |maps: &FakeMaps, name: &str| -> BTreeSet<(u32, u32)> {
+        let snapshot = maps.snapshot().unwrap();
+        let servers = snapshot.servers.iter();
+        servers
+            .filter(|(key, _)| key.backend == persist::backend(name))
+            .map(|(key, member)| {
+                assert_eq!(snapshot.members[member].service, key.service);
+                assert_eq!(snapshot.limits[member].backend, key.backend);
+                (key.service, *member)
+            })
+            .collect()
+    };
+    assert_eq!(
+        known(&maps, "b1").len(),
+        2,
+        "one of each service that has it"
+    );
+    assert_eq!(known(&maps, "b2").len(), 2);
+    assert!(known(&maps, "b3").is_empty(), "weight 0");
+    let snapshot = maps.snapshot().unwrap();
+    let of: BTreeMap<u32, (u32, u32, u8)> = snapshot
+        .entries()
+        .map(|e| (e.id, (e.group, e.persist_ticks, e.persist_v4)))
+        .collect();
+    let same: BTreeSet<_> = of.values().copied().collect();
+    assert_eq!(same.len(), 2, "two of one group, and one that has none");
+    assert!(same.contains(&(0, 0, 0)) && same.iter().any(|s| s.0 == persist::group("shop")));
+    condition(&mut now, 2, Condition::Draining);
+    reconcile(&mut maps, &model, &now);
+    assert!(known(&maps, "b2").is_empty(), "it takes no new flows");
+    let (both, some) = (known(&maps, "b1"), maps.clone());
+    // What is left out of the file is gone from the map.
+    let without = Model {
+        services: vec![service(1, "p"), service(2, "p"), service(3, "p")],
+        ..model
+    };
+    reconcile(&mut maps, &without, &now);
+    assert!(maps.snapshot().unwrap().servers.is_empty());
+    assert_eq!(known(&some, "b1"), both);
 }
 
 fn condition(runtime: &mut Runtime, n: u8, condition: Condition) {

@@ -54,7 +54,7 @@ impl Builder<'_> {
                 },
                 priority: backend.priority,
                 max: backend.max_connections,
-                backend: self.server(service, backend, id, member),
+                backend: self.server(service, backend, id, (member, share)),
             });
             if backend.max_connections > 0 {
                 let key = BackendKey {

@@ -10,15 +10,15 @@ use crate::model::{Backend, Service};
 
 impl Builder<'_> {
     /// Number of the server that a member is on, which is found by it from now
-    /// on; zero where sources have none.
+    /// on; zero where sources have none, or none that gets no share of new flows.
     pub(super) fn server(
         &mut self,
         service: &Service,
         backend: &Backend,
         service_id: u32,
-        member: u32,
+        (member, share): (u32, u32),
     ) -> u64 {
-        if service.persistence.is_none() {
+        if service.persistence.is_none() || share == 0 {
             return 0;
         }
         let backend = persist::backend(&backend.name);
