@@ -530,6 +530,7 @@ fn a_source_is_noted_by_a_packet_that_follows_up_another_and_by_nothing_else() {
     assert_eq!(shop.noted().0, 0);
     shop.pass(20);
     let first = shop.send(7000 << 40, Kind::Syn).member;
+    shop.pass(1);
     shop.send(7000 << 40, Kind::Syn);
     assert_eq!(shop.noted().0, 0, "a SYN that is repeated");
     shop.send(7000 << 40, Kind::Data);

@@ -200,6 +200,7 @@ fn forged_packets_leave_no_source_behind() -> Result<()> {
     // The flow's second packet, and no SYN.
     let client = at("198.51.100.7:4000");
     shop.send(0, client, tcp_flags::SYN)?;
+    shop.lab.program.set_ticks(8)?;
     shop.send(0, client, tcp_flags::SYN)?;
     assert_eq!(shop.entries()?, []);
     shop.send(0, client, tcp_flags::ACK)?;
