@@ -111,7 +111,7 @@ impl Program {
         let mut loader = EbpfLoader::new();
         loader
             .default_map_pin_directory(fs.path())
-            .verifier_log_level(VerifierLogLevel::DEBUG | VerifierLogLevel::STATS);
+            .verifier_log_level(VerifierLogLevel::STATS);
         loader
             .map_max_entries(map::SERVICES, sizes.services)
             .map_max_entries(map::RANGES, sizes.services * 32)

@@ -562,3 +562,6 @@ fn a_new_flow_goes_to_its_sources_server_before_anybody_is_chosen() {
     shop.held.store(4, SeqCst);
     assert_eq!(shop.send(1 << 40, Kind::Data).member, 3);
 }
+
+#[path = "full_history_tests.rs"]
+mod history;

@@ -13,7 +13,7 @@ const BUDGETS: [(&str, u32); 14] = [
     (program::LB, 90_000),
     (program::CLOCK, 100),
     (program::TAILS[program::NEIGHBOUR as usize], 10_000),
-    (program::TAILS[program::ICMP as usize], 35_000),
+    (program::TAILS[program::ICMP as usize], 52_000),
     (program::TAILS[program::REPLY as usize], 23_000),
     (program::TAILS[program::RESET as usize], 10_000),
     (program::TAILS[program::FULL_NAT as usize], 66_000),
@@ -23,7 +23,7 @@ const BUDGETS: [(&str, u32); 14] = [
     (program::TAILS[program::EXPECT as usize], 80_000),
     (program::TAILS[program::ICMP_ERROR as usize], 20_000),
     (program::TAILS[program::FRAGMENT as usize], 30_000),
-    (program::TAILS[program::SCHEDULE as usize], 180_000),
+    (program::TAILS[program::SCHEDULE as usize], 194_000),
 ];
 
 /// Linux 6.1's verifier sees fewer states as equal.
