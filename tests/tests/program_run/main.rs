@@ -18,6 +18,7 @@ mod icmp_head;
 mod icmp_route;
 mod lookup;
 mod malformed;
+mod mutated_replies;
 mod mutations;
 mod neighbour;
 mod oracle;

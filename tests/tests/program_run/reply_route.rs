@@ -90,7 +90,7 @@ pub struct Router {
     pub lab: Lab,
     pub servers: u32,
     pub clients: u32,
-    services: Vec<(Case, Service)>,
+    pub services: Vec<(Case, Service)>,
 }
 
 impl Router {
