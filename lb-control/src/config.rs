@@ -10,6 +10,7 @@ mod check;
 mod defence;
 mod document;
 mod error;
+mod pool_policy;
 mod reader;
 mod shared;
 mod topology;

@@ -78,7 +78,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             "web".to_owned(),
             Pool {
                 backends: Vec::<Backend>::new(),
-                health: Vec::new(),
+                ..Pool::default()
             },
         )]),
         services: services
