@@ -11,6 +11,7 @@ mod defence;
 mod document;
 mod error;
 mod persistence;
+mod pool_policy;
 mod reader;
 mod shared;
 mod topology;

@@ -17,5 +17,6 @@ mod reload;
 mod retry;
 pub mod run;
 mod settings;
+mod shares;
 #[cfg(test)]
 mod testing;

@@ -1,20 +1,32 @@
 //! Health checks: which backends answer.
 //!
+//! [`standing`] says what each [`Verdict`] makes of a check's state;
 //! [`machine`] decides and schedules without a clock, a socket or a task;
-//! [`tcp`] is the one probe there is so far; [`shell`] drives both. May import
-//! [`crate::model`] only.
+//! [`tcp`] is the one probe there is so far; [`shell`] drives both;
+//! [`memory`] keeps states over a restart. May import [`crate::model`] only.
 
 mod durations;
+pub mod load;
 pub mod machine;
+pub mod memory;
+pub mod response;
 pub mod shell;
+pub mod standing;
 pub mod tcp;
+pub mod verdict;
 
-use std::{collections::BTreeSet, fmt, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 pub use durations::Durations;
 pub use shell::{Health, HealthChange};
+pub use verdict::Verdict;
 
 use crate::model::{Check, CheckKind, Model, Ports};
 
@@ -28,7 +40,7 @@ pub struct BackendKey {
 }
 
 /// What is known of a backend, or of one check of it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HealthState {
     /// Not every check has a result yet. Such a backend gets traffic only
@@ -37,6 +49,9 @@ pub enum HealthState {
     Unknown,
     /// All checks are up.
     Up,
+    /// No check is down, and at least one is overloaded: the backend lives and
+    /// serves its flows, and gets no new ones.
+    Overloaded,
     /// At least one check is down.
     Down,
 }
@@ -46,6 +61,7 @@ impl fmt::Display for HealthState {
         f.write_str(match self {
             Self::Unknown => "unknown",
             Self::Up => "up",
+            Self::Overloaded => "overloaded",
             Self::Down => "down",
         })
     }
@@ -78,10 +94,42 @@ pub struct Timing {
     pub interval: Duration,
     /// A check without a result by then has failed.
     pub timeout: Duration,
+    /// The same while the results speak for another state; none: no other.
+    pub fast_interval: Option<Duration>,
     /// Consecutive passes that take a down check up; at least 1.
     pub rise: u32,
     /// Consecutive failures that take an up check down; at least 1.
     pub fall: u32,
+    /// An overloaded check without any answer for so long is down.
+    pub overloaded_limit: Duration,
+    /// A flapping check is held down for so long at most; zero: not at all.
+    pub hold_down_limit: Duration,
+}
+
+impl Timing {
+    /// What the check's results mean.
+    pub fn rules(&self) -> standing::Rules {
+        standing::Rules {
+            rise: self.rise,
+            fall: self.fall,
+            overloaded_limit: self.overloaded_limit,
+            hold_down: self.interval.saturating_mul(self.rise),
+            hold_down_limit: self.hold_down_limit,
+        }
+    }
+}
+
+/// What one daemon leaves to the next about a backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Remembered {
+    /// Its state; never unknown.
+    pub state: HealthState,
+    /// How long it has had it.
+    pub for_time: Duration,
+    /// Where it was checked: at another address it is another server.
+    pub address: IpAddr,
+    /// The result that decided, in words.
+    pub reason: String,
 }
 
 /// One backend with its checks.
@@ -94,7 +142,7 @@ pub struct CheckedBackend {
 }
 
 /// The state of one backend, for people and for metrics.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct BackendHealth {
     /// Its state.
     pub state: HealthState,
@@ -102,6 +150,14 @@ pub struct BackendHealth {
     pub in_state_for: Duration,
     /// The result that decided, in words: "connection refused".
     pub reason: String,
+    /// The verdict that decided, where one speaks against it.
+    pub verdict: Option<Verdict>,
+    /// How long it is kept out yet, even if it passes, since it was flapping.
+    pub held_for: Duration,
+    /// Smoothed time of its slowest check, once there were enough probes.
+    pub response: Option<Duration>,
+    /// What is left of its weight by its own reports, at most 1.
+    pub free: Option<f64>,
     /// How long the last probe took.
     pub last_duration: Option<Duration>,
     /// Probes that passed since the check was first configured.
@@ -151,7 +207,10 @@ pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
         let service_ports: BTreeSet<u16> = model
             .services
             .iter()
-            .filter(|service| service.pool == *pool_name)
+            .filter(|service| {
+                let fallback = model.fallback(service).map(|(name, _)| name);
+                service.pool == *pool_name || fallback == Some(pool_name.as_str())
+            })
             .filter_map(|service| match &service.ports {
                 Ports::Any => None,
                 Ports::Ranges(ranges) => ranges.first().map(|(first, _)| *first),
@@ -195,7 +254,10 @@ fn timing(check: &Check) -> Timing {
     Timing {
         interval: check.interval,
         timeout: check.timeout,
+        fast_interval: check.fast_interval,
         rise: check.rise.max(1),
         fall: check.fall.max(1),
+        overloaded_limit: check.overloaded_limit,
+        hold_down_limit: check.hold_down_limit,
     }
 }

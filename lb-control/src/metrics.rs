@@ -13,7 +13,9 @@ mod page;
 
 use page::{Page, counter, gauge, labelled};
 
-use crate::status::{BackendStatus, Condition, ServiceStatus, Snapshot, Totals};
+use crate::status::{
+    BackendStatus, Condition, Health, PoolHealth, ServiceStatus, Snapshot, Totals,
+};
 
 /// The content type of [`text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -25,6 +27,7 @@ pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
     flow_table(&mut page, snapshot);
     services(&mut page, &snapshot.services);
     backends(&mut page, &snapshot.backends);
+    pools(&mut page, &snapshot.status.pools);
     drops_and_events(&mut page, snapshot);
     probes(&mut page, snapshot);
     TextEncoder::new().encode_to_string(&page.families)
@@ -72,6 +75,16 @@ fn daemon(page: &mut Page, snapshot: &Snapshot) {
         "lb_applies_total",
         "Changes of the data path that were applied.",
         status.apply.succeeded,
+    );
+    page.counter(
+        "lb_slots_moved_total",
+        "Slots of living services that went to another backend.",
+        status.apply.slots_moved,
+    );
+    page.gauge(
+        "lb_last_apply_moved_ratio",
+        "The part of all slots that the last change of the data path moved, from 0 to 1.",
+        status.apply.last_moved_share,
     );
     page.counter(
         "lb_map_write_errors_total",
@@ -294,7 +307,12 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
                 .collect(),
         );
     }
-    let gauges: [GaugeColumn<BackendStatus>; 7] = [
+    let gauges: [GaugeColumn<BackendStatus>; 8] = [
+        (
+            "lb_backend_share_factor",
+            "The part of its weight that the backend gets: slow start, its own reports, response time.",
+            |b| b.share_factor,
+        ),
         (
             "lb_backend_connections_active",
             "Connections open now; an estimate where flows are sampled.",
@@ -343,7 +361,7 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
     }
     page.gauges(
         "lb_backend_state",
-        "1 for what the data path does with the backend: up, draining, failing or dead.",
+        "1 for what the data path does with the backend: up, overloaded, draining, failing or dead.",
         backends
             .iter()
             .flat_map(|backend| {
@@ -357,6 +375,52 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
             })
             .collect(),
     );
+    page.gauges(
+        "lb_backend_health",
+        "1 for what the checks say of the backend: unchecked, unknown, up, overloaded or down.",
+        backends
+            .iter()
+            .flat_map(|backend| {
+                Health::ALL.map(|health| {
+                    let [service, pool, name] = labels_of(backend);
+                    gauge(
+                        &[service, pool, name, ("state", health.name())],
+                        flag(backend.health == health),
+                    )
+                })
+            })
+            .collect(),
+    );
+}
+
+/// The rules of pools for bad times.
+fn pools(page: &mut Page, all: &[PoolHealth]) {
+    let gauges: [GaugeColumn<PoolHealth>; 4] = [
+        (
+            "lb_pool_backends_up",
+            "Backends of the pool that are up by their checks, of those that take part.",
+            |p| p.up as f64,
+        ),
+        (
+            "lb_pool_kept_in",
+            "Backends that max_ejected keeps in although checks speak against them.",
+            |p| p.kept_in.len() as f64,
+        ),
+        (
+            "lb_pool_overloaded_share",
+            "Whether nobody is up and the overloaded backends share the load.",
+            |p| flag(p.overloaded_share),
+        ),
+        (
+            "lb_pool_all_down",
+            "Whether every backend is down, so that when_all_down is in force.",
+            |p| flag(p.all_down.is_some()),
+        ),
+    ];
+    for (name, help, value) in gauges {
+        let of = |pool: &PoolHealth| gauge(&[("pool", &pool.pool)], value(pool));
+        page.gauges(name, help, all.iter().map(of).collect());
+    }
 }
 
 fn labels_of(backend: &BackendStatus) -> [(&str, &str); 3] {

@@ -16,10 +16,12 @@ use serde::Serialize;
 mod balance;
 mod defence;
 mod persistence;
+mod pool;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
 pub use defence::{Defence, OnBackendDown, Prefix};
 pub use persistence::Persistence;
+pub use pool::{PoolPolicy, WhenAllDown};
 
 /// Everything one node does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -172,24 +174,15 @@ impl<A: fmt::Display> fmt::Display for SourceBlock<A> {
 }
 
 /// A set of backends with their checks, used by any number of services.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Pool {
     /// Backends in the file's order; names are unique within the pool.
     pub backends: Vec<Backend>,
     /// Health checks; all have to pass. None: every backend counts as up.
     pub health: Vec<Check>,
-}
-
-impl Pool {
-    /// Backends that the data path has to know one by one: all of them where
-    /// one has a limit, since another takes what it can't.
-    pub fn listed(&self) -> u32 {
-        if self.backends.iter().any(|b| b.max_connections > 0) {
-            u32::try_from(self.backends.len()).unwrap_or(u32::MAX)
-        } else {
-            0
-        }
-    }
+    /// What follows from the backends' states.
+    #[serde(flatten)]
+    pub policy: PoolPolicy,
 }
 
 /// A real server.
@@ -223,10 +216,17 @@ pub struct Check {
     pub interval: Duration,
     /// A check without a result by then has failed.
     pub timeout: Duration,
+    /// The interval while results speak for another state than the backend
+    /// has; none: no other.
+    pub fast_interval: Option<Duration>,
     /// Consecutive passes that take a down backend up.
     pub rise: u32,
     /// Consecutive failures that take an up backend down.
     pub fall: u32,
+    /// An overloaded backend without any answer for so long is down.
+    pub overloaded_limit: Duration,
+    /// A flapping backend is held down for so long at most; zero: not at all.
+    pub hold_down_limit: Duration,
 }
 
 /// What a health check does.

@@ -171,10 +171,7 @@ pub fn devices_of(names: impl IntoIterator<Item = String>) -> std::io::Result<Ve
 pub fn targets(model: &Model) -> Vec<Target> {
     let mut on_link_only: HashMap<IpAddr, bool> = HashMap::new();
     for service in &model.services {
-        let Some(pool) = model.pools.get(&service.pool) else {
-            continue;
-        };
-        for backend in &pool.backends {
+        for (_, backend) in model.backends_of(service) {
             *on_link_only.entry(backend.address).or_default() |=
                 service.forwarding == ForwardingMethod::L2Dsr;
         }

@@ -3,7 +3,9 @@
 //! Everything here is a pure function of its arguments, so that two nodes with
 //! the same configuration hold the same table. Depends on `model` alone.
 
+pub mod groups;
 mod maglev;
+mod share;
 mod table_size;
 mod turns;
 
@@ -11,7 +13,9 @@ use std::net::IpAddr;
 
 use crate::model::Scheduler;
 
+pub use groups::Ranked;
 pub use maglev::{Member, Probe, maglev, maglev_observed};
+pub use share::{Factor, Factors, shares};
 pub use table_size::{LARGEST_TABLE, SLOTS_PER_BACKEND, is_prime, table_size};
 pub use turns::{Turns, turns};
 
@@ -26,7 +30,7 @@ pub const fn list_slots(members: u32) -> u32 {
 pub fn table(scheduler: Scheduler, members: &[Member], size: u32) -> Turns {
     match scheduler {
         Scheduler::RoundRobin => turns(members, size),
-        Scheduler::Maglev | Scheduler::LeastConnections => Turns {
+        Scheduler::Maglev | Scheduler::LeastConnections | Scheduler::ResponseTime => Turns {
             slots: maglev(members, size),
             cycle: 0,
         },

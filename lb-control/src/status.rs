@@ -53,6 +53,9 @@ pub struct Status {
     /// Full NAT's addresses.
     #[serde(default)]
     pub full_nat: Vec<PoolStatus>,
+    /// Backends of each pool, and which of its rules is in force.
+    #[serde(default)]
+    pub pools: Vec<PoolHealth>,
     /// VIPs of this node that somebody else on the segment claimed.
     #[serde(default)]
     pub duplicate_vips: Vec<DuplicateVip>,
@@ -115,7 +118,7 @@ pub struct LastReload {
 }
 
 /// How changes of the data path went since the daemon started.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct ApplyStatus {
     /// Changes applied.
     pub succeeded: u64,
@@ -123,6 +126,34 @@ pub struct ApplyStatus {
     pub failed: u64,
     /// The error, while the last attempt has failed.
     pub error: Option<String>,
+    /// Slots of living services that went to another backend.
+    #[serde(default)]
+    pub slots_moved: u64,
+    /// The part of all slots that the last change moved, from 0 to 1.
+    #[serde(default)]
+    pub last_moved_share: f64,
+}
+
+/// The backends of a pool by what their checks say, of those that an operator
+/// lets take part.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PoolHealth {
+    /// Its name.
+    pub pool: String,
+    /// How many there are.
+    pub backends: usize,
+    /// Up.
+    pub up: usize,
+    /// Overloaded.
+    pub overloaded: usize,
+    /// Down.
+    pub down: usize,
+    /// Backends that `max_ejected` keeps in although checks speak against them.
+    pub kept_in: Vec<String>,
+    /// Nobody is up, and the overloaded ones share the load.
+    pub overloaded_share: bool,
+    /// Every backend is down: what `when_all_down` does about it.
+    pub all_down: Option<String>,
 }
 
 /// An interface the data path is attached to.
@@ -261,7 +292,7 @@ pub struct ServiceStatus {
     pub protocol: String,
     /// `l2-dsr` or `nat`.
     pub forwarding: String,
-    /// `maglev`, `round-robin` or `least-connections`.
+    /// `maglev`, `round-robin`, `least-connections` or `response-time`.
     #[serde(default)]
     pub scheduler: String,
     /// `full` or `minimal`.
@@ -327,17 +358,29 @@ pub enum Health {
     Unknown,
     /// Passes.
     Up,
+    /// Lives, but is too slow or says that it can take no more.
+    Overloaded,
     /// Fails.
     Down,
 }
 
 impl Health {
+    /// All of them.
+    pub const ALL: [Self; 5] = [
+        Self::Unchecked,
+        Self::Unknown,
+        Self::Up,
+        Self::Overloaded,
+        Self::Down,
+    ];
+
     /// The name in JSON and tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Unchecked => "unchecked",
             Self::Unknown => "unknown",
             Self::Up => "up",
+            Self::Overloaded => "overloaded",
             Self::Down => "down",
         }
     }
@@ -349,6 +392,8 @@ impl Health {
 pub enum Condition {
     /// Serves and takes new flows.
     Up,
+    /// Lives, but can take no more: serves its flows.
+    Overloaded,
     /// Serves its flows and takes no new ones.
     Draining,
     /// Fails its checks, for less than `dead_after`: serves its flows.
@@ -360,12 +405,19 @@ pub enum Condition {
 
 impl Condition {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Up, Self::Draining, Self::Failing, Self::Dead];
+    pub const ALL: [Self; 5] = [
+        Self::Up,
+        Self::Overloaded,
+        Self::Draining,
+        Self::Failing,
+        Self::Dead,
+    ];
 
     /// The name in JSON and tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Up => "up",
+            Self::Overloaded => "overloaded",
             Self::Draining => "draining",
             Self::Failing => "failing",
             Self::Dead => "dead",
@@ -403,6 +455,13 @@ pub struct BackendStatus {
     pub weight: u16,
     /// Weight in force; zero while it takes no new flows.
     pub weight_effective: u16,
+    /// The part of that weight that it gets, from 0 to 1 or a bit more: slow
+    /// start, its own reports, response time.
+    #[serde(default)]
+    pub share_factor: f64,
+    /// Why its share is what it is, where there is something to say.
+    #[serde(default)]
+    pub share_reasons: Vec<String>,
     /// Its priority group; 1 is the highest.
     #[serde(default)]
     pub priority: u8,

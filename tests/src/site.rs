@@ -87,7 +87,7 @@ pub fn list_config(t: &Topology) -> Config {
         let family = family(vip);
         let mut pool = t.pool(&format!("many-{family}"), vip, None);
         pool.extra = vec![format!(
-            "health: [{{type: tcp, port: {}, interval: 500ms, timeout: 400ms, rise: 2, fall: 3}}]",
+            "health: [{{type: tcp, port: {}, interval: 500ms, timeout: 400ms, rise: 2, fall: 3, overloaded_limit: 1s}}]",
             LIST[0]
         )];
         config.pools.push(pool);

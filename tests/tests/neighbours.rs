@@ -14,7 +14,7 @@ use lb_control::{
     health::{BackendKey, Health, HealthState},
     model::{
         Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
-        OnBackendDown, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
+        OnBackendDown, Pool, PoolPolicy, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
     },
     neighbours::{
         NeighbourView, Neighbours, Target, Unresolved,
@@ -353,9 +353,13 @@ fn model(address: &str, port: u16) -> Result<Model> {
                     port: None,
                     interval: Duration::from_millis(200),
                     timeout: Duration::from_millis(300),
+                    fast_interval: None,
                     rise: 2,
                     fall: 3,
+                    overloaded_limit: Duration::ZERO,
+                    hold_down_limit: Duration::ZERO,
                 }],
+                policy: PoolPolicy::default(),
             },
         )]),
         services: vec![Service {

@@ -272,6 +272,8 @@ fn healthz_and_readyz_tell_the_state() {
             )];
         }
         site.daemon.stop()?;
+        // As after a long time: the next daemon would know them from this one.
+        std::fs::remove_file(site.daemon.state_dir().join("health.json"))?;
         for backend in &site.topology.backends {
             backend.ns.exec(&["ip", "link", "set", "eth0", "down"])?;
         }

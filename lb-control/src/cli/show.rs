@@ -4,7 +4,7 @@ use std::{fmt::Write as _, net::IpAddr};
 
 use super::table::{Align, Cell, Table, Tone, bits, paint, short, span};
 use crate::status::{
-    AdminState, BackendStatus, Concurrent, Condition, Health, ServiceStatus, Status,
+    AdminState, BackendStatus, Concurrent, Condition, Health, PoolHealth, ServiceStatus, Status,
     request::{
         AdminAnswer, FlowsAnswer, ForgetAnswer, PersistenceAnswer, PlanAnswer, ReloadAnswer,
     },
@@ -112,6 +112,12 @@ pub fn status(status: &Status, colour: bool, now: u64) -> String {
     }
     if let Some(drops) = listed(status.drops.iter()) {
         let _ = writeln!(text, "Dropped, of no service: {drops}");
+    }
+    for pool in &status.pools {
+        for warning in warnings_of(pool) {
+            let warning = paint(&warning, Tone::Bad, colour);
+            let _ = writeln!(text, "Pool {}: {warning}", pool.pool);
+        }
     }
     for duplicate in &status.duplicate_vips {
         let who = format!("{} has it too, by {}", duplicate.mac, duplicate.interface);
@@ -252,18 +258,44 @@ pub fn backends(backends: &[BackendStatus], colour: bool, now: u64) -> String {
     table.render(colour)
 }
 
+/// Which of a pool's rules for bad times are in force.
+fn warnings_of(pool: &PoolHealth) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if !pool.kept_in.is_empty() {
+        warnings.push(format!(
+            "max_ejected is reached ({} overloaded and {} down of {}); in spite of their checks {} \
+             still get flows",
+            pool.overloaded,
+            pool.down,
+            pool.backends,
+            pool.kept_in.join(", ")
+        ));
+    }
+    if pool.overloaded_share {
+        warnings.push(format!(
+            "nobody of {} is up; the {} overloaded ones share the load",
+            pool.backends, pool.overloaded
+        ));
+    }
+    if let Some(all_down) = &pool.all_down {
+        warnings.push(format!("all {} are down; {all_down}", pool.backends));
+    }
+    warnings
+}
+
 /// What an operator should know of a backend that isn't simply up.
 fn why(backend: &BackendStatus) -> String {
     let mut reasons = Vec::new();
     if backend.admin != AdminState::Enabled {
         reasons.push(format!("{} by an operator", backend.admin.name()));
     }
-    if backend.health == Health::Down {
+    if matches!(backend.health, Health::Down | Health::Overloaded) {
         reasons.push(backend.last_result.clone());
     }
     if !backend.next_hop.resolved {
         reasons.push(backend.next_hop.detail.clone());
     }
+    reasons.extend(backend.share_reasons.iter().cloned());
     reasons.join("; ")
 }
 

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::model::{
     Balance, HashInput, Model, Pool, Prefix, Protocol, Scheduler, Service, Tracking, UdpMode,
+    WhenAllDown,
 };
 
 /// Keys of a service that are read here.
@@ -29,6 +30,7 @@ pub(super) fn read(fields: &Fields<'_>) -> (Balance, Asked) {
         ("maglev", Scheduler::Maglev),
         ("round-robin", Scheduler::RoundRobin),
         ("least-connections", Scheduler::LeastConnections),
+        ("response-time", Scheduler::ResponseTime),
     ];
     let modes = [
         ("stateless", UdpMode::Stateless),
@@ -44,7 +46,7 @@ pub(super) fn read(fields: &Fields<'_>) -> (Balance, Asked) {
     let (hash, except) = fields.get("hash").and_then(hash).unwrap_or_default();
     let balance = Balance {
         scheduler: fields.or("scheduler", Scheduler::Maglev, |node| {
-            value::choice(node, &schedulers, &[("response-time", "")])
+            value::choice(node, &schedulers, &[])
         }),
         hash,
         except,
@@ -87,11 +89,25 @@ pub(super) fn decide(model: &mut Model, asked: &[Asked], errors: &Errors) {
     } = model;
     for (index, (service, asked)) in services.iter_mut().zip(asked).enumerate() {
         let path = Path::default().key("services").index(index);
-        service.balance.tracking = tracking(service, pools.get(&service.pool), *asked);
-        fits(service, pools.get(&service.pool), *asked, &path, errors);
+        let own = pools.get(&service.pool);
+        let fallback = match own.map(|pool| &pool.policy.when_all_down) {
+            Some(WhenAllDown::FallbackPool(name)) => pools.get(name),
+            _ => None,
+        };
+        let used: Vec<&Pool> = own.into_iter().chain(fallback).collect();
+        service.balance.tracking = tracking(service, &used, *asked);
+        fits(service, &used, *asked, &path, errors);
     }
-    for (name, _) in pools.iter().filter(|(_, pool)| pool.listed() > 0) {
-        let sharers = services.iter().filter(|s| s.pool == *name).count();
+    let has_limits = |pool: &Pool| pool.backends.iter().any(|b| b.max_connections > 0);
+    for (name, _) in pools.iter().filter(|(_, pool)| has_limits(pool)) {
+        let falls_back = |own: &str| {
+            let policy = pools.get(own).map(|pool| &pool.policy.when_all_down);
+            matches!(policy, Some(WhenAllDown::FallbackPool(fallback)) if fallback == name)
+        };
+        let sharers = services
+            .iter()
+            .filter(|s| s.pool == *name || falls_back(&s.pool))
+            .count();
         if sharers > SHARERS as usize {
             errors.add(
                 Path::default().key("pools").key(name),
@@ -105,9 +121,9 @@ pub(super) fn decide(model: &mut Model, asked: &[Asked], errors: &Errors) {
 }
 
 /// Why a service can't do without full tracking.
-fn needs_full(service: &Service, pool: Option<&Pool>) -> Option<String> {
+fn needs_full(service: &Service, pools: &[&Pool]) -> Option<String> {
     let scheduler = service.balance.scheduler;
-    if scheduler != Scheduler::Maglev {
+    if !scheduler.is_by_hash() {
         return Some(format!("scheduler {scheduler} needs it"));
     }
     if service.persistence.is_some() {
@@ -119,15 +135,15 @@ fn needs_full(service: &Service, pool: Option<&Pool>) -> Option<String> {
     {
         return Some("limits of new flows need it, since it alone knows a new flow of UDP".into());
     }
-    pool?
-        .backends
+    pools
         .iter()
+        .flat_map(|pool| &pool.backends)
         .find(|b| b.max_connections > 0)
         .map(|b| format!("max_connections of backend {:?} needs it", b.name))
 }
 
-fn tracking(service: &Service, pool: Option<&Pool>, asked: Asked) -> Tracking {
-    match (asked.full, needs_full(service, pool)) {
+fn tracking(service: &Service, pools: &[&Pool], asked: Asked) -> Tracking {
+    match (asked.full, needs_full(service, pools)) {
         (None | Some(true), Some(reason)) => Tracking { full: true, reason },
         (None, None) => Tracking::default(),
         (Some(full), _) => Tracking {
@@ -137,18 +153,20 @@ fn tracking(service: &Service, pool: Option<&Pool>, asked: Asked) -> Tracking {
     }
 }
 
-fn fits(service: &Service, pool: Option<&Pool>, asked: Asked, path: &Path, errors: &Errors) {
+fn fits(service: &Service, pools: &[&Pool], asked: Asked, path: &Path, errors: &Errors) {
     let Balance {
         scheduler, hash, ..
     } = service.balance;
-    if hash != HashInput::Flow && scheduler != Scheduler::Maglev {
+    if hash != HashInput::Flow && !scheduler.is_by_hash() {
         errors.add(
             path.key("hash"),
-            format!("has no meaning for scheduler {scheduler}; use it with maglev"),
+            format!(
+                "has no meaning for scheduler {scheduler}; use it with maglev or response-time"
+            ),
         );
     }
     if asked.full == Some(false)
-        && let Some(why) = needs_full(service, pool)
+        && let Some(why) = needs_full(service, pools)
     {
         errors.add(
             path.key("tracking"),

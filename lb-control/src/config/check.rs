@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use super::{
     balance, defence,
     document::Document,
-    persistence,
+    persistence, pool_policy,
     reader::{Errors, Path, nearest},
     shared, topology,
 };
@@ -23,23 +23,35 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
         replies,
         tracking,
     } = document;
-    for service in &mut model.services {
+    let largest = |service: &Service| {
+        let sizes = model.pools_of(service).map(|(_, pool)| pool.backends.len());
+        sizes.max().unwrap_or(0)
+    };
+    let sizes: Vec<u32> = model
+        .services
+        .iter()
+        .map(|service| scheduler::table_size(largest(service)))
+        .collect();
+    for (service, size) in model.services.iter_mut().zip(sizes) {
         if !service.table_size_is_explicit {
-            let backends = model
-                .pools
-                .get(&service.pool)
-                .map_or(0, |pool| pool.backends.len());
-            service.table_size = scheduler::table_size(backends);
+            service.table_size = size;
         }
     }
     names(model, errors);
     for (name, pool) in &model.pools {
-        backends(pool, &Path::default().key("pools").key(name), errors);
+        let path = Path::default().key("pools").key(name);
+        backends(pool, &path, errors);
+        pool_policy::check(model, name, pool, &path, errors);
     }
     for (index, service) in model.services.iter().enumerate() {
         let path = Path::default().key("services").index(index);
         match model.pools.get(&service.pool) {
-            Some(pool) => service_and_pool(service, pool, &path, errors),
+            Some(pool) => {
+                service_and_pool(service, (&service.pool, pool), &path, errors);
+                if let Some(fallback) = model.fallback(service) {
+                    service_and_pool(service, fallback, &path, errors);
+                }
+            }
             None => no_pool(model, service, &path, errors),
         }
         topology::check(service, &model.interfaces, &path.key("topology"), errors);
@@ -112,7 +124,12 @@ fn no_pool(model: &Model, service: &Service, path: &Path, errors: &Errors) {
     );
 }
 
-fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors) {
+fn service_and_pool(
+    service: &Service,
+    (pool_name, pool): (&str, &Pool),
+    path: &Path,
+    errors: &Errors,
+) {
     let single_port = match service.ports.ranges() {
         [(first, last)] if first == last => Some(*first),
         _ => None,
@@ -122,9 +139,8 @@ fn service_and_pool(service: &Service, pool: &Pool, path: &Path, errors: &Errors
         errors.add(
             path.key("pool"),
             format!(
-                "the service has several ports, and a health check of pool {:?} doesn't say \
-                 which to check; give the check a `port`",
-                service.pool
+                "the service has several ports, and a health check of pool {pool_name:?} doesn't \
+                 say which to check; give the check a `port`"
             ),
         );
     }
@@ -238,12 +254,7 @@ fn tunnel_sources(model: &Model, errors: &Errors) {
             service.address,
             format!("the address of service {:?}", service.name),
         );
-        for backend in model
-            .pools
-            .get(&service.pool)
-            .into_iter()
-            .flat_map(|p| &p.backends)
-        {
+        for (_, backend) in model.backends_of(service) {
             add(
                 backend.address,
                 format!("the address of backend {:?}", backend.name),
@@ -271,14 +282,12 @@ pub(super) fn common_port(a: &[(u16, u16)], b: &[(u16, u16)]) -> Option<u16> {
 
 fn capacities(model: &Model, errors: &Errors) {
     let size = &model.dataplane;
-    let pool_of = |service: &Service| model.pools.get(&service.pool);
     let members: u64 = model
         .services
         .iter()
-        .filter_map(pool_of)
-        .map(|pool| pool.backends.len() as u64)
+        .map(|service| model.backends_of(service).count() as u64)
         .sum();
-    let listed = |s: &Service| pool_of(s).map_or(0, |pool| scheduler::list_slots(pool.listed()));
+    let listed = |s: &Service| scheduler::list_slots(model.listed(s));
     let slots: u64 = model
         .services
         .iter()

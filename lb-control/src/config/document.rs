@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    balance, defence, persistence,
+    balance, defence, persistence, pool_policy,
     reader::{At, Errors, Fields, Path},
     topology, value,
     yaml::Node,
@@ -217,12 +217,9 @@ fn tunnel(at: Option<&At<'_>>) -> Tunnel {
 }
 
 fn pool(at: &At<'_>) -> Pool {
-    let later = ["slow_start", "overflow"];
-    let Some(fields) = at.fields(&["backends", "health"], &later) else {
-        return Pool {
-            backends: Vec::new(),
-            health: Vec::new(),
-        };
+    let known = [&["backends", "health"][..], &pool_policy::KEYS[..]].concat();
+    let Some(fields) = at.fields(&known, &[]) else {
+        return Pool::default();
     };
     let backends = fields
         .required("backends")
@@ -232,6 +229,7 @@ fn pool(at: &At<'_>) -> Pool {
     Pool {
         backends: backends.iter().filter_map(backend).collect(),
         health: health.iter().filter_map(check).collect(),
+        policy: pool_policy::read(&fields),
     }
 }
 
@@ -275,7 +273,17 @@ fn check(at: &At<'_>) -> Option<Check> {
         "server_name",
         "command",
     ];
-    let known = ["type", "port", "interval", "timeout", "rise", "fall"];
+    let known = [
+        "type",
+        "port",
+        "interval",
+        "fast_interval",
+        "timeout",
+        "rise",
+        "fall",
+        "overloaded_limit",
+        "hold_down_limit",
+    ];
     let fields = at.fields(&known, &later_keys)?;
     let later = [
         "ping", "icmp", "http", "https", "tls", "dns", "udp", "smtp", "script", "agent", "snmp",
@@ -286,7 +294,22 @@ fn check(at: &At<'_>) -> Option<Check> {
         .read(|node| value::choice(node, &[("tcp", ())], &later));
     let interval_range = Duration::from_millis(100)..=seconds(3600);
     let timeout_range = Duration::from_millis(10)..=seconds(3600);
-    let interval = fields.or("interval", seconds(2), value::duration(interval_range));
+    let interval = fields.or(
+        "interval",
+        seconds(2),
+        value::duration(interval_range.clone()),
+    );
+    let fast_interval = fields.optional("fast_interval", value::duration(interval_range));
+    if let Some(fast) = fast_interval.filter(|fast| *fast > interval)
+        && let Some(at) = fields.get("fast_interval")
+    {
+        at.error(format!(
+            "{} is longer than interval {}; it is for checking more often while a state changes: \
+             lower it, or leave it out",
+            value::shown_duration(fast),
+            value::shown_duration(interval)
+        ));
+    }
     let default_timeout = seconds(1).min(interval);
     let timeout = fields.or("timeout", default_timeout, value::duration(timeout_range));
     if timeout > interval {
@@ -303,8 +326,19 @@ fn check(at: &At<'_>) -> Option<Check> {
         port: fields.optional("port", value::port),
         interval,
         timeout,
+        fast_interval,
         rise: fields.or("rise", 2, value::number(1..=100)),
         fall: fields.or("fall", 3, value::number(1..=100)),
+        overloaded_limit: fields.or(
+            "overloaded_limit",
+            seconds(60),
+            value::duration(seconds(0)..=seconds(86_400)),
+        ),
+        hold_down_limit: fields.or(
+            "hold_down_limit",
+            seconds(300),
+            value::duration(seconds(0)..=seconds(3600)),
+        ),
     })
 }
 

@@ -12,7 +12,7 @@ use super::{
     reader::{At, Errors, Fields, Path},
     value,
 };
-use crate::model::{HashInput, Model, Persistence, Pool, Prefix, Service};
+use crate::model::{HashInput, Model, Persistence, Prefix, Service};
 
 /// The key of a service that is read here.
 pub(super) const KEY: &str = "persistence";
@@ -139,27 +139,29 @@ fn alike(model: &Model, group: &str, services: &[(usize, &Service)], errors: &Er
                 ),
             );
         }
-        for backend in pool(model, service).iter().flat_map(|pool| &pool.backends) {
-            let of = (backend.name.as_str(), backend.address.is_ipv4());
-            let (other, address) = *servers
-                .entry(of)
-                .or_insert((service.pool.as_str(), backend.address));
-            if address != backend.address {
-                errors.add(
-                    path.key("group"),
-                    format!(
-                        "backend {:?} is {} in pool {} and {address} in pool {other}; within group \
-                         {group} a name is one server: rename one",
-                        backend.name, backend.address, service.pool
-                    ),
-                );
+        for (name, pool) in model.pools_of(service) {
+            for backend in &pool.backends {
+                let of = (backend.name.as_str(), backend.address.is_ipv4());
+                let (other, address) = *servers.entry(of).or_insert((name, backend.address));
+                if address != backend.address {
+                    errors.add(
+                        path.key("group"),
+                        format!(
+                            "backend {:?} is {} in pool {name} and {address} in pool {other}; within group \
+                             {group} a name is one server: rename one",
+                            backend.name, backend.address
+                        ),
+                    );
+                }
             }
         }
     }
     let names = |service: &Service| -> HashSet<String> {
-        let pool = pool(model, service);
-        let backends = pool.iter().flat_map(|pool| &pool.backends);
-        backends.map(|backend| backend.name.clone()).collect()
+        let pools = model.pools_of(service);
+        pools
+            .flat_map(|(_, pool)| &pool.backends)
+            .map(|backend| backend.name.clone())
+            .collect()
     };
     for (index, service) in others {
         if names(service).is_disjoint(&names(first)) && !names(service).is_empty() {
@@ -179,10 +181,6 @@ fn alike(model: &Model, group: &str, services: &[(usize, &Service)], errors: &Er
     }
 }
 
-fn pool<'a>(model: &'a Model, service: &Service) -> Option<&'a Pool> {
-    model.pools.get(&service.pool)
-}
-
 /// Names go into the maps as numbers, of which no two may be the same.
 fn numbers(model: &Model, errors: &Errors) {
     let mut groups: HashMap<u32, String> = HashMap::new();
@@ -200,7 +198,8 @@ fn numbers(model: &Model, errors: &Errors) {
                 format!("{name} and {other} can't be told apart in the maps; rename one"),
             );
         }
-        for backend in pool(model, service).iter().flat_map(|pool| &pool.backends) {
+        let pools = model.pools_of(service);
+        for backend in pools.flat_map(|(_, pool)| &pool.backends) {
             let number = persist::backend(&backend.name);
             let other = backends.entry(number).or_insert(&backend.name);
             if *other != backend.name {

@@ -16,8 +16,7 @@ type User<'a> = (usize, &'a Service, &'a Backend);
 pub(super) fn pairs(model: &Model) -> BTreeSet<(usize, usize)> {
     let mut users: HashMap<(IpAddr, Protocol), Vec<User<'_>>> = HashMap::new();
     for (index, service) in model.services.iter().enumerate() {
-        let pool = model.pools.get(&service.pool);
-        for backend in pool.into_iter().flat_map(|pool| &pool.backends) {
+        for (_, backend) in model.backends_of(service) {
             users
                 .entry((backend.address, service.protocol))
                 .or_default()

@@ -57,6 +57,20 @@ pub(super) fn number(range: RangeInclusive<u32>) -> impl Fn(&Node) -> Read<u32> 
     }
 }
 
+/// A part of a whole, such as `50%`; `50` means the same.
+pub(super) fn percent(node: &Node) -> Read<u8> {
+    let number = match node {
+        Node::Integer(value) => u8::try_from(*value).ok(),
+        Node::Text(text) => text
+            .strip_suffix('%')
+            .and_then(|number| number.trim_end().parse().ok()),
+        _ => None,
+    };
+    number
+        .filter(|value| *value <= 100)
+        .ok_or_else(|| "allowed: a percentage from 0% to 100%".into())
+}
+
 /// A backend's weight.
 pub(super) fn weight(node: &Node) -> Read<u16> {
     number(0..=u16::MAX.into())(node).map(|value| u16::try_from(value).unwrap_or(u16::MAX))

@@ -10,7 +10,7 @@ use std::{
 
 use super::{
     admin::AdminStore,
-    conditions::{Conditions, Now, Verdict, conditions},
+    conditions::{Conditions, Known, Now, conditions},
     names, reload,
     retry::BackOff,
 };
@@ -78,7 +78,7 @@ pub struct Controller<D> {
     /// Operators' decisions.
     pub admin: AdminStore,
     /// What the checks say.
-    pub verdicts: BTreeMap<BackendKey, Verdict>,
+    pub verdicts: BTreeMap<BackendKey, Known>,
     /// What the kernel says.
     pub neighbours: Arc<NeighbourView>,
     /// The conditions at the last reconciliation.
@@ -208,16 +208,28 @@ impl<D: DataPath> Controller<D> {
 
     fn conditions_of(&self, model: &Model, now: Now) -> Conditions {
         let starting = self.start != Start::Over;
-        conditions(model, &self.verdicts, &self.admin, starting, now)
+        conditions(
+            model,
+            &self.verdicts,
+            &self.admin,
+            starting,
+            now,
+            &self.conditions,
+        )
     }
 
     fn apply(&mut self, runtime: Runtime, now: Instant) -> Result<Applied, String> {
         match self.data_path.apply(&self.model, &runtime) {
             Ok(applied) => {
                 if applied.operations > 0 {
+                    let slots = self.model.services.iter().map(|s| u64::from(s.table_size));
+                    let share = applied.slots_moved as f64 / slots.sum::<u64>().max(1) as f64;
+                    self.applies.slots_moved += applied.slots_moved;
+                    self.applies.last_moved_share = share;
                     tracing::info!(
                         operations = applied.operations,
                         slots_moved = applied.slots_moved,
+                        percent_moved = format!("{:.1}", share * 100.0),
                         "data path changed"
                     );
                 }

@@ -61,9 +61,9 @@ impl Case {
         for backend in ["a", "b"] {
             self.controller.verdicts.insert(
                 testing::key(backend),
-                Verdict {
+                Known {
                     state: HealthState::Up,
-                    for_time: Duration::ZERO,
+                    ..Known::default()
                 },
             );
         }

@@ -88,14 +88,14 @@ fn addresses(model: &Model, name: &str) -> Result<Vec<IpAddr>, Refusal> {
 }
 
 fn describe(model: &Model, flow: &SampledFlow) -> Flow {
-    let pool = model
+    let service = model
         .services
         .iter()
-        .find(|service| service.name == flow.service)
-        .and_then(|service| Some((&service.pool, model.pools.get(&service.pool)?)));
-    let backend = pool.and_then(|(name, pool)| {
-        let backend = pool.backends.iter().find(|b| b.address == flow.backend)?;
-        Some(format!("{name}/{}", backend.name))
+        .find(|service| service.name == flow.service);
+    let backend = service.and_then(|service| {
+        let mut backends = model.backends_of(service);
+        let (pool, backend) = backends.find(|(_, b)| b.address == flow.backend)?;
+        Some(format!("{pool}/{}", backend.name))
     });
     Flow {
         client: SocketAddr::new(flow.source, flow.source_port),

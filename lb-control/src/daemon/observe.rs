@@ -8,7 +8,11 @@ use std::{
 
 use lb_common::counter::{DropReason, Event};
 
-use super::{claims, conditions::Now, controller::Controller};
+use super::{
+    claims,
+    conditions::{Now, all_down_words},
+    controller::Controller,
+};
 use crate::{
     dataplane::{
         links,
@@ -20,8 +24,8 @@ use crate::{
     rates::{CounterKey, Counts, Ledger, RawCounters},
     status::{
         BackendStatus, Concurrent, Condition, ConfigStatus, DuplicateVip, FlowTableStatus,
-        Histogram, InterfaceStatus, PersistenceStatus, PoolStatus, ProbeStatus, Readiness,
-        ServiceStatus, Snapshot, Status, Totals,
+        Histogram, InterfaceStatus, PersistenceStatus, PoolHealth, PoolStatus, ProbeStatus,
+        Readiness, ServiceStatus, Snapshot, Status, Totals,
     },
 };
 
@@ -101,13 +105,13 @@ impl Observer {
             .collect();
         let mut rows = HashMap::new();
         let mut names = HashMap::new();
-        for (service, backend) in pairs(model) {
+        for (service, pool, backend) in pairs(model) {
             let port = match service.forwarding {
                 ForwardingMethod::L2Dsr | ForwardingMethod::Ipip | ForwardingMethod::Gue => None,
                 ForwardingMethod::Nat | ForwardingMethod::FullNat => backend.port,
             };
             if let Some(row) = by_member.get(&(service.name.as_str(), backend.address, port)) {
-                let key = key_of(service, backend);
+                let key = key_of(service, pool, backend);
                 names.insert(row.id, key.clone());
                 rows.insert(key, *row);
             }
@@ -295,6 +299,7 @@ impl Observer {
                 capacity: stats.persistence.1,
                 led_total: self.events.sum(Event::Persistent.name()),
             },
+            pools: pools(controller),
             duplicate_vips: stats
                 .claims
                 .iter()
@@ -313,20 +318,19 @@ impl Observer {
     }
 }
 
-fn pairs(model: &Model) -> impl Iterator<Item = (&Service, &Backend)> {
+/// Every service with the backends of its pool and of that pool's fallback.
+fn pairs(model: &Model) -> impl Iterator<Item = (&Service, &str, &Backend)> {
     model.services.iter().flat_map(|service| {
         model
-            .pools
-            .get(&service.pool)
-            .into_iter()
-            .flat_map(move |pool| pool.backends.iter().map(move |backend| (service, backend)))
+            .backends_of(service)
+            .map(move |(pool, backend)| (service, pool, backend))
     })
 }
 
-fn key_of(service: &Service, backend: &Backend) -> CounterKey {
+fn key_of(service: &Service, pool: &str, backend: &Backend) -> CounterKey {
     CounterKey {
         service: service.name.clone(),
-        pool: service.pool.clone(),
+        pool: pool.to_owned(),
         backend: backend.name.clone(),
     }
 }
@@ -431,6 +435,32 @@ where
         ready: reasons.is_empty(),
         reasons,
     }
+}
+
+/// The pools that are checked.
+fn pools<D>(controller: &Controller<D>) -> Vec<PoolHealth> {
+    let checked = |name: &String| {
+        let pool = controller.model.pools.get(name)?;
+        (!pool.health.is_empty()).then_some(pool)
+    };
+    controller
+        .conditions
+        .pools
+        .iter()
+        .filter_map(|(name, found)| {
+            let pool = checked(name)?;
+            Some(PoolHealth {
+                pool: name.clone(),
+                backends: found.backends,
+                up: found.up,
+                overloaded: found.overloaded,
+                down: found.down,
+                kept_in: found.kept_in.clone(),
+                overloaded_share: found.overloaded_share,
+                all_down: found.all_down.then(|| all_down_words(&pool.policy)),
+            })
+        })
+        .collect()
 }
 
 fn probes(health: &BTreeMap<crate::health::BackendKey, BackendHealth>) -> Vec<ProbeStatus> {

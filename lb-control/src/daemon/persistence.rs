@@ -37,8 +37,7 @@ fn groups(model: &Model) -> HashMap<u32, Group> {
             persistence: persistence.clone(),
             backends: HashMap::new(),
         });
-        let pool = model.pools.get(&service.pool);
-        for backend in pool.iter().flat_map(|pool| &pool.backends) {
+        for backend in model.pools_of(service).flat_map(|(_, pool)| &pool.backends) {
             let number = persist::backend(&backend.name);
             group.backends.insert(number, backend.name.clone());
         }

@@ -152,10 +152,7 @@ fn ports(service: &Service) -> String {
 }
 
 fn pool_details(old: Option<&Pool>, new: Option<&Pool>) -> Vec<String> {
-    let empty = Pool {
-        backends: Vec::new(),
-        health: Vec::new(),
-    };
+    let empty = Pool::default();
     let (old, new) = (old.unwrap_or(&empty), new.unwrap_or(&empty));
     let mut details = Vec::new();
     for backend in &new.backends {
@@ -197,6 +194,9 @@ fn pool_details(old: Option<&Pool>, new: Option<&Pool>) -> Vec<String> {
     );
     if old.health != new.health {
         details.push("health checks change".into());
+    }
+    if old.policy != new.policy {
+        details.push("slow start, limits or what happens when all are down change".into());
     }
     details
 }

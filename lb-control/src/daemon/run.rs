@@ -16,7 +16,7 @@ use tokio::{
 
 use super::{
     claims::{self, Claims},
-    conditions::{Now, Verdict},
+    conditions::{Known, Now},
     controller::Controller,
     flows,
     lock::DirectoryLock,
@@ -29,7 +29,7 @@ use crate::{
     dataplane::{
         desired::BackendKey, neighbours::NeighbourRequests, plane::Plane, stats::PlaneStats,
     },
-    health::{Health, HealthChange},
+    health::{Health, HealthChange, memory},
     metrics,
     model::Model,
     neighbours::{NeighbourView, Neighbours, Target, multicast::SolicitedNodes, targets},
@@ -99,6 +99,8 @@ struct Daemon {
     /// VLAN devices that are known.
     vlans: BTreeSet<u32>,
     state_dir: PathBuf,
+    /// Of this machine, for what is kept in the state directory.
+    boot_id: String,
     metrics: Option<listen::MetricsListener>,
     told_ready: bool,
     inbox: Option<Inbox>,
@@ -152,6 +154,7 @@ impl Daemon {
                         log_health(&change);
                     }
                     self.read_health();
+                    self.write_health();
                 }
                 Ok(()) = inbox.views.changed() => {
                     self.controller.neighbours = Arc::clone(&inbox.views.borrow_and_update());
@@ -210,26 +213,20 @@ impl Daemon {
         }
         // And whatever else may have happened to the maps.
         self.controller.look_again();
+        self.write_health();
+    }
+
+    /// For a daemon that comes after this one, which may be soon and at any time.
+    fn write_health(&self) {
+        let known = self.health.to_remember();
+        let now = Now::read().unix;
+        if let Err(error) = memory::write(&self.state_dir, &self.boot_id, now, known) {
+            tracing::warn!(%error, "the states of the backends could not be kept for a restart");
+        }
     }
 
     fn read_health(&mut self) {
-        self.controller.verdicts = self
-            .health
-            .snapshot()
-            .into_iter()
-            .map(|(key, health)| {
-                (
-                    BackendKey {
-                        pool: key.pool,
-                        backend: key.backend,
-                    },
-                    Verdict {
-                        state: health.state,
-                        for_time: health.in_state_for,
-                    },
-                )
-            })
-            .collect::<BTreeMap<_, _>>();
+        self.controller.verdicts = known(&self.health);
     }
 
     /// Joins the groups of the VIPs on the links there are, and sees to the
@@ -429,12 +426,33 @@ impl Daemon {
     /// An orderly end that leaves the data path forwarding.
     async fn stop(self) {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        self.write_health();
         self.neighbours.stop().await;
         tracing::info!(
             "stopped; the data path goes on forwarding as it is, without health checks and with the next \
              hops known now; `lbctl run` takes it over again, `lbctl detach` removes it"
         );
     }
+}
+
+/// What the checks say, in the controller's terms.
+fn known(health: &Health) -> BTreeMap<BackendKey, Known> {
+    let backends = health.snapshot().into_iter().map(|(key, health)| {
+        let key = BackendKey {
+            pool: key.pool,
+            backend: key.backend,
+        };
+        let known = Known {
+            state: health.state,
+            for_time: health.in_state_for,
+            verdict: health.verdict,
+            held_for: health.held_for,
+            response: health.response,
+            free: health.free,
+        };
+        (key, known)
+    });
+    backends.collect()
 }
 
 fn log_health(change: &HealthChange) {

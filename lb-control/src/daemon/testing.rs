@@ -11,7 +11,7 @@ use crate::{
     dataplane::desired::BackendKey,
     model::{
         Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
-        OnBackendDown, Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
+        OnBackendDown, Pool, PoolPolicy, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
     },
 };
 
@@ -97,9 +97,13 @@ pub fn model(backends: &[&str]) -> Model {
                     port: None,
                     interval: Duration::from_secs(2),
                     timeout: Duration::from_secs(1),
+                    fast_interval: None,
                     rise: 2,
                     fall: 3,
+                    overloaded_limit: Duration::from_secs(60),
+                    hold_down_limit: Duration::from_secs(300),
                 }],
+                policy: PoolPolicy::default(),
             },
         )]),
         services: vec![Service {

@@ -14,7 +14,7 @@ use super::{
     allocate::{Ids, SlotRanges},
     state::{Capacity, MapSnapshot, MemberKey},
 };
-use crate::model::{Model, OnBackendDown, Pool, Protocol, Service};
+use crate::model::{Model, OnBackendDown, Protocol, Service};
 
 mod keys;
 mod links;
@@ -78,6 +78,8 @@ struct Builder<'a> {
     slot_ranges: SlotRanges,
     /// Members of each backend with a limit.
     sharers: BTreeMap<BackendKey, Vec<u32>>,
+    /// Number of the server that each member is on, where sources have one.
+    servers: HashMap<u32, u64>,
     state: DesiredState,
 }
 
@@ -118,6 +120,7 @@ impl<'a> Builder<'a> {
             ),
             live_ranges,
             sharers: BTreeMap::new(),
+            servers: HashMap::new(),
             state: DesiredState {
                 config: Config {
                     clock_shift: clock::shift_for_hz(given.hz),
@@ -149,12 +152,7 @@ impl<'a> Builder<'a> {
             Some(id) => *id,
             None => self.service_ids.take().ok_or_else(no_id)?,
         };
-        let empty = Pool {
-            backends: Vec::new(),
-            health: Vec::new(),
-        };
-        let pool = self.model.pools.get(&service.pool).unwrap_or(&empty);
-        let (offset, size) = self.slot_range(id, service, pool)?;
+        let (offset, size) = self.slot_range(id, service)?;
         let (sources, proxies) = self.source_sets(service, id);
         let core_cost = self.cost(service.defence.new_flows_per_core);
         let source_cost = self.cost(service.defence.new_flows_per_source);
@@ -167,7 +165,7 @@ impl<'a> Builder<'a> {
             slot_offset: offset,
             slot_size: size,
             owner: owner::ALWAYS_INDEX,
-            flags: flags | self.service_flags(service, pool),
+            flags: flags | self.service_flags(service),
             idle_units: self.idle_units(service)?,
             core_cost,
             source_cost,
@@ -179,24 +177,24 @@ impl<'a> Builder<'a> {
         self.state.config.longest_idle_units =
             self.state.config.longest_idle_units.max(entry.idle_units);
         self.state.service_names.insert(id, service.name.clone());
-        let (ranked, keep) = self.members(service, pool, id)?;
-        let entry = self.spread(service, pool, entry, (&ranked, keep), tables)?;
+        let members = self.members(service, id)?;
+        let entry = self.spread(service, entry, &members, tables)?;
         self.keys(service, entry);
         Ok(())
     }
 
-    fn slot_range(
-        &mut self,
-        id: u32,
-        service: &Service,
-        pool: &Pool,
-    ) -> Result<(u32, u32), DesiredError> {
+    fn slot_range(&mut self, id: u32, service: &Service) -> Result<(u32, u32), DesiredError> {
         if let Some(&(offset, size)) = self.live_ranges.get(&id) {
-            if (size as usize) < pool.backends.len() {
+            let pools = self.model.pools_of(service);
+            let backends = pools
+                .map(|(_, pool)| pool.backends.len())
+                .max()
+                .unwrap_or(0);
+            if (size as usize) < backends {
                 return Err(DesiredError::TableTooSmall {
                     service: service.name.clone(),
                     size,
-                    backends: pool.backends.len(),
+                    backends,
                 });
             }
             return Ok((offset, size));

@@ -30,9 +30,13 @@ use super::{
     state::{Capacity, MapSnapshot, SourcePrefix},
     store::MapStore,
 };
-use crate::model::{
-    Backend, Balance, Dataplane, Defence, ForwardingMethod, Interface, Model, OnBackendDown,
-    Persistence, Pool, Ports, Prefix, Protocol, Replies, Service, Tunnel, XdpMode,
+use crate::{
+    model::{
+        Backend, Balance, Dataplane, Defence, ForwardingMethod, Interface, Model, OnBackendDown,
+        Persistence, Pool, PoolPolicy, Ports, Prefix, Protocol, Replies, Scheduler, Service,
+        Tunnel, WhenAllDown, XdpMode,
+    },
+    scheduler::Factor,
 };
 
 const HZ: u32 = 1000;
@@ -113,7 +117,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             .map(|(name, backends)| {
                 let pool = Pool {
                     backends,
-                    health: Vec::new(),
+                    ..Pool::default()
                 };
                 (name, pool)
             })
@@ -263,7 +267,7 @@ fn condition(runtime: &mut Runtime, n: u8, condition: Condition) {
     };
     let condition = BackendCondition {
         condition,
-        weight: 1,
+        ..BackendCondition::up(1)
     };
     runtime.backends.insert(key, condition);
 }
@@ -430,6 +434,7 @@ fn any_service(n: u8) -> impl Strategy<Value = Service> {
 fn any_step() -> impl Strategy<Value = Step> {
     let condition = prop_oneof![
         4 => Just(Condition::Up),
+        1 => Just(Condition::Overloaded),
         1 => Just(Condition::Draining),
         1 => Just(Condition::Failing),
         1 => Just(Condition::Dead),
@@ -453,9 +458,13 @@ fn any_step() -> impl Strategy<Value = Step> {
                 pool: "p".into(),
                 backend: format!("b{n}"),
             };
-            runtime
-                .backends
-                .insert(key, BackendCondition { condition, weight });
+            runtime.backends.insert(
+                key,
+                BackendCondition {
+                    condition,
+                    ..BackendCondition::up(weight)
+                },
+            );
         }
         Step { model, runtime }
     })
@@ -691,28 +700,19 @@ fn a_member_that_stops_serving_is_the_base_of_no_slot() {
 }
 
 #[test]
-fn when_no_backend_is_up_the_slots_stay_and_the_failing_go_on_serving() {
+fn when_every_backend_is_down_all_of_them_share_the_flows_in_whatever_order_they_went() {
     let mut maps = FakeMaps::new(CAPACITY.slots);
     let model = one_pool([1, 2, 3], vec![service(1, "p")]);
     reconcile(&mut maps, &model, &runtime());
-    let before = words(&maps);
     let mut runtime = runtime();
     condition(&mut runtime, 1, Condition::Dead);
+    reconcile(&mut maps, &model, &runtime);
     condition(&mut runtime, 2, Condition::Failing);
     condition(&mut runtime, 3, Condition::Disabled);
     reconcile(&mut maps, &model, &runtime);
-    let third = id_of(&maps, 3);
-    for (old, new) in before.iter().zip(words(&maps)) {
-        if old.current() == third {
-            assert_ne!(
-                new.current(),
-                third,
-                "disabled by the operator serves nobody"
-            );
-        } else {
-            assert_eq!(*old, new);
-        }
-    }
+    let owners = owners(&maps);
+    assert_eq!(owners.keys().copied().collect::<Vec<_>>(), [1, 2]);
+    assert!(owners[&1].abs_diff(owners[&2]) <= 1, "{owners:?}");
     let s = maps.snapshot().unwrap();
     let state = |n| MemberState(s.members[&id_of(&maps, n)].state);
     assert_eq!(
@@ -720,6 +720,19 @@ fn when_no_backend_is_up_the_slots_stay_and_the_failing_go_on_serving() {
         (MemberState::FAILING, MemberState::FAILING)
     );
     assert_eq!(state(3), MemberState::DEAD);
+}
+
+#[test]
+fn when_nobody_gets_flows_the_slots_stay() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let model = one_pool([1, 2], vec![service(1, "p")]);
+    reconcile(&mut maps, &model, &runtime());
+    let before = words(&maps);
+    let mut runtime = runtime();
+    condition(&mut runtime, 1, Condition::Draining);
+    condition(&mut runtime, 2, Condition::Draining);
+    reconcile(&mut maps, &model, &runtime);
+    assert_eq!(words(&maps), before);
 }
 
 #[test]
@@ -851,4 +864,177 @@ fn rehashing_services_give_a_failing_backend_up_at_once() {
         .map(|m| MemberState(m.state))
         .collect();
     assert_eq!(states, [MemberState::DEAD, MemberState::FAILING]);
+}
+
+/// Slots of a service by the numbers of the backends that have them.
+fn owners(maps: &FakeMaps) -> BTreeMap<u8, usize> {
+    let mut owners = BTreeMap::new();
+    for word in words(maps) {
+        let owner = (1..=6).find(|n| id_if_known(maps, *n) == Some(word.current()));
+        *owners.entry(owner.unwrap_or(0)).or_default() += 1;
+    }
+    owners
+}
+
+fn id_if_known(maps: &FakeMaps, n: u8) -> Option<u32> {
+    let address = Addr::from_ip(IpAddr::V4(Ipv4Addr::new(10, 0, 1, n))).0;
+    let s = maps.snapshot().unwrap();
+    let mut members = s.members.iter();
+    members
+        .find(|(_, m)| m.address == address)
+        .map(|(id, _)| *id)
+}
+
+fn policy(model: &mut Model, policy: PoolPolicy) {
+    model.pools.get_mut("p").unwrap().policy = policy;
+}
+
+#[test]
+fn an_overloaded_backend_gets_no_new_flows_and_keeps_those_it_has() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let model = one_pool([1, 2, 3], vec![service(1, "p")]);
+    reconcile(&mut maps, &model, &runtime());
+    let first = id_of(&maps, 1);
+    let mut runtime = runtime();
+    condition(&mut runtime, 1, Condition::Overloaded);
+    reconcile(&mut maps, &model, &runtime);
+    let state = MemberState(maps.snapshot().unwrap().members[&first].state);
+    assert_eq!(state, MemberState::DRAINING);
+    assert!(words(&maps).iter().all(|w| w.current() != first));
+    assert!(words(&maps).iter().any(|w| w.base() == first));
+}
+
+#[test]
+fn a_fallback_pool_gets_the_flows_only_while_its_principal_has_nobody_for_them() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let mut model = one_pool([1, 2], vec![service(1, "p")]);
+    let spare = Pool {
+        backends: vec![backend(5), backend(6)],
+        ..Pool::default()
+    };
+    model.pools.insert("spare".into(), spare);
+    let when_all_down = WhenAllDown::FallbackPool("spare".into());
+    policy(
+        &mut model,
+        PoolPolicy {
+            when_all_down,
+            ..PoolPolicy::default()
+        },
+    );
+    let mut runtime = runtime();
+    reconcile(&mut maps, &model, &runtime);
+    assert_eq!(owners(&maps).into_keys().collect::<Vec<_>>(), [1, 2]);
+    condition(&mut runtime, 1, Condition::Failing);
+    condition(&mut runtime, 2, Condition::Dead);
+    reconcile(&mut maps, &model, &runtime);
+    assert_eq!(owners(&maps).into_keys().collect::<Vec<_>>(), [5, 6]);
+    // The flows that the failing one has stay with it.
+    let first = id_of(&maps, 1);
+    assert!(words(&maps).iter().any(|w| w.base() == first));
+    condition(&mut runtime, 1, Condition::Up);
+    reconcile(&mut maps, &model, &runtime);
+    assert_eq!(owners(&maps).into_keys().collect::<Vec<_>>(), [1]);
+    // Nobody there either: as if there were no fallback.
+    condition(&mut runtime, 1, Condition::Dead);
+    for n in [5, 6] {
+        let key = BackendKey {
+            pool: "spare".into(),
+            backend: format!("b{n}"),
+        };
+        let dead = BackendCondition {
+            condition: Condition::Dead,
+            ..BackendCondition::up(1)
+        };
+        runtime.backends.insert(key, dead);
+    }
+    reconcile(&mut maps, &model, &runtime);
+    assert_eq!(owners(&maps).into_keys().collect::<Vec<_>>(), [1, 2]);
+}
+
+#[test]
+fn when_all_are_down_fail_leaves_nobody_who_serves() {
+    for (when_all_down, full, expected) in [
+        (WhenAllDown::Fail, false, MemberState::DEAD),
+        (WhenAllDown::Fail, true, MemberState::DEAD),
+        (WhenAllDown::All, false, MemberState::FAILING),
+        // Asked one by one, only those that take new flows get one.
+        (WhenAllDown::All, true, MemberState::UP),
+    ] {
+        let mut maps = FakeMaps::new(CAPACITY.slots);
+        let mut model = one_pool([1, 2], vec![service(1, "p")]);
+        model.services[0].balance.tracking.full = full;
+        policy(
+            &mut model,
+            PoolPolicy {
+                when_all_down,
+                ..PoolPolicy::default()
+            },
+        );
+        let mut runtime = runtime();
+        reconcile(&mut maps, &model, &runtime);
+        condition(&mut runtime, 1, Condition::Dead);
+        condition(&mut runtime, 2, Condition::Dead);
+        reconcile(&mut maps, &model, &runtime);
+        let s = maps.snapshot().unwrap();
+        for member in s.members.values() {
+            assert_eq!(MemberState(member.state), expected);
+        }
+    }
+}
+
+#[test]
+fn a_lower_group_takes_over_what_is_missing_of_the_higher_and_gives_it_back() {
+    let mut maps = FakeMaps::new(CAPACITY.slots);
+    let mut model = one_pool([1, 2, 3], vec![service(1, "p")]);
+    model.pools.get_mut("p").unwrap().backends[2].priority = 2;
+    policy(
+        &mut model,
+        PoolPolicy {
+            min_available: 100,
+            ..PoolPolicy::default()
+        },
+    );
+    let mut runtime = runtime();
+    let share = |maps: &FakeMaps, n: u8| {
+        let owners = owners(maps);
+        let all: usize = owners.values().sum();
+        owners.get(&n).copied().unwrap_or_default() * 100 / all
+    };
+    reconcile(&mut maps, &model, &runtime);
+    assert_eq!(share(&maps, 3), 0);
+    let before = words(&maps);
+    condition(&mut runtime, 2, Condition::Overloaded);
+    reconcile(&mut maps, &model, &runtime);
+    assert!((49..=51).contains(&share(&maps, 3)), "{}", share(&maps, 3));
+    let first = id_of(&maps, 1);
+    let moved_from_first = before
+        .iter()
+        .zip(words(&maps))
+        .filter(|(old, new)| old.current() == first && new.current() != first)
+        .count();
+    // It had half of the slots and has half: what is missing is the other's.
+    assert!(moved_from_first * 5 < before.len(), "{moved_from_first}");
+    condition(&mut runtime, 2, Condition::Up);
+    reconcile(&mut maps, &model, &runtime);
+    assert_eq!(share(&maps, 3), 0);
+}
+
+#[test]
+fn response_times_count_for_services_that_go_by_them_alone() {
+    for (scheduler, range) in [
+        (Scheduler::Maglev, 48..=52),
+        (Scheduler::ResponseTime, 31..=35),
+    ] {
+        let mut maps = FakeMaps::new(CAPACITY.slots);
+        let mut model = one_pool([1, 2], vec![service(1, "p")]);
+        model.services[0].balance.scheduler = scheduler;
+        let mut runtime = runtime();
+        condition(&mut runtime, 1, Condition::Up);
+        let first = runtime.backends.values_mut().next().unwrap();
+        first.factors.response = Factor::of(0.5);
+        reconcile(&mut maps, &model, &runtime);
+        let owners = owners(&maps);
+        let share = owners[&1] * 100 / owners.values().sum::<usize>();
+        assert!(range.contains(&share), "{scheduler}: {share}");
+    }
 }

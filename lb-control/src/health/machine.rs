@@ -13,7 +13,10 @@ use std::{
 
 use super::{
     BackendHealth, BackendKey, CheckHealth, CheckKey, CheckedBackend, Durations, HealthChange,
-    HealthState, Timing,
+    HealthState, Remembered, Timing, Verdict,
+    load::{Free, Load},
+    response::Response,
+    standing::Standing,
 };
 
 /// A new check runs for the first time within this time, however long its
@@ -31,17 +34,6 @@ const JITTER_DIVISOR: u32 = 10;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct CheckId(u64);
 
-/// What a probe's result means for the state of its check.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// The backend answered as it should.
-    Pass,
-    /// It did not.
-    Fail,
-    /// The probe could not be made, for reasons that are not the backend's.
-    NotMade,
-}
-
 /// What the driver has to do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
@@ -56,42 +48,6 @@ pub enum Action {
     },
     /// Tell that a backend's state changed.
     Changed(HealthChange),
-}
-
-/// State and the number of consecutive results that speak against it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Standing {
-    /// The state.
-    pub state: HealthState,
-    /// Consecutive failures of an up check, passes of a down one.
-    pub against: u32,
-}
-
-impl Standing {
-    /// The standing after one more result. The first result decides at once:
-    /// after a start nobody wants to wait for `rise` intervals before traffic
-    /// flows, nor to send clients to a server that has just refused.
-    pub fn after(self, outcome: Outcome, rise: u32, fall: u32) -> Self {
-        let (limit, other) = match (self.state, outcome) {
-            (_, Outcome::NotMade) => return self,
-            (HealthState::Unknown, Outcome::Pass) => return Self::new(HealthState::Up),
-            (HealthState::Unknown, Outcome::Fail) => return Self::new(HealthState::Down),
-            (HealthState::Up, Outcome::Pass) => return Self::new(HealthState::Up),
-            (HealthState::Down, Outcome::Fail) => return Self::new(HealthState::Down),
-            (HealthState::Up, Outcome::Fail) => (fall, HealthState::Down),
-            (HealthState::Down, Outcome::Pass) => (rise, HealthState::Up),
-        };
-        let against = self.against.saturating_add(1);
-        if against >= limit {
-            Self::new(other)
-        } else {
-            Self { against, ..self }
-        }
-    }
-
-    const fn new(state: HealthState) -> Self {
-        Self { state, against: 0 }
-    }
 }
 
 #[derive(Debug)]
@@ -111,6 +67,8 @@ struct CheckEntry {
     failures: u64,
     not_made: u64,
     durations: Durations,
+    response: Response,
+    free: Option<Free>,
 }
 
 #[derive(Debug)]
@@ -119,6 +77,8 @@ struct BackendEntry {
     state: HealthState,
     since: Instant,
     reason: String,
+    /// The verdict that decided.
+    verdict: Option<Verdict>,
 }
 
 /// All checks of all backends.
@@ -136,6 +96,9 @@ pub struct Machine {
     ready: VecDeque<CheckId>,
     in_flight: HashSet<CheckId>,
     changes: VecDeque<HealthChange>,
+    /// Of backends that have not been configured yet: what an earlier daemon
+    /// knew of them, and since when.
+    remembered: BTreeMap<BackendKey, (Remembered, Instant)>,
 }
 
 impl Machine {
@@ -154,7 +117,39 @@ impl Machine {
             ready: VecDeque::new(),
             in_flight: HashSet::new(),
             changes: VecDeque::new(),
+            remembered: BTreeMap::new(),
         }
+    }
+
+    /// What an earlier daemon knew: backends that the first [`Self::update`]
+    /// configures at the same addresses start with it.
+    pub fn remember(&mut self, now: Instant, known: BTreeMap<BackendKey, Remembered>) {
+        let since = |known: &Remembered| now.checked_sub(known.for_time).unwrap_or(now);
+        self.remembered = known
+            .into_iter()
+            .map(|(key, known)| {
+                let since = since(&known);
+                (key, (known, since))
+            })
+            .collect();
+    }
+
+    /// What a later daemon should know.
+    pub fn to_remember(&self, now: Instant) -> BTreeMap<BackendKey, Remembered> {
+        let known = self.backends.iter().filter_map(|(key, backend)| {
+            let mut checks = backend.checks.iter().filter_map(|id| self.checks.get(id));
+            let first = checks.next()?;
+            (backend.state != HealthState::Unknown).then(|| {
+                let known = Remembered {
+                    state: backend.state,
+                    for_time: now.saturating_duration_since(backend.since),
+                    address: first.key.target.ip(),
+                    reason: backend.reason.clone(),
+                };
+                (key.clone(), known)
+            })
+        });
+        known.collect()
     }
 
     /// From now on these backends are checked. A check that stays keeps its
@@ -198,21 +193,51 @@ impl Machine {
                     reason: "has another address, not checked yet".to_owned(),
                 });
             }
-            let entry = match old.filter(|_| same_server) {
+            let is_new = old.is_none();
+            let mut entry = match old.filter(|_| same_server) {
                 Some(old) => BackendEntry { checks, ..old },
                 None => BackendEntry {
                     checks,
                     state: HealthState::Unknown,
                     since: now,
                     reason: "not checked yet".to_owned(),
+                    verdict: None,
                 },
             };
+            if is_new {
+                self.recall(&backend.key, &mut entry);
+            }
             self.backends.insert(backend.key.clone(), entry);
             self.judge(now, &backend.key);
         }
         for id in gone {
             self.forget(id);
         }
+        self.remembered.clear();
+    }
+
+    /// Gives a new backend the state that an earlier daemon left.
+    fn recall(&mut self, key: &BackendKey, entry: &mut BackendEntry) {
+        let Some((known, since)) = self.remembered.remove(key) else {
+            return;
+        };
+        let is_same = entry
+            .checks
+            .iter()
+            .filter_map(|id| self.checks.get(id))
+            .any(|check| check.key.target.ip() == known.address);
+        if !is_same {
+            return;
+        }
+        for id in &entry.checks {
+            if let Some(check) = self.checks.get_mut(id) {
+                check.standing = Standing::restored(known.state);
+                check.reason.clone_from(&known.reason);
+            }
+        }
+        entry.state = known.state;
+        entry.since = since;
+        entry.reason = known.reason;
     }
 
     /// A probe has ended, after `took`; `words` says how.
@@ -220,7 +245,7 @@ impl Machine {
         &mut self,
         now: Instant,
         id: CheckId,
-        outcome: Outcome,
+        verdict: Verdict,
         words: &str,
         took: Duration,
     ) {
@@ -228,25 +253,39 @@ impl Machine {
         let Some(check) = self.checks.get_mut(&id) else {
             return;
         };
-        match outcome {
-            Outcome::Pass => check.passes += 1,
-            Outcome::Fail => check.failures += 1,
-            Outcome::NotMade => check.not_made += 1,
+        match verdict {
+            Verdict::Pass => check.passes += 1,
+            Verdict::NotMade => check.not_made += 1,
+            _ => check.failures += 1,
         }
-        check.standing = check
-            .standing
-            .after(outcome, check.timing.rise, check.timing.fall);
+        check.standing = check.standing.after(verdict, &check.timing.rules(), now);
         words.clone_into(&mut check.reason);
         check.last_duration = Some(took);
-        if outcome != Outcome::NotMade {
+        if verdict != Verdict::NotMade {
             check.durations.observe(took);
         }
-        let (turn, due) = next_turn(self.seed, check, now);
+        if matches!(verdict, Verdict::Pass | Verdict::Slow) {
+            check.response = check.response.after(took);
+        }
+        let (turn, due) = match check.timing.fast_interval {
+            Some(fast) if check.standing.is_changing(&check.timing.rules()) => {
+                let due = now + fast.saturating_sub(took);
+                (turn_at(check.origin, check.timing.interval, due), due)
+            }
+            _ => next_turn(self.seed, check, now),
+        };
         check.turn = turn;
         check.due = Some(due);
         self.timers.insert((due, id));
         let backend = check.key.backend.clone();
         self.judge(now, &backend);
+    }
+
+    /// A backend has told of its own load, in the answer to a probe.
+    pub fn handle_load(&mut self, id: CheckId, load: Load) {
+        if let Some(check) = self.checks.get_mut(&id) {
+            check.free = Some(Free::after(check.free, load));
+        }
     }
 
     /// The time is now `now`.
@@ -316,6 +355,12 @@ impl Machine {
             state: backend.state,
             in_state_for: now.saturating_duration_since(backend.since),
             reason: backend.reason.clone(),
+            verdict: backend.verdict,
+            held_for: self.held_for(now, backend),
+            response: self.of(backend, |check| check.response.mean()).max(),
+            free: self
+                .of(backend, |check| check.free.map(Free::fraction))
+                .reduce(f64::min),
             last_duration: checks.iter().filter_map(|check| check.last_duration).max(),
             passes: checks.iter().map(|check| check.passes).sum(),
             failures: checks.iter().map(|check| check.failures).sum(),
@@ -325,6 +370,24 @@ impl Machine {
             }),
             checks,
         }
+    }
+
+    fn of<'a, T>(
+        &'a self,
+        backend: &'a BackendEntry,
+        what: impl Fn(&CheckEntry) -> Option<T> + 'a,
+    ) -> impl Iterator<Item = T> + 'a {
+        let checks = backend.checks.iter().filter_map(|id| self.checks.get(id));
+        checks.filter_map(what)
+    }
+
+    /// How long its checks, which pass, keep it out yet since they flap.
+    fn held_for(&self, now: Instant, backend: &BackendEntry) -> Duration {
+        let held = self.of(backend, |check| {
+            let is_out = check.standing.state != HealthState::Up;
+            is_out.then(|| check.standing.held_for(&check.timing.rules(), now))
+        });
+        held.max().unwrap_or_default()
     }
 
     /// The id of the check, made if need be.
@@ -364,6 +427,8 @@ impl Machine {
                 failures: 0,
                 not_made: 0,
                 durations: Durations::default(),
+                response: Response::default(),
+                free: None,
             },
         );
         self.timers.insert((due, id));
@@ -385,9 +450,14 @@ impl Machine {
             return;
         };
         let checks = || backend.checks.iter().filter_map(|id| self.checks.get(id));
-        let down = checks().find(|check| check.standing.state == HealthState::Down);
-        let (state, reason) = if let Some(check) = down {
-            (HealthState::Down, check.reason.clone())
+        let is = |state| checks().find(move |check| check.standing.state == state);
+        let worst = is(HealthState::Down).or_else(|| {
+            let known = is(HealthState::Unknown).is_none();
+            is(HealthState::Overloaded).filter(|_| known)
+        });
+        let verdict = worst.and_then(|check| check.standing.last);
+        let (state, reason) = if let Some(check) = worst {
+            (check.standing.state, check.reason.clone())
         } else if checks().all(|check| check.standing.state == HealthState::Up) {
             let reason = checks().next_back().map(|check| check.reason.clone());
             (
@@ -408,6 +478,7 @@ impl Machine {
             backend.state = state;
             backend.since = now;
             backend.reason = reason;
+            backend.verdict = verdict;
         }
     }
 }

@@ -9,8 +9,11 @@ fn timing() -> Timing {
     Timing {
         interval: SECOND,
         timeout: SECOND,
+        fast_interval: None,
         rise: 2,
         fall: 3,
+        overloaded_limit: SECOND * 60,
+        hold_down_limit: SECOND * 300,
     }
 }
 
@@ -42,7 +45,7 @@ struct Bench {
     machine: Machine,
     now: Instant,
     /// What a target answers.
-    answers: HashMap<SocketAddr, Outcome>,
+    answers: HashMap<SocketAddr, Verdict>,
     changes: Vec<(String, HealthState)>,
 }
 
@@ -59,7 +62,7 @@ impl Bench {
         }
     }
 
-    fn answer(&mut self, target: &str, outcome: Outcome) {
+    fn answer(&mut self, target: &str, outcome: Verdict) {
         self.answers.insert(target.parse().unwrap(), outcome);
     }
 
@@ -109,50 +112,6 @@ impl Bench {
 }
 
 #[test]
-fn every_state_and_result_leads_to_the_state_the_table_says() {
-    use HealthState::{Down, Unknown, Up};
-    use Outcome::{Fail, NotMade, Pass};
-    let (rise, fall) = (2, 3);
-    // (state, results against it) and result → (state, results against it)
-    let table = [
-        ((Unknown, 0), Pass, (Up, 0)),
-        ((Unknown, 0), Fail, (Down, 0)),
-        ((Unknown, 0), NotMade, (Unknown, 0)),
-        ((Up, 0), Pass, (Up, 0)),
-        ((Up, 1), Pass, (Up, 0)),
-        ((Up, 2), Pass, (Up, 0)),
-        ((Up, 0), Fail, (Up, 1)),
-        ((Up, 1), Fail, (Up, 2)),
-        ((Up, 2), Fail, (Down, 0)),
-        ((Up, 0), NotMade, (Up, 0)),
-        ((Up, 1), NotMade, (Up, 1)),
-        ((Up, 2), NotMade, (Up, 2)),
-        ((Down, 0), Fail, (Down, 0)),
-        ((Down, 1), Fail, (Down, 0)),
-        ((Down, 0), Pass, (Down, 1)),
-        ((Down, 1), Pass, (Up, 0)),
-        ((Down, 0), NotMade, (Down, 0)),
-        ((Down, 1), NotMade, (Down, 1)),
-    ];
-    for ((state, against), outcome, expected) in table {
-        let after = Standing { state, against }.after(outcome, rise, fall);
-        assert_eq!(
-            (after.state, after.against),
-            expected,
-            "{state:?} with {against} against, {outcome:?}"
-        );
-    }
-}
-
-#[test]
-fn a_limit_of_one_or_a_lowered_one_decides_at_once() {
-    let up = Standing::new(HealthState::Up);
-    assert_eq!(up.after(Outcome::Fail, 1, 1).state, HealthState::Down);
-    let shaken = Standing { against: 5, ..up };
-    assert_eq!(shaken.after(Outcome::Fail, 2, 3).state, HealthState::Down);
-}
-
-#[test]
 fn a_backend_without_checks_is_up_at_once() {
     let mut bench = Bench::new(&[backend("a", &[])]);
     bench.run(Duration::ZERO);
@@ -162,7 +121,7 @@ fn a_backend_without_checks_is_up_at_once() {
 #[test]
 fn a_backend_is_unknown_until_all_its_checks_have_a_result() {
     let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80", "192.0.2.1:443"])]);
-    bench.answer("192.0.2.1:80", Outcome::Pass);
+    bench.answer("192.0.2.1:80", Verdict::Pass);
     bench.run(3 * SECOND);
     assert_eq!(bench.state("a"), HealthState::Unknown);
 }
@@ -170,8 +129,8 @@ fn a_backend_is_unknown_until_all_its_checks_have_a_result() {
 #[test]
 fn a_backend_is_up_when_all_its_checks_pass() {
     let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80", "192.0.2.1:443"])]);
-    bench.answer("192.0.2.1:80", Outcome::Pass);
-    bench.answer("192.0.2.1:443", Outcome::Pass);
+    bench.answer("192.0.2.1:80", Verdict::Pass);
+    bench.answer("192.0.2.1:443", Verdict::Pass);
     bench.run(SECOND);
     assert_eq!(bench.changes, [("a".to_owned(), HealthState::Up)]);
 }
@@ -179,18 +138,18 @@ fn a_backend_is_up_when_all_its_checks_pass() {
 #[test]
 fn one_failing_check_takes_a_backend_down_and_rise_passes_bring_it_back() {
     let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80", "192.0.2.1:443"])]);
-    bench.answer("192.0.2.1:80", Outcome::Pass);
-    bench.answer("192.0.2.1:443", Outcome::Pass);
+    bench.answer("192.0.2.1:80", Verdict::Pass);
+    bench.answer("192.0.2.1:443", Verdict::Pass);
     bench.run(SECOND);
-    bench.answer("192.0.2.1:443", Outcome::Fail);
+    bench.answer("192.0.2.1:443", Verdict::Refused);
     bench.run(SECOND * 5);
     assert_eq!(bench.state("a"), HealthState::Down);
     assert_eq!(
         bench.machine.snapshot(bench.now)[&key("a")].reason,
-        "Fail",
+        "Refused",
         "the reason is the failing check's"
     );
-    bench.answer("192.0.2.1:443", Outcome::Pass);
+    bench.answer("192.0.2.1:443", Verdict::Pass);
     bench.run(SECOND * 4);
     assert_eq!(
         bench
@@ -205,9 +164,9 @@ fn one_failing_check_takes_a_backend_down_and_rise_passes_bring_it_back() {
 #[test]
 fn probes_that_could_not_be_made_are_counted_and_change_nothing() {
     let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80"])]);
-    bench.answer("192.0.2.1:80", Outcome::Pass);
+    bench.answer("192.0.2.1:80", Verdict::Pass);
     bench.run(SECOND);
-    bench.answer("192.0.2.1:80", Outcome::NotMade);
+    bench.answer("192.0.2.1:80", Verdict::NotMade);
     bench.run(SECOND * 10);
     let health = bench.machine.snapshot(bench.now).remove(&key("a")).unwrap();
     assert_eq!((health.state, health.failures), (HealthState::Up, 0));
@@ -221,7 +180,7 @@ fn a_reload_keeps_verdicts_drops_what_is_gone_and_starts_what_is_new() {
         backend("goes", &["192.0.2.2:80"]),
     ]);
     for target in ["192.0.2.1:80", "192.0.2.2:80", "192.0.2.3:80"] {
-        bench.answer(target, Outcome::Pass);
+        bench.answer(target, Verdict::Pass);
     }
     bench.run(SECOND);
     bench.changes.clear();
@@ -243,7 +202,7 @@ fn a_reload_keeps_verdicts_drops_what_is_gone_and_starts_what_is_new() {
 #[test]
 fn another_check_port_does_not_make_a_server_unknown_but_another_address_does() {
     let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80"])]);
-    bench.answer("192.0.2.1:80", Outcome::Pass);
+    bench.answer("192.0.2.1:80", Verdict::Pass);
     bench.run(SECOND);
     bench.update(&[backend("a", &["192.0.2.1:8080"])]);
     assert_eq!(bench.state("a"), HealthState::Up);
@@ -260,7 +219,7 @@ fn the_result_of_a_check_that_is_gone_is_ignored() {
     bench.update(&[]);
     bench
         .machine
-        .handle_result(bench.now, id, Outcome::Fail, "late", SECOND);
+        .handle_result(bench.now, id, Verdict::Refused, "late", SECOND);
     assert_eq!(bench.machine.next_action(), None);
     assert!(bench.machine.in_flight.is_empty());
 }
@@ -279,7 +238,7 @@ fn no_more_probes_run_than_the_cap_allows_and_the_others_wait_their_turn() {
         ids.push(id);
     }
     assert_eq!(ids.len(), 4);
-    machine.handle_result(now + SECOND, ids[0], Outcome::NotMade, "", SECOND);
+    machine.handle_result(now + SECOND, ids[0], Verdict::NotMade, "", SECOND);
     assert!(matches!(machine.next_action(), Some(Action::Probe { .. })));
     assert_eq!(machine.next_action(), None);
 }
@@ -298,7 +257,7 @@ fn ten_thousand_backends_are_checked_every_second_evenly_and_without_drift() {
     for backend in &backends {
         bench
             .answers
-            .insert(backend.checks[0].0.target, Outcome::Pass);
+            .insert(backend.checks[0].0.target, Verdict::Pass);
     }
     let start = bench.now;
     let probes = bench.run(SECOND * SECONDS as u32);
@@ -346,7 +305,7 @@ fn a_probe_that_outlasts_its_interval_is_followed_by_the_next_at_once() {
         panic!("no probe");
     };
     let end = at + SECOND * 5 / 2;
-    machine.handle_result(end, id, Outcome::Fail, "no answer", SECOND);
+    machine.handle_result(end, id, Verdict::Refused, "no answer", SECOND);
     let wait = machine.poll_timeout().unwrap() - end;
     assert!(wait <= SECOND / 10, "{wait:?}");
 }
@@ -357,4 +316,93 @@ fn a_check_with_a_long_interval_has_its_first_result_within_a_second() {
     slow.checks[0].1.interval = SECOND * 60;
     let mut bench = Bench::new(&[slow]);
     assert_eq!(bench.run(SECOND).len(), 1);
+}
+
+#[test]
+fn a_backend_is_overloaded_when_a_check_is_and_down_when_one_is_down() {
+    let targets = ["192.0.2.1:80", "192.0.2.1:443"];
+    let mut bench = Bench::new(&[backend("a", &targets)]);
+    for target in targets {
+        bench.answer(target, Verdict::Pass);
+    }
+    bench.run(SECOND);
+    bench.answer(targets[0], Verdict::Slow);
+    bench.run(SECOND * 5);
+    assert_eq!(bench.state("a"), HealthState::Overloaded);
+    let health = bench.machine.snapshot(bench.now).remove(&key("a")).unwrap();
+    assert_eq!(health.verdict, Some(Verdict::Slow));
+    bench.answer(targets[1], Verdict::Refused);
+    bench.run(SECOND * 5);
+    assert_eq!(bench.state("a"), HealthState::Down);
+    bench.answer(targets[1], Verdict::Pass);
+    bench.run(SECOND * 5);
+    assert_eq!(bench.state("a"), HealthState::Overloaded);
+}
+
+#[test]
+fn a_server_that_refuses_is_out_within_fall_intervals_and_one_time_out() {
+    for (answer, state) in [
+        (Verdict::Refused, HealthState::Down),
+        (Verdict::Timeout, HealthState::Overloaded),
+    ] {
+        let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80"])]);
+        bench.answer("192.0.2.1:80", Verdict::Pass);
+        bench.run(SECOND * 10);
+        bench.changes.clear();
+        bench.answer("192.0.2.1:80", answer);
+        // Three intervals with their jitter; these probes take no time.
+        bench.run(SECOND * 32 / 10);
+        assert_eq!(bench.changes, [("a".to_owned(), state)]);
+    }
+}
+
+#[test]
+fn probes_come_fast_while_the_state_is_changing_and_no_longer() {
+    let mut fast = backend("a", &["192.0.2.1:80"]);
+    fast.checks[0].1.fast_interval = Some(SECOND / 10);
+    let mut bench = Bench::new(&[fast]);
+    bench.answer("192.0.2.1:80", Verdict::Pass);
+    assert!((9..=11).contains(&bench.run(SECOND * 10).len()));
+    bench.answer("192.0.2.1:80", Verdict::Refused);
+    let probes = bench.run(SECOND * 3);
+    // Two more at once after the first; then the state has changed.
+    assert_eq!(bench.state("a"), HealthState::Down);
+    assert!((4..=5).contains(&probes.len()), "{}", probes.len());
+    let first_to_third = probes[2].1 - probes[0].1;
+    assert!(first_to_third < SECOND / 4, "{first_to_third:?}");
+}
+
+#[test]
+fn what_an_earlier_daemon_knew_holds_for_the_same_address_until_results_speak_against_it() {
+    let known = |address: &str| {
+        let known = Remembered {
+            state: HealthState::Up,
+            for_time: SECOND * 60,
+            address: address.parse().unwrap(),
+            reason: "connected".to_owned(),
+        };
+        BTreeMap::from([(key("a"), known)])
+    };
+    let now = Instant::now() + SECOND * 3600;
+    for (address, state) in [
+        ("192.0.2.1", HealthState::Up),
+        ("192.0.2.2", HealthState::Unknown),
+    ] {
+        let mut machine = Machine::new(now, 7, 10);
+        machine.remember(now, known(address));
+        machine.update(now, &[backend("a", &["192.0.2.1:80"])]);
+        let health = machine.snapshot(now).remove(&key("a")).unwrap();
+        assert_eq!(health.state, state);
+        if state == HealthState::Up {
+            assert_eq!(health.in_state_for, SECOND * 60);
+            assert_eq!(machine.to_remember(now), known(address));
+        }
+    }
+    // One that was answering is overloaded first, over the restart too.
+    let mut bench = Bench::new(&[]);
+    bench.machine.remember(bench.now, known("192.0.2.1"));
+    bench.answer("192.0.2.1:80", Verdict::Timeout);
+    bench.update(&[backend("a", &["192.0.2.1:80"])]);
+    bench.run(SECOND * 4);
+    assert_eq!(bench.state("a"), HealthState::Overloaded);
 }

@@ -17,9 +17,10 @@ use tokio::{
 };
 
 use super::{
-    BackendHealth, BackendKey, CheckKey, HealthState, ProbeKind, checked_backends,
+    BackendHealth, BackendKey, CheckKey, HealthState, ProbeKind, Remembered, Verdict,
+    checked_backends,
     machine::{Action, CheckId, Machine},
-    tcp::{self, Verdict},
+    tcp,
 };
 use crate::model::Model;
 
@@ -57,9 +58,15 @@ impl Health {
     /// spreads the checks of different nodes; any number will do.
     ///
     /// Every change of a backend's state is sent once, in order. A backend
-    /// without checks is up from the start.
-    pub fn start(model: &Model, seed: u64) -> (Self, mpsc::UnboundedReceiver<HealthChange>) {
-        let machine = Machine::new(Instant::now().into_std(), seed, max_in_flight());
+    /// without checks is up from the start, one that is `known` what it was.
+    pub fn start(
+        model: &Model,
+        seed: u64,
+        known: BTreeMap<BackendKey, Remembered>,
+    ) -> (Self, mpsc::UnboundedReceiver<HealthChange>) {
+        let now = Instant::now().into_std();
+        let mut machine = Machine::new(now, seed, max_in_flight());
+        machine.remember(now, known);
         let shared = Arc::new(Shared {
             machine: Mutex::new(machine),
             updated: Notify::new(),
@@ -79,6 +86,11 @@ impl Health {
             .machine()
             .update(Instant::now().into_std(), &backends);
         self.shared.updated.notify_one();
+    }
+
+    /// What a later daemon should know.
+    pub fn to_remember(&self) -> BTreeMap<BackendKey, Remembered> {
+        self.shared.machine().to_remember(Instant::now().into_std())
     }
 
     /// Every backend's state as of now.
@@ -141,7 +153,7 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
                 while let Some(result) = next {
                     if let Ok(done) = result {
                         machine.handle_result(
-                            now, done.id, done.verdict.outcome(), &done.words, done.took,
+                            now, done.id, done.verdict, &done.words, done.took,
                         );
                     }
                     next = probes.try_join_next();

@@ -4,44 +4,16 @@ use std::{io, net::SocketAddr, time::Duration};
 
 use tokio::{net::TcpSocket, time};
 
-use super::machine::Outcome;
-
-/// What a probe found, apart from what follows from it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
-    /// The handshake completed.
-    Passed,
-    /// The backend refused the connection.
-    Refused,
-    /// It accepted and reset it, or reset it at once.
-    Reset,
-    /// Nothing came back in time.
-    TimedOut,
-    /// The network, or the backend's firewall, said that it can't be reached.
-    Unreachable,
-    /// The probe could not be made for reasons of our own.
-    NotMade,
-}
-
-impl Verdict {
-    /// What the verdict means for the check's state.
-    pub const fn outcome(self) -> Outcome {
-        match self {
-            Self::Passed => Outcome::Pass,
-            Self::Refused | Self::Reset | Self::TimedOut | Self::Unreachable => Outcome::Fail,
-            Self::NotMade => Outcome::NotMade,
-        }
-    }
-}
+use super::Verdict;
 
 /// Connects to `target` and closes at once with a reset: the backend's
 /// application sees no data, and neither side keeps a connection in TIME_WAIT.
 /// Returns what was found, also in words.
 pub async fn probe(target: SocketAddr, timeout: Duration) -> (Verdict, String) {
     match time::timeout(timeout, connect(target)).await {
-        Ok(Ok(())) => (Verdict::Passed, "connected".to_owned()),
+        Ok(Ok(())) => (Verdict::Pass, "connected".to_owned()),
         Ok(Err(error)) => explain(&error),
-        Err(_) => (Verdict::TimedOut, format!("no answer within {timeout:?}")),
+        Err(_) => (Verdict::Timeout, format!("no answer within {timeout:?}")),
     }
 }
 
@@ -58,14 +30,14 @@ async fn connect(target: SocketAddr) -> io::Result<()> {
 fn explain(error: &io::Error) -> (Verdict, String) {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => (Verdict::Refused, "connection refused".to_owned()),
-        Some(libc::ECONNRESET) => (Verdict::Reset, "connection reset".to_owned()),
+        Some(libc::ECONNRESET) => (Verdict::Refused, "connection reset".to_owned()),
         // The kernel gave up before we did (tcp_syn_retries).
-        Some(libc::ETIMEDOUT) => (Verdict::TimedOut, "no answer".to_owned()),
-        Some(libc::EHOSTUNREACH) => (Verdict::Unreachable, "host unreachable".to_owned()),
-        Some(libc::ENETUNREACH) => (Verdict::Unreachable, "network unreachable".to_owned()),
+        Some(libc::ETIMEDOUT) => (Verdict::Timeout, "no answer".to_owned()),
+        Some(libc::EHOSTUNREACH) => (Verdict::Refused, "host unreachable".to_owned()),
+        Some(libc::ENETUNREACH) => (Verdict::Refused, "network unreachable".to_owned()),
         // The backend answered with an ICMP error of another kind.
         Some(libc::EACCES | libc::ENOPROTOOPT | libc::EPROTO | libc::EHOSTDOWN) => {
-            (Verdict::Unreachable, format!("unreachable: {error}"))
+            (Verdict::Refused, format!("unreachable: {error}"))
         }
         Some(libc::EMFILE | libc::ENFILE) => (
             Verdict::NotMade,
@@ -96,7 +68,7 @@ mod tests {
             .unwrap();
         let target = listener.local_addr().unwrap();
         let (verdict, words) = probe(target, Duration::from_secs(1)).await;
-        assert_eq!((verdict, words.as_str()), (Verdict::Passed, "connected"));
+        assert_eq!((verdict, words.as_str()), (Verdict::Pass, "connected"));
         // Accepting a connection that was reset succeeds; reading tells.
         let (stream, _) = listener.accept().await.unwrap();
         stream.readable().await.unwrap();
@@ -127,13 +99,13 @@ mod tests {
             libc::ENOBUFS,
         ] {
             let (verdict, words) = explain(&io::Error::from_raw_os_error(code));
-            assert_eq!(verdict.outcome(), Outcome::NotMade, "{words}");
+            assert_eq!(verdict, Verdict::NotMade, "{words}");
             assert!(words.starts_with("could not check: "), "{words}");
         }
     }
 
     #[test]
-    fn what_the_network_says_counts_as_a_failure() {
+    fn what_the_network_says_counts_as_a_refusal() {
         for code in [
             libc::ECONNREFUSED,
             libc::ECONNRESET,
@@ -141,7 +113,7 @@ mod tests {
             libc::ENETUNREACH,
         ] {
             let (verdict, words) = explain(&io::Error::from_raw_os_error(code));
-            assert_eq!(verdict.outcome(), Outcome::Fail, "{words}");
+            assert_eq!(verdict, Verdict::Refused, "{words}");
         }
     }
 }

@@ -36,6 +36,16 @@ pub enum Scheduler {
     RoundRobin,
     /// Who has the fewest connections for its weight.
     LeastConnections,
+    /// As [`Self::Maglev`], with shares that follow how fast the backends
+    /// answer their checks.
+    ResponseTime,
+}
+
+impl Scheduler {
+    /// Whether the flow's hash chooses, so that no flow needs an entry.
+    pub const fn is_by_hash(self) -> bool {
+        matches!(self, Self::Maglev | Self::ResponseTime)
+    }
 }
 
 impl fmt::Display for Scheduler {
@@ -44,6 +54,7 @@ impl fmt::Display for Scheduler {
             Self::Maglev => "maglev",
             Self::RoundRobin => "round-robin",
             Self::LeastConnections => "least-connections",
+            Self::ResponseTime => "response-time",
         })
     }
 }

@@ -79,7 +79,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             "web".to_owned(),
             Pool {
                 backends: Vec::<Backend>::new(),
-                health: Vec::new(),
+                ..Pool::default()
             },
         )]),
         services: services

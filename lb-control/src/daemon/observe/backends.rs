@@ -7,8 +7,9 @@ use crate::{
     daemon::{claims, conditions::Now, controller::Controller},
     dataplane::{self, desired::BackendKey, stats::MemberRow},
     health::HealthState,
-    model::{Backend, Service},
+    model::{Backend, Scheduler, Service},
     rates::CounterKey,
+    scheduler::Factor,
     status::{BackendStatus, Condition, Health, NextHopStatus},
 };
 
@@ -26,10 +27,10 @@ impl Observer {
             .map(|row| (row.service.as_str(), u64::from(row.slots)))
             .collect();
         let mut all: Vec<BackendStatus> = pairs(&view.controller.model)
-            .map(|(service, backend)| {
-                let key = key_of(service, backend);
+            .map(|(service, pool, backend)| {
+                let key = key_of(service, pool, backend);
                 let row = rows.get(&key).copied();
-                let mut status = self.backend(view.controller, service, backend, row);
+                let mut status = self.backend(view.controller, service, (pool, backend), row);
                 health_of(&mut status, view, &key, now);
                 status
             })
@@ -81,17 +82,18 @@ impl Observer {
         &self,
         controller: &Controller<D>,
         service: &Service,
-        backend: &Backend,
+        (pool, backend): (&str, &Backend),
         row: Option<&MemberRow>,
     ) -> BackendStatus {
         let key = BackendKey {
-            pool: service.pool.clone(),
+            pool: pool.to_owned(),
             backend: backend.name.clone(),
         };
         let decided = controller.admin.of(&key);
         let current = controller.conditions.backends.get(&key);
         let condition = match current.map(|c| c.condition.to_service(service.on_backend_down)) {
             Some(dataplane::desired::Condition::Up) => Condition::Up,
+            Some(dataplane::desired::Condition::Overloaded) => Condition::Overloaded,
             Some(dataplane::desired::Condition::Draining) => Condition::Draining,
             Some(dataplane::desired::Condition::Failing) => Condition::Failing,
             Some(dataplane::desired::Condition::Dead | dataplane::desired::Condition::Disabled) => {
@@ -106,11 +108,40 @@ impl Observer {
             }),
         };
         let weight = current.map_or(backend.weight, |c| c.weight);
-        let (totals, rates) = self.ledger.backend(&key_of(service, backend));
+        let factors = current.map(|c| c.factors).unwrap_or_default();
+        let factor = match service.balance.scheduler {
+            Scheduler::ResponseTime => factors.response,
+            _ => Factor::ONE,
+        }
+        .and(factors.slow_start)
+        .and(factors.load);
+        let (totals, rates) = self.ledger.backend(&key_of(service, pool, backend));
+        let is_taking = condition == Condition::Up && weight > 0;
+        let slots = row.map_or(0, |row| u64::from(row.slots));
+        let concurrent = concurrent(row);
+        let mut share_reasons = controller
+            .conditions
+            .why
+            .get(&key)
+            .cloned()
+            .unwrap_or_default();
+        if is_taking && slots == 0 {
+            share_reasons.push(if pool == service.pool {
+                format!("waits in priority group {}", backend.priority)
+            } else {
+                format!("stands by for pool {}", service.pool)
+            });
+        }
+        let max = u64::from(backend.max_connections);
+        if max > 0 && concurrent.connections >= max {
+            share_reasons.push("full: as many connections as max_connections allows".into());
+        }
         BackendStatus {
             pool: key.pool,
             backend: key.backend,
             service: service.name.clone(),
+            share_factor: if is_taking { factor.fraction() } else { 0.0 },
+            share_reasons,
             address: Some(backend.address),
             port: backend.port,
             admin: decided.admin_state(),
@@ -121,11 +152,11 @@ impl Observer {
             } else {
                 0
             },
-            slots: row.map_or(0, |row| u64::from(row.slots)),
+            slots,
             next_hop: next_hop(controller, backend.address, row),
             totals,
             rates,
-            concurrent: concurrent(row),
+            concurrent,
             priority: backend.priority,
             max_connections: (backend.max_connections > 0).then_some(backend.max_connections),
             ..BackendStatus::default()
@@ -150,6 +181,7 @@ fn health_of<D>(status: &mut BackendStatus, view: &View<'_, D>, key: &CounterKey
             status.health = match health.state {
                 HealthState::Unknown => Health::Unknown,
                 HealthState::Up => Health::Up,
+                HealthState::Overloaded => Health::Overloaded,
                 HealthState::Down => Health::Down,
             };
             status.health_since = Some(now.unix.saturating_sub(health.in_state_for.as_secs()));

@@ -1,7 +1,7 @@
 //! From the command line to a daemon that is ready to serve.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -30,7 +30,7 @@ use crate::{
         plane::{self, Plane},
         stats::PlaneStats,
     },
-    health::Health,
+    health::{Health, memory},
     neighbours::{Neighbours, Unresolved, multicast::SolicitedNodes, targets},
     status::Snapshot,
 };
@@ -120,7 +120,15 @@ impl Daemon {
         let (neighbours, mut views) = Neighbours::start(managed).map_err(not_started)?;
         let targets = targets(&model);
         neighbours.set_targets(targets.clone());
-        let (health, health_changes) = Health::start(&model, u64::from(std::process::id()));
+        let known = memory::read(&options.state_dir, &memory::boot_id(), started.unix)
+            .unwrap_or_else(|why| {
+                if let Some(why) = why {
+                    tracing::info!(why, "states of an earlier daemon are not used");
+                }
+                BTreeMap::new()
+            });
+        let seed = u64::from(std::process::id());
+        let (health, health_changes) = Health::start(&model, seed, known);
         let clients = plane.neighbour_requests();
         if model.dataplane.debug_log {
             // Reads until the process ends.
@@ -143,6 +151,7 @@ impl Daemon {
         )
         .await;
         controller.neighbours = Arc::clone(&views.borrow_and_update());
+        controller.verdicts = super::known(&health);
         controller.reconcile(Now::read());
         if let Some(error) = controller.applies.error.clone().filter(|_| !adopted) {
             return Err(not_started(error));
@@ -159,6 +168,7 @@ impl Daemon {
             groups: SolicitedNodes::default(),
             vlans: BTreeSet::new(),
             state_dir: options.state_dir.clone(),
+            boot_id: memory::boot_id(),
             metrics,
             told_ready: false,
             inbox: Some(Inbox {

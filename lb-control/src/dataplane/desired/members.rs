@@ -9,42 +9,65 @@ use lb_common::{
     tunnel,
 };
 
-use super::{BackendCondition, BackendKey, Builder, Condition, DesiredError, spread::Ranked};
+use super::{BackendCondition, BackendKey, Builder, Condition, DesiredError};
 use crate::{
     dataplane::{ports, state::MemberKey},
-    model::{Backend, ForwardingMethod, Pool, Replies, Service},
-    scheduler,
+    model::{Backend, ForwardingMethod, Replies, Scheduler, Service, WhenAllDown},
+    scheduler::{self, Factor, Ranked},
 };
 
-impl Builder<'_> {
-    /// The members of a service. Returns their shares and groups, and whether
-    /// slots stay as they are because no backend is up.
-    pub(super) fn members(
-        &mut self,
-        service: &Service,
-        pool: &Pool,
-        id: u32,
-    ) -> Result<(Vec<Ranked>, bool), DesiredError> {
-        let conditions: Vec<_> = pool
-            .backends
+/// The members of one service.
+pub(super) struct Members {
+    /// Their shares and groups.
+    pub(super) ranked: Vec<Ranked>,
+    /// Slots stay as they are because nobody gets flows.
+    pub(super) keep: bool,
+    /// Percent of a priority group that has to be available.
+    pub(super) min_available: u8,
+}
+
+/// A backend of a service.
+struct Candidate<'a> {
+    pool: &'a str,
+    backend: &'a Backend,
+    condition: BackendCondition,
+    /// Its pool is the one that gets the flows.
+    in_force: bool,
+}
+
+impl<'a> Builder<'a> {
+    /// The members of a service: its pool's backends, and those of the pool
+    /// that stands in when all of them are down.
+    pub(super) fn members(&mut self, service: &Service, id: u32) -> Result<Members, DesiredError> {
+        let candidates = self.candidates(service);
+        let nobody_up = !candidates
             .iter()
-            .map(|backend| (backend, self.condition(service, backend)))
+            .any(|c| c.in_force && takes_new(c.condition));
+        let own = self.model.pools.get(&service.pool);
+        let in_force = match candidates.iter().find(|c| c.in_force) {
+            Some(c) => self.model.pools.get(c.pool),
+            None => own,
+        };
+        let fails = own.is_some_and(|pool| pool.policy.when_all_down == WhenAllDown::Fail);
+        let everybody = nobody_up && !fails;
+        let weights: Vec<(u32, Factor)> = candidates
+            .iter()
+            .map(|c| match c.condition.condition {
+                Condition::Up if c.in_force => (c.condition.weight.into(), factor(service, c)),
+                Condition::Failing | Condition::Dead if c.in_force && everybody => {
+                    (c.backend.weight.into(), Factor::ONE)
+                }
+                _ => (0, Factor::ONE),
+            })
             .collect();
-        let nobody_up = !conditions
-            .iter()
-            .any(|(_, c)| c.condition == Condition::Up && c.weight > 0);
+        let shares = scheduler::shares(&weights);
         let mut ranked = Vec::new();
-        for (backend, condition) in conditions {
+        for (candidate, share) in candidates.iter().zip(shares) {
+            let backend = candidate.backend;
             let key = member_key(service, backend, id);
             let member = match self.known_members.get(&key) {
                 Some(member) => *member,
                 None => self.new_member(service, backend, key)?,
-            };
-            let state = member_state(condition, nobody_up);
-            let share = match condition.condition {
-                Condition::Up => u32::from(condition.weight),
-                Condition::Failing | Condition::Dead if nobody_up => u32::from(backend.weight),
-                _ => 0,
             };
             ranked.push(Ranked {
                 member: scheduler::Member {
@@ -54,14 +77,25 @@ impl Builder<'_> {
                 },
                 priority: backend.priority,
                 max: backend.max_connections,
-                backend: self.server(service, backend, id, (member, share)),
+                capacity: capacity(candidate),
             });
+            self.server(service, backend, id, (member, share));
             if backend.max_connections > 0 {
                 let key = BackendKey {
-                    pool: service.pool.clone(),
+                    pool: candidate.pool.to_owned(),
                     backend: backend.name.clone(),
                 };
                 self.sharers.entry(key).or_default().push(member);
+            }
+            let state = member_state(service, candidate, everybody);
+            // A backend of both pools is the one that gets flows.
+            let before = self
+                .state
+                .members
+                .get(&member)
+                .map(|m| MemberState(m.state));
+            if before.is_some_and(|before| before.takes_new()) {
+                continue;
             }
             let next_hop = self.next_hop(backend.address, member);
             let mtu = self.mtu(backend.address, member, key.method);
@@ -70,7 +104,37 @@ impl Builder<'_> {
                 .insert(member, key.entry(state, next_hop.0, mtu));
             self.replies(service, backend, member)?;
         }
-        Ok((ranked, nobody_up))
+        let somebody_has = ranked.iter().any(|r| r.member.share > 0);
+        Ok(Members {
+            ranked,
+            keep: nobody_up && !fails && !somebody_has,
+            min_available: in_force.map_or(0, |pool| pool.policy.min_available),
+        })
+    }
+
+    /// The backends of a service. Its fallback is in force while nobody of its
+    /// own pool takes new flows and somebody of the fallback does.
+    fn candidates(&self, service: &Service) -> Vec<Candidate<'a>> {
+        let model = self.model;
+        let of = |pool: &str| {
+            let (name, pool) = model.pools.get_key_value(pool)?;
+            let known = pool.backends.iter().map(|backend| Candidate {
+                pool: name,
+                backend,
+                condition: self.condition(service, name, backend),
+                in_force: true,
+            });
+            Some(known.collect::<Vec<_>>())
+        };
+        let mut own = of(&service.pool).unwrap_or_default();
+        let fallback = model.fallback(service).and_then(|(name, _)| of(name));
+        let mut fallback = fallback.unwrap_or_default();
+        let somebody = |all: &[Candidate<'_>]| all.iter().any(|c| takes_new(c.condition));
+        let falls_back = !somebody(&own) && somebody(&fallback);
+        own.iter_mut().for_each(|c| c.in_force = !falls_back);
+        fallback.iter_mut().for_each(|c| c.in_force = falls_back);
+        own.append(&mut fallback);
+        own
     }
 
     fn new_member(
@@ -99,16 +163,13 @@ impl Builder<'_> {
         Ok(member)
     }
 
-    fn condition(&self, service: &Service, backend: &Backend) -> BackendCondition {
+    fn condition(&self, service: &Service, pool: &str, backend: &Backend) -> BackendCondition {
         let key = BackendKey {
-            pool: service.pool.clone(),
+            pool: pool.to_owned(),
             backend: backend.name.clone(),
         };
         let known = self.runtime.backends.get(&key).copied();
-        let known = known.unwrap_or(BackendCondition {
-            condition: Condition::Up,
-            weight: backend.weight,
-        });
+        let known = known.unwrap_or(BackendCondition::up(backend.weight));
         BackendCondition {
             condition: known.condition.to_service(service.on_backend_down),
             ..known
@@ -275,12 +336,47 @@ fn member_key(service: &Service, backend: &Backend, id: u32) -> MemberKey {
     }
 }
 
-fn member_state(condition: BackendCondition, nobody_up: bool) -> MemberState {
-    match condition.condition {
-        Condition::Up if condition.weight > 0 => MemberState::UP,
-        Condition::Up | Condition::Draining => MemberState::DRAINING,
+fn takes_new(condition: BackendCondition) -> bool {
+    condition.condition == Condition::Up && condition.weight > 0
+}
+
+/// What is made of the weight of a backend, for this service.
+fn factor(service: &Service, candidate: &Candidate<'_>) -> Factor {
+    let factors = candidate.condition.factors;
+    let factor = factors.slow_start.and(factors.load);
+    match service.balance.scheduler {
+        Scheduler::ResponseTime => factor.and(factors.response),
+        _ => factor,
+    }
+}
+
+/// What a backend can take now, and what when all is well. A slow start is a
+/// lack of capacity; what its answers say of its load is not.
+fn capacity(candidate: &Candidate<'_>) -> (u32, u32) {
+    let BackendCondition {
+        weight, factors, ..
+    } = candidate.condition;
+    let configured = f64::from(candidate.backend.weight);
+    let available = if takes_new(candidate.condition) {
+        f64::from(weight) * factors.slow_start.fraction()
+    } else {
+        0.0
+    };
+    let units = |weight: f64| (weight * 1024.0) as u32;
+    (units(available.min(configured)), units(configured))
+}
+
+fn member_state(service: &Service, candidate: &Candidate<'_>, everybody: bool) -> MemberState {
+    let everybody = everybody && candidate.in_force;
+    // Where slots alone don't decide, new flows go to nobody but those that
+    // take them.
+    let asks = service.balance.tracking.full || service.forwarding == ForwardingMethod::FullNat;
+    match candidate.condition.condition {
+        Condition::Failing | Condition::Dead if everybody && asks => MemberState::UP,
+        Condition::Up if candidate.condition.weight > 0 && candidate.in_force => MemberState::UP,
+        Condition::Up | Condition::Draining | Condition::Overloaded => MemberState::DRAINING,
         Condition::Failing => MemberState::FAILING,
-        Condition::Dead if nobody_up => MemberState::FAILING,
+        Condition::Dead if everybody => MemberState::FAILING,
         Condition::Dead | Condition::Disabled => MemberState::DEAD,
     }
 }

@@ -9,17 +9,17 @@ use super::Builder;
 use crate::model::{Backend, Service};
 
 impl Builder<'_> {
-    /// Number of the server that a member is on, which is found by it from now
-    /// on; zero where sources have none, or none that gets no share of new flows.
+    /// Has a member be found by its server's number, where sources have a server
+    /// and the member a share of new flows.
     pub(super) fn server(
         &mut self,
         service: &Service,
         backend: &Backend,
         service_id: u32,
         (member, share): (u32, u32),
-    ) -> u64 {
+    ) {
         if service.persistence.is_none() || share == 0 {
-            return 0;
+            return;
         }
         let backend = persist::backend(&backend.name);
         let key = ServerKey {
@@ -28,7 +28,7 @@ impl Builder<'_> {
             reserved: 0,
         };
         self.state.servers.insert(key, member);
-        backend
+        self.servers.insert(member, backend);
     }
 
     /// The service's entry, completed.

@@ -13,11 +13,11 @@ use lb_common::{
 use super::{Builder, DesiredError, OwnAddress};
 use crate::{
     dataplane::{allocate::SlotRanges, state::LocalPrefix},
-    model::{ForwardingMethod, Pool, Replies, Service},
+    model::{ForwardingMethod, Replies, Service},
 };
 
 impl Builder<'_> {
-    pub(super) fn service_flags(&self, service: &Service, pool: &Pool) -> u16 {
+    pub(super) fn service_flags(&self, service: &Service) -> u16 {
         let is_on_link = |address: IpAddr| self.links_of(address).next().is_some();
         match service.forwarding {
             ForwardingMethod::L2Dsr | ForwardingMethod::Ipip | ForwardingMethod::Gue => 0,
@@ -27,7 +27,8 @@ impl Builder<'_> {
                 if service.replies == Replies::Flow {
                     flags |= service_flag::REPLY_FLOWS;
                 }
-                if pool.backends.iter().any(|b| is_on_link(b.address)) {
+                let mut backends = self.model.backends_of(service);
+                if backends.any(|(_, b)| is_on_link(b.address)) {
                     flags |= service_flag::LOCAL;
                 }
                 flags
@@ -51,8 +52,8 @@ impl Builder<'_> {
             .services
             .iter()
             .filter(nat)
-            .filter_map(|s| self.model.pools.get(&s.pool))
-            .flat_map(|pool| &pool.backends);
+            .flat_map(|s| self.model.backends_of(s))
+            .map(|(_, backend)| backend);
         let mut local = Vec::new();
         for own in backends.flat_map(|backend| self.links_of(backend.address)) {
             let (address, family) = Addr::from_ip(network(own));

@@ -10,13 +10,11 @@ use lb_common::{
     schedule,
 };
 
-use super::{Builder, DesiredError, MemberLimits, Table};
+use super::{Builder, DesiredError, MemberLimits, Table, members::Members};
 use crate::{
     dataplane::state::MapSnapshot,
-    model::{
-        Balance, ForwardingMethod, GROUPS, HashInput, Pool, Protocol, Scheduler, Service, UdpMode,
-    },
-    scheduler,
+    model::{Balance, ForwardingMethod, GROUPS, HashInput, Protocol, Scheduler, Service, UdpMode},
+    scheduler::{self, Ranked, groups},
 };
 
 const _: () = assert!(GROUPS as usize == schedule::GROUPS);
@@ -74,41 +72,13 @@ impl Tables for TableCache {
     }
 }
 
-/// A member among those of its service.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Ranked {
-    /// Its id and its share; zero: it gets no new flows.
-    pub(super) member: scheduler::Member,
-    /// Its priority group, from 1.
-    pub(super) priority: u8,
-    /// Connections it may have; zero: any number.
-    pub(super) max: u32,
-    /// The server it is on; zero where that isn't needed.
-    pub(super) backend: u64,
-}
-
-/// The members that share the table: those of the first group that has any.
-fn first_group(ranked: &[Ranked]) -> Vec<scheduler::Member> {
-    let first = ranked
-        .iter()
-        .filter(|r| r.member.share > 0)
-        .map(|r| r.priority)
-        .min();
-    ranked
-        .iter()
-        .filter(|r| r.member.share > 0 && Some(r.priority) == first)
-        .map(|r| r.member)
-        .collect()
-}
-
 impl Builder<'_> {
     /// Lays out the service's table and lists; completes its entry.
     pub(super) fn spread(
         &mut self,
         service: &Service,
-        pool: &Pool,
         entry: ServiceEntry,
-        (ranked, keep): (&[Ranked], bool),
+        members: &Members,
         tables: &mut impl super::Tables,
     ) -> Result<ServiceEntry, DesiredError> {
         let Balance {
@@ -118,7 +88,9 @@ impl Builder<'_> {
             udp,
             ..
         } = service.balance;
-        let group = first_group(ranked);
+        let ranked = members.ranked.as_slice();
+        let keep = members.keep;
+        let group = groups::open(ranked, members.min_available);
         let (members, cycle) = tables.table(&service.name, scheduler, &group, entry.slot_size);
         let table = Table {
             offset: entry.slot_offset,
@@ -136,11 +108,14 @@ impl Builder<'_> {
                 max: r.max,
                 weight: r.member.share.max(1),
                 next: 0,
-                backend: r.backend,
+                backend: self.servers.get(&r.member.id).copied().unwrap_or(0),
             };
-            self.state.limits.insert(r.member.id, limits);
+            // One of both pools counts as what it is in the one in force.
+            if r.member.share > 0 || !self.state.limits.contains_key(&r.member.id) {
+                self.state.limits.insert(r.member.id, limits);
+            }
         }
-        let (list_offset, list_sizes) = self.lists(service, pool, entry.id, ranked)?;
+        let (list_offset, list_sizes) = self.lists(service, entry.id, ranked)?;
         let (prefix_v4, prefix_v6) = match hash {
             HashInput::Flow => (0, 0),
             HashInput::Source {
@@ -154,7 +129,7 @@ impl Builder<'_> {
                 | flag(tracking.full, service_flag::FULL_TRACKING)
                 | flag(hash != HashInput::Flow, service_flag::BY_SOURCE),
             scheduler: match scheduler {
-                Scheduler::Maglev => schedule::scheduler::MAGLEV,
+                Scheduler::Maglev | Scheduler::ResponseTime => schedule::scheduler::MAGLEV,
                 Scheduler::RoundRobin => schedule::scheduler::ROUND_ROBIN,
                 Scheduler::LeastConnections => schedule::scheduler::LEAST_CONNECTIONS,
             },
@@ -176,11 +151,10 @@ impl Builder<'_> {
     fn lists(
         &mut self,
         service: &Service,
-        pool: &Pool,
         id: u32,
         ranked: &[Ranked],
     ) -> Result<(u32, [u16; schedule::GROUPS]), DesiredError> {
-        let size = scheduler::list_slots(pool.listed());
+        let size = scheduler::list_slots(self.model.listed(service));
         let mut sizes = [0u16; schedule::GROUPS];
         if size == 0 {
             return Ok((0, sizes));

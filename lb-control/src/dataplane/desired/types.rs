@@ -17,6 +17,7 @@ use lb_common::{
 use crate::{
     dataplane::state::{LocalPrefix, PortBlock, SourcePrefix},
     model::OnBackendDown,
+    scheduler::Factors,
 };
 
 /// What is known at run time, besides the configuration.
@@ -77,8 +78,21 @@ pub struct BackendKey {
 pub struct BackendCondition {
     /// Whether it serves.
     pub condition: Condition,
-    /// Effective weight; zero gets no new flows.
+    /// Its weight, by the configuration or an operator; zero gets no new flows.
     pub weight: u16,
+    /// What is made of that.
+    pub factors: Factors,
+}
+
+impl BackendCondition {
+    /// Up, with this weight.
+    pub fn up(weight: u16) -> Self {
+        Self {
+            condition: Condition::Up,
+            weight,
+            factors: Factors::default(),
+        }
+    }
 }
 
 /// Whether a backend serves.
@@ -86,6 +100,8 @@ pub struct BackendCondition {
 pub enum Condition {
     /// Serves and takes new flows.
     Up,
+    /// Lives, but can take no more: serves its flows only.
+    Overloaded,
     /// Serves its flows only. Past its time-out it has to be [`Self::Disabled`].
     Draining,
     /// Fails its checks for less than `dead_after`: serves its flows only.
@@ -200,7 +216,7 @@ pub struct Table {
     pub offset: u32,
     /// Flows needn't stay where they are: slots change at once (UDP).
     pub stateless: bool,
-    /// Whether slots whose member serves keep it, since no backend is up.
+    /// Whether slots whose member serves keep it, since nobody gets flows.
     pub keep: bool,
     /// Whether flows of members that serve no more are reset.
     pub resets: bool,
