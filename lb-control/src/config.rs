@@ -12,6 +12,7 @@ mod document;
 mod error;
 mod persistence;
 mod pool_policy;
+mod probe;
 mod reader;
 mod shared;
 mod topology;

@@ -2,10 +2,11 @@
 //!
 //! [`standing`] says what each [`Verdict`] makes of a check's state;
 //! [`machine`] decides and schedules without a clock, a socket or a task;
-//! [`tcp`] is the one probe there is so far; [`shell`] drives both;
+//! [`tcp`] and [`http`] are the probes; [`shell`] drives them;
 //! [`memory`] keeps states over a restart. May import [`crate::model`] only.
 
 mod durations;
+pub mod http;
 pub mod load;
 pub mod machine;
 pub mod memory;
@@ -19,16 +20,17 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 pub use durations::Durations;
 pub use shell::{Health, HealthChange};
 pub use verdict::Verdict;
 
-use crate::model::{Check, CheckKind, Model, Ports};
+use crate::model::{Check, CheckKind, Http, Model, Ports};
 
 /// What names a backend: names are unique within their pool only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -80,11 +82,28 @@ pub struct CheckKey {
 }
 
 /// What a check does; the parameters that are part of its identity.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum ProbeKind {
     /// Passes when the TCP handshake completes.
     Tcp,
+    /// Passes when a request gets the expected response.
+    Http(Arc<Http>),
+}
+
+impl ProbeKind {
+    /// The check's `type`.
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Tcp => "tcp",
+            Self::Http(_) => "http",
+        }
+    }
+}
+
+impl Serialize for ProbeKind {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
 }
 
 /// When a check runs and what its results mean.
@@ -216,13 +235,14 @@ pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
                 Ports::Ranges(ranges) => ranges.first().map(|(first, _)| *first),
             })
             .collect();
+        let kinds: Vec<ProbeKind> = pool.health.iter().map(probe_kind).collect();
         for backend in &pool.backends {
             let key = BackendKey {
                 pool: pool_name.clone(),
                 backend: backend.name.clone(),
             };
             let mut checks: Vec<(CheckKey, Timing)> = Vec::new();
-            for check in &pool.health {
+            for (check, kind) in pool.health.iter().zip(&kinds) {
                 let ports: Vec<u16> = match check.port.or(backend.port) {
                     Some(port) => vec![port],
                     None => service_ports.iter().copied().collect(),
@@ -230,7 +250,7 @@ pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
                 for port in ports {
                     let check_key = CheckKey {
                         backend: key.clone(),
-                        kind: probe_kind(check),
+                        kind: kind.clone(),
                         target: SocketAddr::new(backend.address, port),
                     };
                     if !checks.iter().any(|(known, _)| *known == check_key) {
@@ -245,8 +265,9 @@ pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
 }
 
 fn probe_kind(check: &Check) -> ProbeKind {
-    match check.kind {
+    match &check.kind {
         CheckKind::Tcp => ProbeKind::Tcp,
+        CheckKind::Http(http) => ProbeKind::Http(Arc::new(http.clone())),
     }
 }
 

@@ -14,11 +14,13 @@ use std::{
 use serde::Serialize;
 
 mod balance;
+mod check;
 mod defence;
 mod persistence;
 mod pool;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
+pub use check::{CheckKind, Expect, Http, HttpMethod, Pattern};
 pub use defence::{Defence, OnBackendDown, Prefix};
 pub use persistence::Persistence;
 pub use pool::{PoolPolicy, WhenAllDown};
@@ -227,14 +229,6 @@ pub struct Check {
     pub overloaded_limit: Duration,
     /// A flapping backend is held down for so long at most; zero: not at all.
     pub hold_down_limit: Duration,
-}
-
-/// What a health check does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase", tag = "type")]
-pub enum CheckKind {
-    /// Passes when the TCP handshake completes.
-    Tcp,
 }
 
 /// A virtual service: an address, ports and a protocol that are balanced.

@@ -3,14 +3,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    balance, defence, persistence, pool_policy,
+    balance, defence, persistence, pool_policy, probe,
     reader::{At, Errors, Fields, Path},
     topology, value,
     yaml::Node,
 };
 use crate::model::{
-    Backend, Check, CheckKind, Dataplane, ForwardingMethod, FullNat, GROUPS, Interface, Model,
-    Pool, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
+    Backend, Check, Dataplane, ForwardingMethod, FullNat, GROUPS, Interface, Model, Pool, Ports,
+    Protocol, Replies, Service, Tunnel, XdpMode,
 };
 
 /// What the file says, before the checks that concern several values.
@@ -262,17 +262,6 @@ fn backend(at: &At<'_>) -> Option<Backend> {
 }
 
 fn check(at: &At<'_>) -> Option<Check> {
-    let later_keys = [
-        "path",
-        "expect",
-        "send",
-        "host",
-        "method",
-        "headers",
-        "query",
-        "server_name",
-        "command",
-    ];
     let known = [
         "type",
         "port",
@@ -284,14 +273,9 @@ fn check(at: &At<'_>) -> Option<Check> {
         "overloaded_limit",
         "hold_down_limit",
     ];
-    let fields = at.fields(&known, &later_keys)?;
-    let later = [
-        "ping", "icmp", "http", "https", "tls", "dns", "udp", "smtp", "script", "agent", "snmp",
-    ]
-    .map(|name| (name, ""));
-    let kind = fields
-        .required("type")?
-        .read(|node| value::choice(node, &[("tcp", ())], &later));
+    let known = [&known[..], &probe::KEYS[..]].concat();
+    let fields = at.fields(&known, &probe::LATER)?;
+    let kind = probe::read(&fields);
     let interval_range = Duration::from_millis(100)..=seconds(3600);
     let timeout_range = Duration::from_millis(10)..=seconds(3600);
     let interval = fields.or(
@@ -320,9 +304,8 @@ fn check(at: &At<'_>) -> Option<Check> {
             value::shown_duration(interval)
         ));
     }
-    kind?;
     Some(Check {
-        kind: CheckKind::Tcp,
+        kind: kind?,
         port: fields.optional("port", value::port),
         interval,
         timeout,

@@ -987,6 +987,8 @@ fn a_lower_group_takes_over_what_is_missing_of_the_higher_and_gives_it_back() {
     let mut maps = FakeMaps::new(CAPACITY.slots);
     let mut model = one_pool([1, 2, 3], vec![service(1, "p")]);
     model.pools.get_mut("p").unwrap().backends[2].priority = 2;
+    // Enough slots for parts to be parts.
+    model.services[0].table_size = 499;
     policy(
         &mut model,
         PoolPolicy {

@@ -340,7 +340,7 @@ impl Machine {
             .iter()
             .filter_map(|id| self.checks.get(id))
             .map(|check| CheckHealth {
-                kind: check.key.kind,
+                kind: check.key.kind.clone(),
                 target: check.key.target,
                 state: check.standing.state,
                 reason: check.reason.clone(),

@@ -18,7 +18,7 @@ use tokio::{
 
 use super::{
     BackendHealth, BackendKey, CheckKey, HealthState, ProbeKind, Remembered, Verdict,
-    checked_backends,
+    checked_backends, http,
     machine::{Action, CheckId, Machine},
     tcp,
 };
@@ -167,6 +167,7 @@ async fn probe(id: CheckId, key: CheckKey, timeout: Duration) -> Done {
     let started = Instant::now();
     let (verdict, words) = match key.kind {
         ProbeKind::Tcp => tcp::probe(key.target, timeout).await,
+        ProbeKind::Http(ref check) => http::probe(key.target, check, timeout).await,
     };
     Done {
         id,

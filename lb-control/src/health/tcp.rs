@@ -2,7 +2,10 @@
 
 use std::{io, net::SocketAddr, time::Duration};
 
-use tokio::{net::TcpSocket, time};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time,
+};
 
 use super::Verdict;
 
@@ -11,23 +14,25 @@ use super::Verdict;
 /// Returns what was found, also in words.
 pub async fn probe(target: SocketAddr, timeout: Duration) -> (Verdict, String) {
     match time::timeout(timeout, connect(target)).await {
-        Ok(Ok(())) => (Verdict::Pass, "connected".to_owned()),
+        Ok(Ok(_)) => (Verdict::Pass, "connected".to_owned()),
         Ok(Err(error)) => explain(&error),
         Err(_) => (Verdict::Timeout, format!("no answer within {timeout:?}")),
     }
 }
 
-async fn connect(target: SocketAddr) -> io::Result<()> {
+/// A connection that ends with a reset when it is dropped.
+pub(super) async fn connect(target: SocketAddr) -> io::Result<TcpStream> {
     let socket = if target.is_ipv4() {
         TcpSocket::new_v4()
     } else {
         TcpSocket::new_v6()
     }?;
     socket.set_zero_linger()?;
-    socket.connect(target).await.map(drop)
+    socket.connect(target).await
 }
 
-fn explain(error: &io::Error) -> (Verdict, String) {
+/// What a connection's error says of the backend.
+pub(super) fn explain(error: &io::Error) -> (Verdict, String) {
     match error.raw_os_error() {
         Some(libc::ECONNREFUSED) => (Verdict::Refused, "connection refused".to_owned()),
         Some(libc::ECONNRESET) => (Verdict::Refused, "connection reset".to_owned()),

@@ -1,0 +1,128 @@
+//! What health checks do.
+
+use std::{
+    cmp::Ordering,
+    fmt,
+    hash::{Hash, Hasher},
+};
+
+use regex::Regex;
+use serde::{Serialize, Serializer};
+
+/// What a health check does.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "lowercase", tag = "type")]
+pub enum CheckKind {
+    /// Passes when the TCP handshake completes.
+    Tcp,
+    /// Passes when an HTTP/1.1 request gets the expected response.
+    Http(Http),
+}
+
+/// An HTTP request and the response that is expected (RFC 9110, RFC 9112).
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Http {
+    /// `GET` or `HEAD`.
+    pub method: HttpMethod,
+    /// Path and query, from the slash on.
+    pub path: String,
+    /// Value of the header `Host`; the address and port when absent.
+    pub host: Option<String>,
+    /// Further headers: name and value.
+    pub headers: Vec<(String, String)>,
+    /// What makes it pass.
+    pub expect: Expect,
+}
+
+/// The method of a request.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum HttpMethod {
+    /// The response has a body.
+    #[default]
+    Get,
+    /// The response is its head alone.
+    Head,
+}
+
+/// What a response has to be. Everything given has to hold.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Expect {
+    /// Status codes, as inclusive ranges.
+    pub status: Vec<(u16, u16)>,
+    /// Headers that have to be there, with a part of their values.
+    pub headers: Vec<(String, String)>,
+    /// A part of the body.
+    pub body_contains: Option<String>,
+    /// A pattern that the body matches.
+    pub body_regex: Option<Pattern>,
+}
+
+impl Expect {
+    /// Whether the body has to be read.
+    pub fn needs_body(&self) -> bool {
+        self.body_contains.is_some() || self.body_regex.is_some()
+    }
+}
+
+/// A regular expression. Two are the same if their texts are.
+#[derive(Clone)]
+pub struct Pattern(Regex);
+
+impl Pattern {
+    /// Compiles it.
+    ///
+    /// # Errors
+    /// It is no regular expression, or too large a one.
+    pub fn new(text: &str) -> Result<Self, regex::Error> {
+        Regex::new(text).map(Self)
+    }
+
+    /// Its text.
+    pub fn as_str(&self) -> &str {
+        self.0.as_str()
+    }
+
+    /// Whether it matches somewhere.
+    pub fn is_match(&self, text: &str) -> bool {
+        self.0.is_match(text)
+    }
+}
+
+impl fmt::Debug for Pattern {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self.as_str(), f)
+    }
+}
+
+impl PartialEq for Pattern {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_str() == other.as_str()
+    }
+}
+
+impl Eq for Pattern {}
+
+impl PartialOrd for Pattern {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Ord for Pattern {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_str().cmp(other.as_str())
+    }
+}
+
+impl Hash for Pattern {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.as_str().hash(state);
+    }
+}
+
+impl Serialize for Pattern {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.as_str())
+    }
+}
