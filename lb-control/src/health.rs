@@ -14,6 +14,7 @@ pub mod response;
 pub mod shell;
 pub mod standing;
 pub mod tcp;
+pub mod tls;
 pub mod verdict;
 
 use std::{
@@ -28,7 +29,7 @@ use serde::{Deserialize, Serialize, Serializer};
 
 pub use durations::Durations;
 pub use shell::{Health, HealthChange};
-pub use verdict::Verdict;
+pub use verdict::{Found, Verdict};
 
 use crate::model::{Check, CheckKind, Http, Model, Ports};
 
@@ -92,9 +93,10 @@ pub enum ProbeKind {
 
 impl ProbeKind {
     /// The check's `type`.
-    pub const fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Tcp => "tcp",
+            Self::Http(http) if http.tls.is_some() => "https",
             Self::Http(_) => "http",
         }
     }
@@ -212,6 +214,9 @@ pub struct CheckHealth {
     pub not_made: u64,
     /// How long the probes took.
     pub durations: Durations,
+    /// When the certificate that the server showed last ends, in seconds since
+    /// the Unix epoch.
+    pub certificate_expiry: Option<i64>,
 }
 
 /// The checks of every backend in the model.

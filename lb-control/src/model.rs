@@ -20,7 +20,7 @@ mod persistence;
 mod pool;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
-pub use check::{CheckKind, Expect, Http, HttpMethod, Pattern};
+pub use check::{CheckKind, ClientCertificate, Expect, Http, HttpMethod, Pattern, Tls};
 pub use defence::{Defence, OnBackendDown, Prefix};
 pub use persistence::Persistence;
 pub use pool::{PoolPolicy, WhenAllDown};

@@ -1,40 +1,119 @@
 //! What a health check does: the keys that belong to its type.
 
 use hyper::http::{HeaderName, HeaderValue, uri::PathAndQuery};
+use rustls::pki_types::ServerName;
 
 use super::{
     reader::{At, Fields, shown},
     value,
     yaml::Node,
 };
-use crate::model::{CheckKind, Expect, Http, HttpMethod, Pattern};
+use crate::model::{CheckKind, ClientCertificate, Expect, Http, HttpMethod, Pattern, Tls};
 
 /// Keys of a check that are read here.
-pub(super) const KEYS: [&str; 5] = ["path", "host", "method", "headers", "expect"];
+pub(super) const KEYS: [&str; 10] = [
+    "path",
+    "host",
+    "method",
+    "headers",
+    "expect",
+    "server_name",
+    "ca_file",
+    "insecure",
+    "certificate_file",
+    "key_file",
+];
+
+/// Those of them that belong to TLS: the last ones.
+const TLS_KEYS: usize = 5;
 
 /// Keys that the design has for types of checks that aren't there yet.
-pub(super) const LATER: [&str; 4] = ["send", "query", "server_name", "command"];
+pub(super) const LATER: [&str; 3] = ["send", "query", "command"];
 
 /// Types of checks that aren't there yet.
-const LATER_TYPES: [&str; 10] = [
-    "ping", "icmp", "https", "tls", "dns", "udp", "smtp", "script", "agent", "snmp",
+const LATER_TYPES: [&str; 9] = [
+    "ping", "icmp", "tls", "dns", "udp", "smtp", "script", "agent", "snmp",
 ];
 
 /// Reads the type and what belongs to it. `None` after an error.
 pub(super) fn read(fields: &Fields<'_>) -> Option<CheckKind> {
     let later = LATER_TYPES.map(|name| (name, ""));
-    let is_http = fields
+    let types = [
+        ("tcp", Type::Tcp),
+        ("http", Type::Http),
+        ("https", Type::Https),
+    ];
+    let kind = fields
         .required("type")?
-        .read(|node| value::choice(node, &[("tcp", false), ("http", true)], &later))?;
-    if is_http {
-        return Some(CheckKind::Http(http(fields)));
-    }
-    for key in KEYS {
-        if let Some(at) = fields.get(key) {
-            at.error("is for checks of type http; remove it");
+        .read(|node| value::choice(node, &types, &later))?;
+    let (plain, tls) = KEYS.split_at(KEYS.len() - TLS_KEYS);
+    let only_for = |keys: &[&str], what: &str| {
+        for at in keys.iter().filter_map(|key| fields.get(key)) {
+            at.error(format!("is for checks of type {what}; remove it"));
         }
+    };
+    match kind {
+        Type::Tcp => {
+            only_for(plain, "http and https");
+            only_for(tls, "https");
+            Some(CheckKind::Tcp)
+        }
+        Type::Http => {
+            only_for(tls, "https");
+            Some(CheckKind::Http(http(fields)))
+        }
+        Type::Https => Some(CheckKind::Http(Http {
+            tls: Some(tls_of(fields)),
+            ..http(fields)
+        })),
     }
-    Some(CheckKind::Tcp)
+}
+
+#[derive(Clone, Copy)]
+enum Type {
+    Tcp,
+    Http,
+    Https,
+}
+
+fn tls_of(fields: &Fields<'_>) -> Tls {
+    let file = |key| fields.optional(key, value::absolute_path);
+    let client = match (file("certificate_file"), file("key_file")) {
+        (Some(certificate_file), Some(key_file)) => Some(ClientCertificate {
+            certificate_file,
+            key_file,
+        }),
+        (None, None) => None,
+        _ => {
+            for key in ["certificate_file", "key_file"] {
+                if let Some(at) = fields.get(key) {
+                    at.error("certificate_file and key_file belong together; give both or neither");
+                }
+            }
+            None
+        }
+    };
+    let tls = Tls {
+        server_name: fields.optional("server_name", server_name),
+        ca_file: file("ca_file"),
+        insecure: fields.or("insecure", false, value::boolean),
+        client,
+    };
+    if tls.insecure
+        && tls.ca_file.is_some()
+        && let Some(at) = fields.get("insecure")
+    {
+        at.error("takes any certificate, whatever ca_file says; remove one of them");
+    }
+    tls
+}
+
+/// A host's name or address, as in a certificate (RFC 6125).
+fn server_name(node: &Node) -> Result<String, String> {
+    match node {
+        Node::Text(text) if ServerName::try_from(text.as_str()).is_ok() => Ok(text.clone()),
+        _ => Err("allowed: the name of a host, such as shop.example".into()),
+    }
 }
 
 fn http(fields: &Fields<'_>) -> Http {
@@ -59,6 +138,7 @@ fn http(fields: &Fields<'_>) -> Http {
             .filter_map(|(name, at)| header(name, &at))
             .collect(),
         expect,
+        tls: None,
     }
 }
 
@@ -226,7 +306,7 @@ mod tests {
         for (keys, expected) in [
             (
                 "type: tcp, path: /x",
-                "health[0].path: is for checks of type http; remove it",
+                "health[0].path: is for checks of type http and https; remove it",
             ),
             (
                 "type: http, path: x",
@@ -269,8 +349,29 @@ mod tests {
                 "HEAD gets no body",
             ),
             (
-                "type: https",
-                "type: found \"https\"; not supported by this version yet",
+                "type: http, ca_file: /x",
+                "health[0].ca_file: is for checks of type https; remove it",
+            ),
+            (
+                "type: tcp, insecure: true",
+                "health[0].insecure: is for checks of type https; remove it",
+            ),
+            ("type: https, ca_file: x", "health[0].ca_file: found \"x\""),
+            (
+                "type: https, insecure: true, ca_file: /x",
+                "health[0].insecure: takes any certificate",
+            ),
+            (
+                "type: https, key_file: /x",
+                "certificate_file and key_file belong together",
+            ),
+            (
+                "type: https, server_name: \"a b\"",
+                "health[0].server_name: found \"a b\"",
+            ),
+            (
+                "type: smtp",
+                "type: found \"smtp\"; not supported by this version yet",
             ),
         ] {
             let errors = check(keys).err().unwrap_or_default();

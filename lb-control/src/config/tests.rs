@@ -140,7 +140,7 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
         (
             "type: tcp",
             "type: dns",
-            "f.yaml:10:21: pools.web.health[0].type: found \"dns\"; not supported by this version yet; allowed: tcp, http",
+            "f.yaml:10:21: pools.web.health[0].type: found \"dns\"; not supported by this version yet; allowed: tcp, http, https",
         ),
         (
             "pool: web}",

@@ -1,4 +1,5 @@
-//! The HTTP check: passes when a request gets the expected response.
+//! The HTTP check, in plain text or over TLS: passes when a request gets the
+//! expected response.
 
 use std::{
     error::Error as _,
@@ -16,9 +17,18 @@ use hyper::{
     header,
 };
 use hyper_util::rt::TokioIo;
-use tokio::{task::JoinSet, time};
+use rustls::pki_types::ServerName;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    task::JoinSet,
+    time,
+};
+use tokio_rustls::TlsConnector;
 
-use super::{Verdict, tcp};
+use super::{
+    Found, Verdict, tcp,
+    tls::{self, Configs},
+};
 use crate::model::{Expect, Http, HttpMethod};
 
 /// The head of a response may have so many bytes.
@@ -28,47 +38,91 @@ const MOST_HEAD: usize = 64 << 10;
 const MOST_BODY: usize = 256 << 10;
 
 /// What a probe waits for, by number.
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     "connecting",
+    "connected, waiting for the TLS handshake",
     "connected, waiting for the response",
     "waiting for the rest of the body",
 ];
 
+const CONNECTING: usize = 0;
+const SHAKING_HANDS: usize = 1;
+const ASKING: usize = 2;
+const READING: usize = 3;
+
 /// Why there is no response to judge.
 enum Failure {
     Connect(io::Error),
+    Tls(io::Error),
     Http(hyper::Error),
-    /// Nothing that could be sent; the configuration was checked.
-    Request(hyper::http::Error),
+    /// Nothing that could be sent, in words.
+    Ours(String),
 }
 
 /// Sends the request and judges the response. Returns what was found, also in
 /// words. The connection is reset afterwards: nothing is left in TIME_WAIT.
-pub async fn probe(target: SocketAddr, http: &Http, timeout: Duration) -> (Verdict, String) {
-    let step = AtomicUsize::new(0);
-    match time::timeout(timeout, exchange(target, http, &step)).await {
+pub async fn probe(target: SocketAddr, http: &Http, timeout: Duration, configs: &Configs) -> Found {
+    let step = AtomicUsize::new(CONNECTING);
+    let mut expiry = None;
+    let exchange = exchange(target, http, configs, (&step, &mut expiry));
+    let found = match time::timeout(timeout, exchange).await {
         Ok(Ok(found)) => found,
         Ok(Err(Failure::Connect(error))) => tcp::explain(&error),
+        Ok(Err(Failure::Tls(error))) => explain_tls(&error),
         Ok(Err(Failure::Http(error))) => explain(&error),
-        Ok(Err(Failure::Request(error))) => (Verdict::NotMade, format!("could not check: {error}")),
+        Ok(Err(Failure::Ours(error))) => (Verdict::NotMade, format!("could not check: {error}")),
         Err(_) => {
             let step = STEPS.get(step.load(Relaxed)).copied().unwrap_or_default();
-            (
-                Verdict::Timeout,
-                format!("no answer within {timeout:?}: {step}"),
-            )
+            let words = format!("no answer within {timeout:?}: {step}");
+            (Verdict::Timeout, words)
         }
+    };
+    Found {
+        certificate_expiry: expiry,
+        ..found.into()
     }
 }
 
 async fn exchange(
     target: SocketAddr,
     http: &Http,
-    step: &AtomicUsize,
+    configs: &Configs,
+    (step, expiry): (&AtomicUsize, &mut Option<i64>),
 ) -> Result<(Verdict, String), Failure> {
-    let request = request(target, http).map_err(Failure::Request)?;
+    let request = request(target, http).map_err(|error| Failure::Ours(error.to_string()))?;
+    let Some(tls) = &http.tls else {
+        let stream = tcp::connect(target).await.map_err(Failure::Connect)?;
+        return converse(stream, request, http, step).await;
+    };
+    let config = configs.of(tls).map_err(Failure::Ours)?;
+    let name = match &tls.server_name {
+        Some(name) => ServerName::try_from(name.clone())
+            .map_err(|error| Failure::Ours(format!("server_name {name:?}: {error}")))?,
+        None => target.ip().into(),
+    };
     let stream = tcp::connect(target).await.map_err(Failure::Connect)?;
-    step.store(1, Relaxed);
+    step.store(SHAKING_HANDS, Relaxed);
+    let connecting = TlsConnector::from(config).connect(name, stream);
+    let stream = connecting.await.map_err(Failure::Tls)?;
+    let (_, session) = stream.get_ref();
+    *expiry = session
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .and_then(tls::expiry);
+    converse(stream, request, http, step).await
+}
+
+/// The request and the response.
+async fn converse<S>(
+    stream: S,
+    request: Request<Empty<Bytes>>,
+    http: &Http,
+    step: &AtomicUsize,
+) -> Result<(Verdict, String), Failure>
+where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    step.store(ASKING, Relaxed);
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MOST_HEAD)
         .handshake(TokioIo::new(stream))
@@ -83,7 +137,7 @@ async fn exchange(
     }
     let status = response.status();
     if http.expect.needs_body() {
-        step.store(2, Relaxed);
+        step.store(READING, Relaxed);
         let body = body(response.into_body()).await.map_err(Failure::Http)?;
         if let Some(wrong) = judge_body(&http.expect, &body) {
             return Ok((Verdict::WrongAnswer, wrong));
@@ -196,6 +250,13 @@ fn shown(ranges: &[(u16, u16)]) -> String {
         })
         .collect();
     all.join(", ")
+}
+
+fn explain_tls(error: &io::Error) -> (Verdict, String) {
+    if error.raw_os_error().is_some() {
+        return tcp::explain(error);
+    }
+    (Verdict::WrongAnswer, format!("TLS: {error}"))
 }
 
 fn explain(error: &hyper::Error) -> (Verdict, String) {

@@ -22,7 +22,13 @@ fn http() -> Http {
             body_contains: None,
             body_regex: None,
         },
+        tls: None,
     }
+}
+
+async fn ask(address: SocketAddr, http: &Http, timeout: Duration) -> (Verdict, String) {
+    let found = probe(address, http, timeout, &Configs::default()).await;
+    (found.verdict, found.words)
 }
 
 /// A server for one connection: reads the request's head, then does `then`.
@@ -55,7 +61,7 @@ async fn of(http: &Http, answer: &'static [u8]) -> (Verdict, String) {
         let _ = stream.write_all(answer).await;
     })
     .await;
-    let found = probe(address, http, PATIENCE).await;
+    let found = ask(address, http, PATIENCE).await;
     task.await.unwrap();
     found
 }
@@ -81,7 +87,7 @@ async fn the_request_is_what_the_configuration_says() {
         stream.write_all(OK).await.unwrap();
     })
     .await;
-    let found = probe(address, &http, PATIENCE).await;
+    let found = ask(address, &http, PATIENCE).await;
     assert_eq!(found, (Verdict::Pass, "status 200".to_owned()));
     let request = task.await.unwrap().to_ascii_lowercase();
     let (line, headers) = request.split_once("\r\n").unwrap();
@@ -188,7 +194,7 @@ async fn nobody_there_is_a_refusal() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
-    let found = probe(address, &http(), PATIENCE).await;
+    let found = ask(address, &http(), PATIENCE).await;
     assert_eq!(found, (Verdict::Refused, "connection refused".to_owned()));
 }
 
@@ -201,7 +207,7 @@ async fn a_tarpit_costs_its_own_timeout_and_says_what_it_was_waiting_for() {
     })
     .await;
     let since = Instant::now();
-    let (verdict, words) = probe(address, &http(), short).await;
+    let (verdict, words) = ask(address, &http(), short).await;
     task.abort();
     assert_eq!(verdict, Verdict::Timeout);
     assert!(
@@ -218,7 +224,7 @@ async fn a_tarpit_costs_its_own_timeout_and_says_what_it_was_waiting_for() {
         }
     })
     .await;
-    let (verdict, words) = probe(address, &body, short).await;
+    let (verdict, words) = ask(address, &body, short).await;
     assert_eq!(verdict, Verdict::Timeout);
     assert!(
         words.ends_with("waiting for the rest of the body"),
@@ -240,7 +246,7 @@ async fn an_endless_body_is_read_to_the_limit_and_an_endless_head_to_its() {
     };
     let body = with(|e| e.body_contains = Some("needle".into()));
     let (address, task) = endless(b"HTTP/1.1 200 OK\r\n\r\n", &[b'.'; 4096]).await;
-    let (verdict, words) = probe(address, &body, PATIENCE).await;
+    let (verdict, words) = ask(address, &body, PATIENCE).await;
     assert_eq!(verdict, Verdict::WrongAnswer);
     assert_eq!(
         words,
@@ -249,10 +255,10 @@ async fn an_endless_body_is_read_to_the_limit_and_an_endless_head_to_its() {
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
     // A body that nobody asked for isn't read at all.
     let (address, task) = endless(b"HTTP/1.1 200 OK\r\n\r\n", &[b'.'; 4096]).await;
-    assert_eq!(probe(address, &http(), PATIENCE).await.0, Verdict::Pass);
+    assert_eq!(ask(address, &http(), PATIENCE).await.0, Verdict::Pass);
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();
     let (address, task) = endless(b"HTTP/1.1 200 OK\r\nX-A: ", &[b'a'; 4096]).await;
-    let (verdict, words) = probe(address, &http(), PATIENCE).await;
+    let (verdict, words) = ask(address, &http(), PATIENCE).await;
     assert_eq!(verdict, Verdict::WrongAnswer, "{words}");
     assert!(words.contains("not an HTTP response"), "{words}");
     tokio::time::timeout(PATIENCE, task).await.unwrap().unwrap();

@@ -53,6 +53,7 @@ pub enum Action {
 #[derive(Debug)]
 struct CheckEntry {
     key: CheckKey,
+    certificate_expiry: Option<i64>,
     timing: Timing,
     standing: Standing,
     /// Start of the check's grid of nominal times.
@@ -281,6 +282,14 @@ impl Machine {
         self.judge(now, &backend);
     }
 
+    /// A server has shown a certificate that ends then, in seconds since the Unix
+    /// epoch.
+    pub fn handle_certificate(&mut self, id: CheckId, expiry: i64) {
+        if let Some(check) = self.checks.get_mut(&id) {
+            check.certificate_expiry = Some(expiry);
+        }
+    }
+
     /// A backend has told of its own load, in the answer to a probe.
     pub fn handle_load(&mut self, id: CheckId, load: Load) {
         if let Some(check) = self.checks.get_mut(&id) {
@@ -341,6 +350,7 @@ impl Machine {
             .filter_map(|id| self.checks.get(id))
             .map(|check| CheckHealth {
                 kind: check.key.kind.clone(),
+                certificate_expiry: check.certificate_expiry,
                 target: check.key.target,
                 state: check.standing.state,
                 reason: check.reason.clone(),
@@ -416,6 +426,7 @@ impl Machine {
             id,
             CheckEntry {
                 key: key.clone(),
+                certificate_expiry: None,
                 timing,
                 standing: Standing::default(),
                 origin,

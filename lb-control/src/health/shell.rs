@@ -17,10 +17,11 @@ use tokio::{
 };
 
 use super::{
-    BackendHealth, BackendKey, CheckKey, HealthState, ProbeKind, Remembered, Verdict,
+    BackendHealth, BackendKey, CheckKey, Found, HealthState, ProbeKind, Remembered,
     checked_backends, http,
     machine::{Action, CheckId, Machine},
     tcp,
+    tls::Configs,
 };
 use crate::model::Model;
 
@@ -51,6 +52,7 @@ pub struct Health {
 struct Shared {
     machine: Mutex<Machine>,
     updated: Notify,
+    tls: Arc<Configs>,
 }
 
 impl Health {
@@ -70,6 +72,7 @@ impl Health {
         let shared = Arc::new(Shared {
             machine: Mutex::new(machine),
             updated: Notify::new(),
+            tls: Arc::default(),
         });
         let (sender, receiver) = mpsc::unbounded_channel();
         let task = tokio::spawn(run(Arc::clone(&shared), sender)).abort_handle();
@@ -82,6 +85,7 @@ impl Health {
     /// kept, new ones start, gone ones end (without a change being sent).
     pub fn update(&self, model: &Model) {
         let backends = checked_backends(model);
+        self.shared.tls.forget();
         self.shared
             .machine()
             .update(Instant::now().into_std(), &backends);
@@ -115,8 +119,7 @@ impl Shared {
 
 struct Done {
     id: CheckId,
-    verdict: Verdict,
-    words: String,
+    found: Found,
     took: Duration,
 }
 
@@ -129,7 +132,8 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
             while let Some(action) = machine.next_action() {
                 match action {
                     Action::Probe { id, key, timeout } => {
-                        probes.spawn(probe(id, key, timeout));
+                        let tls = Arc::clone(&shared.tls);
+                        probes.spawn(probe(id, key, timeout, tls));
                     }
                     // Nobody listens any more: the daemon is about to end.
                     Action::Changed(change) => drop(changes.send(change)),
@@ -152,8 +156,12 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
                 let mut next = Some(result);
                 while let Some(result) = next {
                     if let Ok(done) = result {
+                        let found = &done.found;
+                        if let Some(expiry) = found.certificate_expiry {
+                            machine.handle_certificate(done.id, expiry);
+                        }
                         machine.handle_result(
-                            now, done.id, done.verdict, &done.words, done.took,
+                            now, done.id, found.verdict, &found.words, done.took,
                         );
                     }
                     next = probes.try_join_next();
@@ -163,16 +171,15 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
     }
 }
 
-async fn probe(id: CheckId, key: CheckKey, timeout: Duration) -> Done {
+async fn probe(id: CheckId, key: CheckKey, timeout: Duration, tls: Arc<Configs>) -> Done {
     let started = Instant::now();
-    let (verdict, words) = match key.kind {
-        ProbeKind::Tcp => tcp::probe(key.target, timeout).await,
-        ProbeKind::Http(ref check) => http::probe(key.target, check, timeout).await,
+    let found = match key.kind {
+        ProbeKind::Tcp => tcp::probe(key.target, timeout).await.into(),
+        ProbeKind::Http(ref check) => http::probe(key.target, check, timeout, &tls).await,
     };
     Done {
         id,
-        verdict,
-        words,
+        found,
         took: started.elapsed(),
     }
 }

@@ -24,6 +24,27 @@ pub enum Verdict {
     NotMade,
 }
 
+/// What a probe found, and what else it learned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The verdict.
+    pub verdict: Verdict,
+    /// The same in words: "connection refused".
+    pub words: String,
+    /// When the server's certificate ends, in seconds since the Unix epoch.
+    pub certificate_expiry: Option<i64>,
+}
+
+impl From<(Verdict, String)> for Found {
+    fn from((verdict, words): (Verdict, String)) -> Self {
+        Self {
+            verdict,
+            words,
+            certificate_expiry: None,
+        }
+    }
+}
+
 impl Verdict {
     /// All of them.
     pub const ALL: [Self; 8] = [

@@ -4,6 +4,7 @@ use std::{
     cmp::Ordering,
     fmt,
     hash::{Hash, Hasher},
+    path::PathBuf,
 };
 
 use regex::Regex;
@@ -32,6 +33,30 @@ pub struct Http {
     pub headers: Vec<(String, String)>,
     /// What makes it pass.
     pub expect: Expect,
+    /// Over TLS (RFC 9110 §4.2.2): the check is called `https`.
+    pub tls: Option<Tls>,
+}
+
+/// How a server proves who it is, and the balancer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct Tls {
+    /// Name in the server's certificate; the backend's address when absent.
+    pub server_name: Option<String>,
+    /// Certificates of the authorities that count; the system's when absent.
+    pub ca_file: Option<PathBuf>,
+    /// Any certificate will do.
+    pub insecure: bool,
+    /// The balancer's own certificate.
+    pub client: Option<ClientCertificate>,
+}
+
+/// A certificate and its key, both in PEM.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
+pub struct ClientCertificate {
+    /// The certificate, and those that lead to its authority.
+    pub certificate_file: PathBuf,
+    /// Its private key.
+    pub key_file: PathBuf,
 }
 
 /// The method of a request.
