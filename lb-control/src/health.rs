@@ -189,6 +189,9 @@ pub struct BackendHealth {
     pub not_made: u64,
     /// How long its probes took.
     pub durations: Durations,
+    /// When the first of the certificates that its servers showed ends, in seconds
+    /// since the Unix epoch.
+    pub certificate_expiry: Option<i64>,
     /// Its checks one by one.
     pub checks: Vec<CheckHealth>,
 }

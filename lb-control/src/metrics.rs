@@ -481,6 +481,18 @@ fn probes(page: &mut Page, snapshot: &Snapshot) {
             })
             .collect(),
     );
+    page.gauges(
+        "lb_probe_certificate_expiry_time_seconds",
+        "When the first of the certificates that a backend showed to its checks ends, in Unix time.",
+        snapshot
+            .probes
+            .iter()
+            .filter_map(|probe| {
+                let labels = [("pool", &*probe.pool), ("backend", &*probe.backend)];
+                Some(gauge(&labels, probe.certificate_expiry? as f64))
+            })
+            .collect(),
+    );
     page.family(
         "lb_probe_duration_seconds",
         "How long health checks took.",

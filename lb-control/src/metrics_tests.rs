@@ -74,6 +74,7 @@ fn snapshot() -> Snapshot {
                 count: 9,
                 sum_seconds: 0.5,
             },
+            certificate_expiry: Some(4_070_908_800),
         }],
     }
 }
@@ -123,6 +124,10 @@ fn every_figure_stands_under_its_name_and_labels() {
         (
             r#"lb_probe_results_total{pool="web",backend="web-1",result="pass"}"#,
             "9",
+        ),
+        (
+            r#"lb_probe_certificate_expiry_time_seconds{pool="web",backend="web-1"}"#,
+            "4070908800",
         ),
         (
             r#"lb_probe_duration_seconds_bucket{pool="web",backend="web-1",le="+Inf"}"#,

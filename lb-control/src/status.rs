@@ -505,6 +505,10 @@ pub struct ProbeStatus {
     pub results: BTreeMap<String, u64>,
     /// How long they took.
     pub durations: Histogram,
+    /// When the first of the certificates shown to them ends, in seconds since
+    /// the Unix epoch.
+    #[serde(default)]
+    pub certificate_expiry: Option<i64>,
 }
 
 /// A histogram, in the shape of Prometheus.

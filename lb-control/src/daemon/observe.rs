@@ -480,6 +480,7 @@ fn probes(health: &BTreeMap<crate::health::BackendKey, BackendHealth>) -> Vec<Pr
                 count: health.durations.count,
                 sum_seconds: health.durations.sum.as_secs_f64(),
             },
+            certificate_expiry: health.certificate_expiry,
         })
         .collect()
 }

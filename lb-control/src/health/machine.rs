@@ -378,6 +378,10 @@ impl Machine {
             durations: checks.iter().fold(Durations::default(), |sum, check| {
                 sum.with(&check.durations)
             }),
+            certificate_expiry: checks
+                .iter()
+                .filter_map(|check| check.certificate_expiry)
+                .min(),
             checks,
         }
     }
