@@ -13,6 +13,7 @@ pub mod response;
 pub mod shell;
 pub mod standing;
 pub mod tcp;
+mod turns;
 pub mod verdict;
 
 use std::{
