@@ -382,6 +382,12 @@ fn when_all_are_down_another_pool_stands_in_or_flows_are_dropped(site: &mut Site
         ensure!(kind == Some(std::io::ErrorKind::TimedOut), "{kind:?}");
         Ok(())
     })?;
+    wait_ok("the drops to be counted", SOON, || {
+        let drops = site.drops()?;
+        let key = (SERVICE.to_owned(), "no_backend".to_owned());
+        ensure!(drops.contains_key(&key), "{drops:?}");
+        Ok(())
+    })?;
     site.config.pools[0].extra = vec![health("")];
     site.reload()?;
     wait_ok("them to be sent to those that refuse", SOON, || {
