@@ -15,6 +15,7 @@ pub mod shell;
 pub mod standing;
 pub mod tcp;
 pub mod tls;
+mod turns;
 pub mod verdict;
 
 use std::{

@@ -10,12 +10,11 @@ use prometheus::{
 };
 
 mod page;
+mod pools;
 
 use page::{Page, counter, gauge, labelled};
 
-use crate::status::{
-    BackendStatus, Condition, Health, PoolHealth, ServiceStatus, Snapshot, Totals,
-};
+use crate::status::{BackendStatus, Condition, Health, ServiceStatus, Snapshot, Totals};
 
 /// The content type of [`text`].
 pub const CONTENT_TYPE: &str = prometheus::TEXT_FORMAT;
@@ -27,7 +26,7 @@ pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
     flow_table(&mut page, snapshot);
     services(&mut page, &snapshot.services);
     backends(&mut page, &snapshot.backends);
-    pools(&mut page, &snapshot.status.pools);
+    pools::pools(&mut page, &snapshot.status.pools);
     drops_and_events(&mut page, snapshot);
     probes(&mut page, snapshot);
     TextEncoder::new().encode_to_string(&page.families)
@@ -391,36 +390,6 @@ fn backends(page: &mut Page, all: &[BackendStatus]) {
             })
             .collect(),
     );
-}
-
-/// The rules of pools for bad times.
-fn pools(page: &mut Page, all: &[PoolHealth]) {
-    let gauges: [GaugeColumn<PoolHealth>; 4] = [
-        (
-            "lb_pool_backends_up",
-            "Backends of the pool that are up by their checks, of those that take part.",
-            |p| p.up as f64,
-        ),
-        (
-            "lb_pool_kept_in",
-            "Backends that max_ejected keeps in although checks speak against them.",
-            |p| p.kept_in.len() as f64,
-        ),
-        (
-            "lb_pool_overloaded_share",
-            "Whether nobody is up and the overloaded backends share the load.",
-            |p| flag(p.overloaded_share),
-        ),
-        (
-            "lb_pool_all_down",
-            "Whether every backend is down, so that when_all_down is in force.",
-            |p| flag(p.all_down.is_some()),
-        ),
-    ];
-    for (name, help, value) in gauges {
-        let of = |pool: &PoolHealth| gauge(&[("pool", &pool.pool)], value(pool));
-        page.gauges(name, help, all.iter().map(of).collect());
-    }
 }
 
 fn labels_of(backend: &BackendStatus) -> [(&str, &str); 3] {

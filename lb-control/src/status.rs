@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use serde::{Deserialize, Serialize};
 
+mod pool;
 pub mod request;
+
+pub use pool::PoolHealth;
 
 /// Everything, as of one second's tick.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -132,28 +135,6 @@ pub struct ApplyStatus {
     /// The part of all slots that the last change moved, from 0 to 1.
     #[serde(default)]
     pub last_moved_share: f64,
-}
-
-/// The backends of a pool by what their checks say, of those that an operator
-/// lets take part.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct PoolHealth {
-    /// Its name.
-    pub pool: String,
-    /// How many there are.
-    pub backends: usize,
-    /// Up.
-    pub up: usize,
-    /// Overloaded.
-    pub overloaded: usize,
-    /// Down.
-    pub down: usize,
-    /// Backends that `max_ejected` keeps in although checks speak against them.
-    pub kept_in: Vec<String>,
-    /// Nobody is up, and the overloaded ones share the load.
-    pub overloaded_share: bool,
-    /// Every backend is down: what `when_all_down` does about it.
-    pub all_down: Option<String>,
 }
 
 /// An interface the data path is attached to.

@@ -50,6 +50,8 @@ pub struct Backend {
     pub port: Option<u16>,
     /// Its weight.
     pub weight: u16,
+    /// Its priority group.
+    pub priority: u8,
 }
 
 /// One service.
@@ -133,8 +135,8 @@ impl Config {
                 let port = b.port.map(|p| format!("port: {p}, ")).unwrap_or_default();
                 writeln!(
                     out,
-                    "      - {{name: {}, address: \"{}\", {port}weight: {}}}",
-                    b.name, b.address, b.weight
+                    "      - {{name: {}, address: \"{}\", {port}weight: {}, priority: {}}}",
+                    b.name, b.address, b.weight, b.priority
                 )?;
             }
             for line in &pool.extra {

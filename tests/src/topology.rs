@@ -241,6 +241,7 @@ impl Topology {
                     address: host.address(like),
                     port,
                     weight: 100,
+                    priority: 1,
                 })
                 .collect(),
             extra: vec![

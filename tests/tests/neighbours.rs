@@ -389,7 +389,7 @@ fn a_server_is_up_then_down_when_killed_and_up_again_and_a_blackhole_is_told_apa
         let serve = || EchoServer::start(&bench.server, "server", &[address], &[], &[]);
         let mut running = Some(serve()?);
         bench.in_lb(async || {
-            let (health, mut changes) = Health::start(&model(SERVER, 8080)?, 1);
+            let (health, mut changes) = Health::start(&model(SERVER, 8080)?, 1, BTreeMap::new());
             let mut next = async || -> Result<(HealthState, String)> {
                 let change = tokio::time::timeout(SOON, changes.recv())
                     .await

@@ -17,7 +17,8 @@ use lb_control::{
     cli::Cli,
     config, metrics,
     status::{
-        BackendStatus, Histogram, InterfaceStatus, PoolStatus, ProbeStatus, ServiceStatus, Snapshot,
+        BackendStatus, Histogram, InterfaceStatus, PoolHealth, PoolStatus, ProbeStatus,
+        ServiceStatus, Snapshot,
     },
 };
 use lb_tests::process::workspace_program;
@@ -163,6 +164,7 @@ fn metric_names() -> BTreeSet<String> {
     backend.concurrent.half_open = Some(1);
     backend.max_connections = Some(1);
     snapshot.backends = vec![backend];
+    snapshot.status.pools = vec![PoolHealth::default()];
     snapshot.status.full_nat = vec![PoolStatus {
         address: [192, 0, 2, 1].into(),
         free: 1,

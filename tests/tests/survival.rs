@@ -8,6 +8,8 @@
 mod floods;
 #[path = "survival/gone.rs"]
 mod gone;
+#[path = "survival/states.rs"]
+mod states;
 
 use std::{
     net::SocketAddr,

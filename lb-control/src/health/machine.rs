@@ -6,7 +6,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque},
-    hash::{DefaultHasher, Hash as _, Hasher as _},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -17,17 +16,8 @@ use super::{
     load::{Free, Load},
     response::Response,
     standing::Standing,
+    turns,
 };
-
-/// A new check runs for the first time within this time, however long its
-/// interval is.
-const FIRST_RESULT_WITHIN: Duration = Duration::from_secs(1);
-
-/// Guards the arithmetic; the configuration doesn't allow shorter ones.
-const SHORTEST_INTERVAL: Duration = Duration::from_millis(1);
-
-/// Jitter to either side, as a part of the interval: 1/10.
-const JITTER_DIVISOR: u32 = 10;
 
 /// Names a check while it is configured; never used again afterwards, so that
 /// a late result of a check that is gone finds nobody.
@@ -271,9 +261,15 @@ impl Machine {
         let (turn, due) = match check.timing.fast_interval {
             Some(fast) if check.standing.is_changing(&check.timing.rules()) => {
                 let due = now + fast.saturating_sub(took);
-                (turn_at(check.origin, check.timing.interval, due), due)
+                (turns::at(check.origin, check.timing.interval, due), due)
             }
-            _ => next_turn(self.seed, check, now),
+            _ => turns::next(
+                self.seed,
+                &check.key,
+                check.timing,
+                (check.origin, check.turn),
+                now,
+            ),
         };
         check.turn = turn;
         check.due = Some(due);
@@ -413,18 +409,18 @@ impl Machine {
             check.timing = timing;
             if interval_changed && let Some(due) = check.due {
                 self.timers.remove(&(due, id));
-                let due = first_turn(self.seed, &check.key, timing, now);
+                let due = turns::first(self.seed, &check.key, timing, now);
                 check.due = Some(due);
-                check.origin = grid(self.seed, self.epoch, &check.key, timing);
-                check.turn = turn_at(check.origin, timing.interval, due);
+                check.origin = turns::grid(self.seed, self.epoch, &check.key, timing);
+                check.turn = turns::at(check.origin, timing.interval, due);
                 self.timers.insert((due, id));
             }
             return id;
         }
         let id = CheckId(self.next_id);
         self.next_id += 1;
-        let due = first_turn(self.seed, key, timing, now);
-        let origin = grid(self.seed, self.epoch, key, timing);
+        let due = turns::first(self.seed, key, timing, now);
+        let origin = turns::grid(self.seed, self.epoch, key, timing);
         self.ids.insert(key.clone(), id);
         self.checks.insert(
             id,
@@ -434,7 +430,7 @@ impl Machine {
                 timing,
                 standing: Standing::default(),
                 origin,
-                turn: turn_at(origin, timing.interval, due),
+                turn: turns::at(origin, timing.interval, due),
                 due: Some(due),
                 reason: "not checked yet".to_owned(),
                 last_duration: None,
@@ -496,49 +492,6 @@ impl Machine {
             backend.verdict = verdict;
         }
     }
-}
-
-fn hash(seed: u64, key: &CheckKey, turn: u64) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    (seed, key, turn).hash(&mut hasher);
-    hasher.finish()
-}
-
-/// The part of `whole` that a hash picks, evenly spread.
-fn part(whole: Duration, hash: u64) -> Duration {
-    let nanos = u64::try_from(whole.as_nanos()).unwrap_or(u64::MAX);
-    let picked = (u128::from(nanos) * u128::from(hash)) >> 64;
-    Duration::from_nanos(u64::try_from(picked).unwrap_or(u64::MAX))
-}
-
-/// Start of a check's grid: its phase is a hash of its identity.
-fn grid(seed: u64, epoch: Instant, key: &CheckKey, timing: Timing) -> Instant {
-    epoch + part(timing.interval, hash(seed, key, 0))
-}
-
-fn first_turn(seed: u64, key: &CheckKey, timing: Timing, now: Instant) -> Instant {
-    now + part(timing.interval.min(FIRST_RESULT_WITHIN), hash(seed, key, 0))
-}
-
-/// The number of the last turn whose nominal time is not after `at`.
-fn turn_at(origin: Instant, interval: Duration, at: Instant) -> u64 {
-    let interval = interval.max(SHORTEST_INTERVAL);
-    let passed = at.saturating_duration_since(origin);
-    u64::try_from(passed.as_nanos() / interval.as_nanos()).unwrap_or(u64::MAX)
-}
-
-/// The turn after the last one, and when. Turns stand on a fixed grid, so that
-/// the length of probes doesn't add up to a drift; the jitter moves each by at
-/// most a tenth of the interval. A probe that outlasted its interval is
-/// followed by the next at once; turns it outlasted altogether are left out.
-fn next_turn(seed: u64, check: &CheckEntry, now: Instant) -> (u64, Instant) {
-    let interval = check.timing.interval.max(SHORTEST_INTERVAL);
-    let turn = (check.turn + 1).max(turn_at(check.origin, interval, now));
-    let offset = interval.as_nanos().saturating_mul(u128::from(turn));
-    let nominal = check.origin + Duration::from_nanos(u64::try_from(offset).unwrap_or(u64::MAX));
-    let jitter = interval / JITTER_DIVISOR;
-    let due = nominal - jitter + part(jitter * 2, hash(seed, &check.key, turn));
-    (turn, due.max(now))
 }
 
 #[cfg(test)]

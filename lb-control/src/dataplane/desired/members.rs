@@ -374,8 +374,9 @@ fn member_state(service: &Service, candidate: &Candidate<'_>, everybody: bool) -
     match candidate.condition.condition {
         Condition::Failing | Condition::Dead if everybody && asks => MemberState::UP,
         Condition::Up if candidate.condition.weight > 0 && candidate.in_force => MemberState::UP,
-        Condition::Up | Condition::Draining | Condition::Overloaded => MemberState::DRAINING,
-        Condition::Failing => MemberState::FAILING,
+        Condition::Up | Condition::Draining => MemberState::DRAINING,
+        // Its flows stay; a SYN that is sent again goes to somebody else at once.
+        Condition::Overloaded | Condition::Failing => MemberState::FAILING,
         Condition::Dead if everybody => MemberState::FAILING,
         Condition::Dead | Condition::Disabled => MemberState::DEAD,
     }
