@@ -276,7 +276,7 @@ pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
 fn probe_kind(check: &Check) -> ProbeKind {
     match &check.kind {
         CheckKind::Tcp => ProbeKind::Tcp,
-        CheckKind::Http(http) => ProbeKind::Http(Arc::new(http.clone())),
+        CheckKind::Http(http) => ProbeKind::Http(Arc::new((**http).clone())),
     }
 }
 

@@ -9,9 +9,11 @@ use std::{collections::BTreeMap, net::IpAddr};
 use serde::{Deserialize, Serialize};
 
 mod pool;
+mod probe;
 pub mod request;
 
 pub use pool::PoolHealth;
+pub use probe::{Histogram, ProbeStatus};
 
 /// Everything, as of one second's tick.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -473,32 +475,4 @@ pub struct NextHopStatus {
     /// Longest IP packet that reaches the backend, in bytes; a tunnel's outer
     /// headers are part of it. Absent while that is not known.
     pub mtu: Option<u32>,
-}
-
-/// Results of one backend's health checks.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct ProbeStatus {
-    /// The pool.
-    pub pool: String,
-    /// The backend.
-    pub backend: String,
-    /// Probes by result.
-    pub results: BTreeMap<String, u64>,
-    /// How long they took.
-    pub durations: Histogram,
-    /// When the first of the certificates shown to them ends, in seconds since
-    /// the Unix epoch.
-    #[serde(default)]
-    pub certificate_expiry: Option<i64>,
-}
-
-/// A histogram, in the shape of Prometheus.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Histogram {
-    /// Upper bound in seconds and how many took at most that long; ascending.
-    pub buckets: Vec<(f64, u64)>,
-    /// All of them.
-    pub count: u64,
-    /// Their sum in seconds.
-    pub sum_seconds: f64,
 }

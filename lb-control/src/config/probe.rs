@@ -60,12 +60,12 @@ pub(super) fn read(fields: &Fields<'_>) -> Option<CheckKind> {
         }
         Type::Http => {
             only_for(tls, "https");
-            Some(CheckKind::Http(http(fields)))
+            Some(CheckKind::Http(Box::new(http(fields))))
         }
-        Type::Https => Some(CheckKind::Http(Http {
+        Type::Https => Some(CheckKind::Http(Box::new(Http {
             tls: Some(tls_of(fields)),
             ..http(fields)
-        })),
+        }))),
     }
 }
 

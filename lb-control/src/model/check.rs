@@ -17,7 +17,7 @@ pub enum CheckKind {
     /// Passes when the TCP handshake completes.
     Tcp,
     /// Passes when an HTTP/1.1 request gets the expected response.
-    Http(Http),
+    Http(Box<Http>),
 }
 
 /// An HTTP request and the response that is expected (RFC 9110, RFC 9112).
