@@ -180,6 +180,7 @@ fn metric_names() -> BTreeSet<String> {
             count: 1,
             sum_seconds: 0.5,
         },
+        certificate_expiry: Some(1),
         ..ProbeStatus::default()
     }];
     let page = metrics::text(&snapshot).unwrap();
@@ -282,6 +283,8 @@ fn every_map_is_explained() {
         map::FRAGMENTS,
         map::ICMP_LIMIT,
         map::CLAIMS,
+        map::PERSISTENCE,
+        map::SERVERS,
     ]
     .map(str::to_owned)
     .into();
