@@ -201,6 +201,51 @@ fn the_members_of_a_backend_with_a_limit_form_a_ring_over_its_services() {
     }
 }
 
+/// A server that is in a pool and in its fallback is one member of the service.
+#[test]
+fn a_member_of_two_pools_is_in_one_ring_that_comes_back_to_it() {
+    let limited = Backend {
+        max_connections: 10,
+        ..backend(1)
+    };
+    // Whichever of the two names comes first.
+    for fallback in ["a", "z"] {
+        let pools = ["p", fallback, "r"].map(|name| (name.to_owned(), vec![limited.clone()]));
+        let services = vec![
+            service(1, "p"),
+            service(2, "p"),
+            service(3, fallback),
+            service(4, "r"),
+        ];
+        let mut model = model(pools, services);
+        policy(
+            &mut model,
+            PoolPolicy {
+                when_all_down: WhenAllDown::FallbackPool(fallback.into()),
+                ..PoolPolicy::default()
+            },
+        );
+        // Its services use the second pool, and not that one's fallback.
+        if let Some(pool) = model.pools.get_mut("r") {
+            pool.policy.when_all_down = WhenAllDown::FallbackPool("p".into());
+        }
+        let mut maps = FakeMaps::new(CAPACITY.slots);
+        reconcile(&mut maps, &model, &runtime());
+        let limits = maps.snapshot().unwrap().limits;
+        for first in limits.keys() {
+            let (mut at, mut seen) = (limits[first].next, BTreeSet::new());
+            while at != *first {
+                assert!(
+                    seen.insert(at),
+                    "{first} isn't in the ring it leads to: {limits:?}"
+                );
+                at = limits[&at].next;
+            }
+            assert_eq!(seen.len(), 3, "all four count: {limits:?}");
+        }
+    }
+}
+
 #[test]
 fn servers_lead_to_the_members_of_each_service_that_take_new_flows() {
     let persistence = Some(Persistence {

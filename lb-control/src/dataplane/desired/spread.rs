@@ -1,7 +1,7 @@
 //! Who gets a service's flows: its table, its lists and its members' limits.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -188,14 +188,27 @@ impl Builder<'_> {
 }
 
 /// Makes rings of the members that are one backend's, whose limit is one for all
-/// of them.
+/// of them. A server that is in a pool and in its fallback is two backends with
+/// members in common: they are in one ring.
 pub(super) fn join<'a>(
     limits: &mut BTreeMap<u32, MemberLimits>,
     sharers: impl Iterator<Item = &'a Vec<u32>>,
 ) {
-    for members in sharers.filter(|members| members.len() > 1) {
-        let next = members.iter().cycle().skip(1);
-        for (member, next) in members.iter().zip(next) {
+    let mut rings: Vec<BTreeSet<u32>> = Vec::new();
+    let mut ring_of: HashMap<u32, usize> = HashMap::new();
+    for members in sharers {
+        let mut ring: BTreeSet<u32> = members.iter().copied().collect();
+        for known in members.iter().filter_map(|member| ring_of.get(member)) {
+            if let Some(known) = rings.get_mut(*known) {
+                ring.append(known);
+            }
+        }
+        ring_of.extend(ring.iter().map(|member| (*member, rings.len())));
+        rings.push(ring);
+    }
+    for ring in rings.iter().filter(|ring| ring.len() > 1) {
+        let next = ring.iter().cycle().skip(1);
+        for (member, next) in ring.iter().zip(next) {
             if let Some(limits) = limits.get_mut(member) {
                 limits.next = *next;
             }
