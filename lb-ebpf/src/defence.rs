@@ -1,9 +1,7 @@
 //! What a service takes in: from whom, and how much of it.
 
 use lb_common::{
-    abi::{
-        CORE_LIMIT_RESETS, Config, LimitKey, RESETS_PER_SECOND, ServiceEntry, SourceKey, source,
-    },
+    abi::{CORE_LIMIT_RESETS, Config, LimitKey, RESETS_PER_SECOND, ServiceEntry, source},
     counter::DropReason,
     net::{Addr, family},
     track::Kind,
@@ -53,11 +51,7 @@ pub fn limit(config: &Config, service: &ServiceEntry, address: Addr, family: u8)
 /// Whether a service takes nothing from this client.
 #[inline(always)]
 pub fn is_denied(service: &ServiceEntry, address: Addr) -> bool {
-    service.sources != 0
-        && maps::source(SourceKey {
-            set: service.sources,
-            address,
-        }) == source::DENIED
+    maps::source_is(service.sources, address, source::DENIED)
 }
 
 /// Whether this core may make another reset now.

@@ -27,6 +27,7 @@ use lb_common::{
     flow::BUCKET_WORDS,
     limit,
     member::MemberState,
+    net::Addr,
     slot::SlotWord,
 };
 
@@ -97,8 +98,8 @@ static SOURCES: LpmTrie<SourceKey, u32> = LpmTrie::pinned(64, 0);
 static CORE_LIMITS: PerCpuArray<u64> = PerCpuArray::pinned(64, 0);
 #[map]
 static SOURCE_LIMITS: LruHashMap<LimitKey, u64> = LruHashMap::pinned(1024, 0);
-// The least recent sources are forgotten where there is no room: a source is only
-// noted by a flow that is alive, so forged ones push nobody out.
+// The least recent sources are forgotten where there is no room. A source is only
+// noted by a flow's second packet, so forged SYNs and lone ACKs push nobody out.
 #[map]
 static PERSISTENCE: LruHashMap<PersistKey, PersistEntry> = LruHashMap::pinned(1024, 0);
 #[map]
@@ -294,11 +295,15 @@ pub fn member_state(id: u32) -> MemberState {
     })
 }
 
-/// Whether a source is allowed: a value of [`mod@source`].
+/// Whether a set of sources says this of an address: a value of [`mod@source`].
+/// Set zero says nothing of anybody.
 #[inline(always)]
-pub fn source(key: SourceKey) -> u32 {
-    let key = Key::new(SOURCE_KEY_FIXED_BITS + 128, key);
-    SOURCES.get(key).copied().unwrap_or(source::ALLOWED)
+pub fn source_is(set: u32, address: Addr, value: u32) -> bool {
+    if set == 0 {
+        return false;
+    }
+    let key = Key::new(SOURCE_KEY_FIXED_BITS + 128, SourceKey { set, address });
+    SOURCES.get(key).copied().unwrap_or(source::ALLOWED) == value
 }
 
 /// Takes a token from one of this core's buckets, if `take` finds one.

@@ -3,7 +3,7 @@
 //! The key stands in per-core memory: the program `lb_schedule` has no stack left.
 
 use lb_common::{
-    abi::{Config, PersistEntry, PersistKey, ServerKey, ServiceEntry, SourceKey, source},
+    abi::{Config, PersistEntry, PersistKey, ServerKey, ServiceEntry, source},
     counter::Event,
     load::Room,
     member::MemberState,
@@ -16,11 +16,7 @@ use crate::{clock, maps, parse::Parsed, schedule::lb_admit, stats};
 /// Whether a source is many clients', who are not kept together.
 #[inline(always)]
 pub fn is_proxy(service: &ServiceEntry, address: Addr) -> bool {
-    service.proxies != 0
-        && maps::source(SourceKey {
-            set: service.proxies,
-            address,
-        }) == source::PROXY
+    maps::source_is(service.proxies, address, source::PROXY)
 }
 
 /// The source of the packet at hand, in a service.

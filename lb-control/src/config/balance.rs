@@ -9,8 +9,7 @@ use super::{
     yaml::Node,
 };
 use crate::model::{
-    Balance, HashInput, Model, Pool, Prefix, Protocol, Scheduler, Service, Tracking, UdpMode,
-    WhenAllDown,
+    Balance, HashInput, Model, Prefix, Protocol, Scheduler, Service, Tracking, UdpMode,
 };
 
 /// Keys of a service that are read here.
@@ -84,30 +83,25 @@ fn hash(at: &At<'_>) -> Option<(HashInput, Vec<Prefix>)> {
 
 /// Decides on the tracking of each service, and reports what it can't have.
 pub(super) fn decide(model: &mut Model, asked: &[Asked], errors: &Errors) {
-    let Model {
-        services, pools, ..
-    } = model;
-    for (index, (service, asked)) in services.iter_mut().zip(asked).enumerate() {
-        let path = Path::default().key("services").index(index);
-        let own = pools.get(&service.pool);
-        let fallback = match own.map(|pool| &pool.policy.when_all_down) {
-            Some(WhenAllDown::FallbackPool(name)) => pools.get(name),
-            _ => None,
-        };
-        let used: Vec<&Pool> = own.into_iter().chain(fallback).collect();
-        service.balance.tracking = tracking(service, &used, *asked);
-        fits(service, &used, *asked, &path, errors);
+    let services = model.services.iter().zip(asked);
+    let decided: Vec<Tracking> = services
+        .map(|(service, asked)| tracking(model, service, *asked))
+        .collect();
+    for (service, tracking) in model.services.iter_mut().zip(decided) {
+        service.balance.tracking = tracking;
     }
-    let has_limits = |pool: &Pool| pool.backends.iter().any(|b| b.max_connections > 0);
-    for (name, _) in pools.iter().filter(|(_, pool)| has_limits(pool)) {
-        let falls_back = |own: &str| {
-            let policy = pools.get(own).map(|pool| &pool.policy.when_all_down);
-            matches!(policy, Some(WhenAllDown::FallbackPool(fallback)) if fallback == name)
-        };
-        let sharers = services
-            .iter()
-            .filter(|s| s.pool == *name || falls_back(&s.pool))
-            .count();
+    for (index, (service, asked)) in model.services.iter().zip(asked).enumerate() {
+        let path = Path::default().key("services").index(index);
+        fits(model, service, *asked, &path, errors);
+    }
+    sharers(model, errors);
+}
+
+/// So many services may keep the limits of one pool's backends together.
+fn sharers(model: &Model, errors: &Errors) {
+    for (name, _) in model.pools.iter().filter(|(_, pool)| pool.has_limits()) {
+        let uses = |service: &&Service| model.pools_of(service).any(|(used, _)| used == name);
+        let sharers = model.services.iter().filter(uses).count();
         if sharers > SHARERS as usize {
             errors.add(
                 Path::default().key("pools").key(name),
@@ -121,7 +115,7 @@ pub(super) fn decide(model: &mut Model, asked: &[Asked], errors: &Errors) {
 }
 
 /// Why a service can't do without full tracking.
-fn needs_full(service: &Service, pools: &[&Pool]) -> Option<String> {
+fn needs_full(model: &Model, service: &Service) -> Option<String> {
     let scheduler = service.balance.scheduler;
     if !scheduler.is_by_hash() {
         return Some(format!("scheduler {scheduler} needs it"));
@@ -135,15 +129,14 @@ fn needs_full(service: &Service, pools: &[&Pool]) -> Option<String> {
     {
         return Some("limits of new flows need it, since it alone knows a new flow of UDP".into());
     }
-    pools
-        .iter()
-        .flat_map(|pool| &pool.backends)
-        .find(|b| b.max_connections > 0)
-        .map(|b| format!("max_connections of backend {:?} needs it", b.name))
+    model
+        .backends_of(service)
+        .find(|(_, b)| b.max_connections > 0)
+        .map(|(_, b)| format!("max_connections of backend {:?} needs it", b.name))
 }
 
-fn tracking(service: &Service, pools: &[&Pool], asked: Asked) -> Tracking {
-    match (asked.full, needs_full(service, pools)) {
+fn tracking(model: &Model, service: &Service, asked: Asked) -> Tracking {
+    match (asked.full, needs_full(model, service)) {
         (None | Some(true), Some(reason)) => Tracking { full: true, reason },
         (None, None) => Tracking::default(),
         (Some(full), _) => Tracking {
@@ -153,7 +146,7 @@ fn tracking(service: &Service, pools: &[&Pool], asked: Asked) -> Tracking {
     }
 }
 
-fn fits(service: &Service, pools: &[&Pool], asked: Asked, path: &Path, errors: &Errors) {
+fn fits(model: &Model, service: &Service, asked: Asked, path: &Path, errors: &Errors) {
     let Balance {
         scheduler, hash, ..
     } = service.balance;
@@ -166,7 +159,7 @@ fn fits(service: &Service, pools: &[&Pool], asked: Asked, path: &Path, errors: &
         );
     }
     if asked.full == Some(false)
-        && let Some(why) = needs_full(service, pools)
+        && let Some(why) = needs_full(model, service)
     {
         errors.add(
             path.key("tracking"),

@@ -12,7 +12,7 @@ use super::{
     reader::{At, Errors, Fields, Path},
     value,
 };
-use crate::model::{HashInput, Model, Persistence, Prefix, Service};
+use crate::model::{Model, Persistence, Prefix, Service};
 
 /// The key of a service that is read here.
 pub(super) const KEY: &str = "persistence";
@@ -106,15 +106,6 @@ fn excepted(service: &Service, path: &Path, errors: &Errors) {
             errors.add(path(), format!("{prefix} is listed twice; remove one"));
         }
     }
-    if service.persistence.is_none()
-        && service.balance.hash == HashInput::Flow
-        && !service.balance.except.is_empty()
-    {
-        errors.add(
-            path.key("hash").key("except"),
-            "has a meaning only with `by: source`; remove it",
-        );
-    }
 }
 
 /// The services of a group have to know sources and servers in the same way.
@@ -139,29 +130,24 @@ fn alike(model: &Model, group: &str, services: &[(usize, &Service)], errors: &Er
                 ),
             );
         }
-        for (name, pool) in model.pools_of(service) {
-            for backend in &pool.backends {
-                let of = (backend.name.as_str(), backend.address.is_ipv4());
-                let (other, address) = *servers.entry(of).or_insert((name, backend.address));
-                if address != backend.address {
-                    errors.add(
-                        path.key("group"),
-                        format!(
-                            "backend {:?} is {} in pool {name} and {address} in pool {other}; within group \
-                             {group} a name is one server: rename one",
-                            backend.name, backend.address
-                        ),
-                    );
-                }
+        for (name, backend) in model.backends_of(service) {
+            let of = (backend.name.as_str(), backend.address.is_ipv4());
+            let (other, address) = *servers.entry(of).or_insert((name, backend.address));
+            if address != backend.address {
+                errors.add(
+                    path.key("group"),
+                    format!(
+                        "backend {:?} is {} in pool {name} and {address} in pool {other}; within group \
+                         {group} a name is one server: rename one",
+                        backend.name, backend.address
+                    ),
+                );
             }
         }
     }
     let names = |service: &Service| -> HashSet<String> {
-        let pools = model.pools_of(service);
-        pools
-            .flat_map(|(_, pool)| &pool.backends)
-            .map(|backend| backend.name.clone())
-            .collect()
+        let backends = model.backends_of(service);
+        backends.map(|(_, backend)| backend.name.clone()).collect()
     };
     for (index, service) in others {
         if names(service).is_disjoint(&names(first)) && !names(service).is_empty() {
@@ -198,8 +184,7 @@ fn numbers(model: &Model, errors: &Errors) {
                 format!("{name} and {other} can't be told apart in the maps; rename one"),
             );
         }
-        let pools = model.pools_of(service);
-        for backend in pools.flat_map(|(_, pool)| &pool.backends) {
+        for (_, backend) in model.backends_of(service) {
             let number = persist::backend(&backend.name);
             let other = backends.entry(number).or_insert(&backend.name);
             if *other != backend.name {

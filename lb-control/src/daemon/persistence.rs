@@ -37,7 +37,7 @@ fn groups(model: &Model) -> HashMap<u32, Group> {
             persistence: persistence.clone(),
             backends: HashMap::new(),
         });
-        for backend in model.pools_of(service).flat_map(|(_, pool)| &pool.backends) {
+        for (_, backend) in model.backends_of(service) {
             let number = persist::backend(&backend.name);
             group.backends.insert(number, backend.name.clone());
         }

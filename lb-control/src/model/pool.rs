@@ -46,6 +46,13 @@ pub enum WhenAllDown {
     FallbackPool(String),
 }
 
+impl Pool {
+    /// Whether a backend of it has `max_connections`.
+    pub fn has_limits(&self) -> bool {
+        self.backends.iter().any(|b| b.max_connections > 0)
+    }
+}
+
 impl Model {
     /// The pool that stands in for a service's own, with its name. (Its own
     /// fallback isn't followed.)
@@ -82,8 +89,7 @@ impl Model {
     /// Backends of a service that the data path has to know one by one: all of
     /// them where one has a limit, since another takes what it can't.
     pub fn listed(&self, service: &Service) -> u32 {
-        let is_limited = |pool: &Pool| pool.backends.iter().any(|b| b.max_connections > 0);
-        if self.pools_of(service).any(|(_, pool)| is_limited(pool)) {
+        if self.pools_of(service).any(|(_, pool)| pool.has_limits()) {
             u32::try_from(self.backends_of(service).count()).unwrap_or(u32::MAX)
         } else {
             0
