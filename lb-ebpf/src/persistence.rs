@@ -38,7 +38,7 @@ impl Client {
         } else {
             service.persist_v6
         };
-        let key = maps::persist_key()?;
+        let key = maps::persistence::key()?;
         key.group = service.group;
         key.family = parsed.family().into();
         key.source = parsed.source().masked(parsed.family(), prefix);
@@ -49,17 +49,17 @@ impl Client {
 impl Source for Client {
     #[inline(always)]
     fn entry(&self) -> Option<PersistEntry> {
-        maps::persistent(self.key)
+        maps::persistence::entry(self.key)
     }
 
     #[inline(always)]
     fn put(&self, entry: PersistEntry) -> bool {
-        maps::persist(self.key, &entry)
+        maps::persistence::put(self.key, &entry)
     }
 
     #[inline(always)]
     fn touch(&self, now_ticks: u32) {
-        maps::touch_persistent(self.key, now_ticks);
+        maps::persistence::touch(self.key, now_ticks);
     }
 
     #[inline(always)]
@@ -69,7 +69,7 @@ impl Source for Client {
             service: self.service.id,
             reserved: 0,
         };
-        let id = maps::member_on(&key);
+        let id = maps::persistence::member_on(&key);
         let takes_new = maps::member(id).is_some_and(|member| {
             member.service == self.service.id && MemberState(member.state).takes_new()
         });
