@@ -16,9 +16,9 @@ pub fn is_here() -> bool {
 }
 
 /// How much longer than elsewhere everything may take here: an emulated
-/// processor takes many times as long.
+/// processor takes many times as long, and has the real ones not for itself.
 pub(crate) fn patience() -> u32 {
-    if is_here() { 6 } else { 1 }
+    if is_here() { 20 } else { 1 }
 }
 
 /// As [`check`], for tests of what only the machine's kernel can do.

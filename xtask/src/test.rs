@@ -184,7 +184,7 @@ fn run_in_machine(
             }
         })
         .collect();
-    let limit = if full { FULL_MACHINE_LIMIT } else { LIMIT };
+    let limit = if full { FULL_MACHINE_LIMIT } else { LIMIT * 2 };
     let mut reader = Reader::default();
     let success = vm::run(&jobs, limit, |line| {
         show(line);
