@@ -23,7 +23,8 @@ use crate::status::{
     BackendStatus, ServiceStatus, Snapshot, Status,
     request::{
         AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
-        PersistenceFilter, PlanAnswer, PlanRequest, Refusal, ReloadAnswer,
+        PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, Refusal,
+        ReloadAnswer,
     },
 };
 
@@ -47,6 +48,8 @@ pub enum Command {
     Persistence(PersistenceFilter, Reply<PersistenceAnswer>),
     /// Forget sources' servers.
     Forget(PersistenceFilter, Reply<ForgetAnswer>),
+    /// Probe a backend now.
+    Probe(ProbeRequest, Reply<ProbeAnswer>),
 }
 
 /// How `/metrics` is written.
@@ -120,6 +123,7 @@ pub fn control(handle: Handle) -> Router {
         .route("/v1/reload", post(reload))
         .route("/v1/admin", post(admin))
         .route("/v1/plan", post(plan))
+        .route("/v1/probe", post(probe))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(handle)
@@ -201,12 +205,20 @@ async fn plan(
     handle.ask(|reply| Command::Plan(request, reply)).await
 }
 
+async fn probe(
+    State(handle): State<Handle>,
+    request: Result<Json<ProbeRequest>, JsonRejection>,
+) -> Result<Json<ProbeAnswer>, Failure> {
+    let Json(request) = request.map_err(|e| Failure::bad_request(e.body_text()))?;
+    handle.ask(|reply| Command::Probe(request, reply)).await
+}
+
 async fn unknown_path() -> Failure {
     Failure(
         StatusCode::NOT_FOUND,
         Refusal::because(
             "no such path; there are /v1/status, /v1/services, /v1/backends, /v1/flows, /v1/persistence \
-             (GET) and /v1/reload, /v1/admin, /v1/plan, /v1/forget (POST)",
+             (GET) and /v1/reload, /v1/admin, /v1/plan, /v1/forget, /v1/probe (POST)",
         ),
     )
 }
@@ -215,7 +227,8 @@ async fn wrong_method() -> Failure {
     Failure(
         StatusCode::METHOD_NOT_ALLOWED,
         Refusal::because(
-            "wrong method; GET reads, POST is for /v1/reload, /v1/admin, /v1/plan and /v1/forget",
+            "wrong method; GET reads, POST is for /v1/reload, /v1/admin, /v1/plan, /v1/forget and \
+             /v1/probe",
         ),
     )
 }

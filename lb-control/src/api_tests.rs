@@ -51,6 +51,10 @@ async fn server(name: &str) -> Server {
                 Command::Forget(filter, reply) => drop(reply.send(Ok(ForgetAnswer {
                     forgotten: u64::from(filter.source.is_some()),
                 }))),
+                Command::Probe(request, reply) => drop(reply.send(Ok(ProbeAnswer {
+                    backend: format!("{}/{}", request.pool, request.backend),
+                    checks: Vec::new(),
+                }))),
                 Command::Flows(filter, reply) => drop(reply.send(Ok(FlowsAnswer {
                     sampled_one_in: 1,
                     truncated: false,
@@ -244,4 +248,12 @@ async fn sources_are_listed_by_filter_and_forgotten() {
         .await
         .unwrap();
     assert_eq!(answer.forgotten, 1);
+    let request = ProbeRequest {
+        pool: "web".into(),
+        backend: "web-1".into(),
+    };
+    let answer: ProbeAnswer = client::post(&server.socket, "/v1/probe", &request)
+        .await
+        .unwrap();
+    assert_eq!(answer.backend, "web/web-1");
 }

@@ -16,7 +16,7 @@ use crate::status::{
     BackendStatus, ServiceStatus, Status,
     request::{
         AdminAction, AdminAnswer, AdminRequest, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
-        PersistenceFilter, PlanAnswer, PlanRequest, ReloadAnswer,
+        PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, ReloadAnswer,
     },
 };
 
@@ -155,6 +155,17 @@ pub enum Command {
         /// Only in this group, or in this service where it is in none.
         #[arg(long)]
         group: Option<String>,
+    },
+    /// Make every health check of a backend now, and show its steps and their times.
+    ///
+    /// Changes nothing of the backend's state. Exit status 1 if one doesn't pass.
+    Probe {
+        /// The backend.
+        #[command(flatten)]
+        backend: BackendArg,
+        /// Table or JSON.
+        #[arg(long, short, value_enum, default_value_t)]
+        output: Output,
     },
     /// Give a backend no new flows and let it serve those it has.
     Drain(BackendArg),
@@ -313,6 +324,7 @@ pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
             println!("{}", show::forgotten(&answer, source));
             Ok(())
         }
+        Command::Probe { backend, output } => probe(socket, backend, output).await,
         Command::Reload { output } => {
             let answer: ReloadAnswer = client::post(socket, "/v1/reload", &()).await?;
             print(output, &answer, show::reload)
@@ -347,6 +359,24 @@ pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
             "this command is not answered by a daemon",
         )),
     }
+}
+
+async fn probe(socket: &Path, backend: BackendArg, output: Output) -> Result<(), Failure> {
+    let (pool, backend) = backend.backend;
+    let request = ProbeRequest { pool, backend };
+    let answer: ProbeAnswer = client::post(socket, "/v1/probe", &request).await?;
+    let colour = table::colour_wanted();
+    print(output, &answer, |answer| show::probe(answer, colour))?;
+    let failed = answer.checks.iter().filter(|c| c.verdict != "pass").count();
+    if failed == 0 {
+        return Ok(());
+    }
+    let words = format!(
+        "{failed} of {} checks of {} did not pass",
+        answer.checks.len(),
+        answer.backend
+    );
+    Err(Failure::new(exit::REFUSED, words))
 }
 
 async fn admin(socket: &Path, backend: BackendArg, action: AdminAction) -> Result<(), Failure> {

@@ -13,6 +13,7 @@ mod names;
 mod observe;
 mod persistence;
 mod preview;
+mod probes;
 mod reload;
 mod retry;
 pub mod run;

@@ -2,26 +2,40 @@
 //!
 //! [`standing`] says what each [`Verdict`] makes of a check's state;
 //! [`machine`] decides and schedules without a clock, a socket or a task;
-//! [`tcp`] and [`http`] are the probes; [`shell`] drives them;
-//! [`memory`] keeps states over a restart. May import [`crate::model`] only.
+//! [`probe`] and the modules that it names are the probes; [`shell`] drives
+//! them; [`memory`] keeps states over a restart. May import [`crate::model`]
+//! only.
 
+pub mod agent;
+pub mod dns;
 mod durations;
+pub mod exec;
 pub mod http;
 pub mod load;
 pub mod machine;
 pub mod memory;
+pub mod ping;
+pub mod probe;
 pub mod response;
+mod results;
 pub mod shell;
+pub mod smtp;
+pub mod snmp;
 pub mod standing;
 pub mod tcp;
+#[cfg(test)]
+mod testing;
 pub mod tls;
+pub mod trace;
 mod turns;
+pub mod udp;
 pub mod verdict;
 
 use std::{
     collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
+    ops::Deref,
     sync::Arc,
     time::Duration,
 };
@@ -29,10 +43,11 @@ use std::{
 use serde::{Deserialize, Serialize, Serializer};
 
 pub use durations::Durations;
-pub use shell::{Health, HealthChange};
+pub use results::Results;
+pub use shell::{Health, HealthChange, Probed};
 pub use verdict::{Found, Verdict};
 
-use crate::model::{Check, CheckKind, Http, Model, Ports};
+use crate::model::{Check, CheckKind, Model, Ports};
 
 /// What names a backend: names are unique within their pool only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -85,21 +100,19 @@ pub struct CheckKey {
 
 /// What a check does; the parameters that are part of its identity.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub enum ProbeKind {
-    /// Passes when the TCP handshake completes.
-    Tcp,
-    /// Passes when a request gets the expected response.
-    Http(Arc<Http>),
+pub struct ProbeKind(Arc<CheckKind>);
+
+impl From<CheckKind> for ProbeKind {
+    fn from(kind: CheckKind) -> Self {
+        Self(Arc::new(kind))
+    }
 }
 
-impl ProbeKind {
-    /// The check's `type`.
-    pub fn name(&self) -> &'static str {
-        match self {
-            Self::Tcp => "tcp",
-            Self::Http(http) if http.tls.is_some() => "https",
-            Self::Http(_) => "http",
-        }
+impl Deref for ProbeKind {
+    type Target = CheckKind;
+
+    fn deref(&self) -> &CheckKind {
+        &self.0
     }
 }
 
@@ -116,7 +129,9 @@ pub struct Timing {
     pub interval: Duration,
     /// A check without a result by then has failed.
     pub timeout: Duration,
-    /// The same while the results speak for another state; none: no other.
+    /// A right answer that takes longer is of a busy server.
+    pub slow_after: Option<Duration>,
+    /// The same as the interval while the results speak for another state; none: no other.
     pub fast_interval: Option<Duration>,
     /// Consecutive passes that take a down check up; at least 1.
     pub rise: u32,
@@ -170,9 +185,9 @@ pub struct BackendHealth {
     pub state: HealthState,
     /// How long it has had that state.
     pub in_state_for: Duration,
-    /// The result that decided, in words: "connection refused".
+    /// The last result that speaks for its state, in words: "connection refused".
     pub reason: String,
-    /// The verdict that decided, where one speaks against it.
+    /// Its verdict, where it speaks against the backend.
     pub verdict: Option<Verdict>,
     /// How long it is kept out yet, even if it passes, since it was flapping.
     pub held_for: Duration,
@@ -182,12 +197,8 @@ pub struct BackendHealth {
     pub free: Option<f64>,
     /// How long the last probe took.
     pub last_duration: Option<Duration>,
-    /// Probes that passed since the check was first configured.
-    pub passes: u64,
-    /// Probes that failed.
-    pub failures: u64,
-    /// Probes that could not be made for reasons of our own.
-    pub not_made: u64,
+    /// What the probes found since the check was first configured.
+    pub results: Results,
     /// How long its probes took.
     pub durations: Durations,
     /// When the first of the certificates that its servers showed ends, in seconds
@@ -210,12 +221,8 @@ pub struct CheckHealth {
     pub reason: String,
     /// How long the last probe took.
     pub last_duration: Option<Duration>,
-    /// Probes that passed since the check was first configured.
-    pub passes: u64,
-    /// Probes that failed.
-    pub failures: u64,
-    /// Probes that could not be made for reasons of our own.
-    pub not_made: u64,
+    /// What the probes found since the check was first configured.
+    pub results: Results,
     /// How long the probes took.
     pub durations: Durations,
     /// When the certificate that the server showed last ends, in seconds since
@@ -228,7 +235,8 @@ pub struct CheckHealth {
 /// A check without a port takes the backend's; a backend without one is
 /// checked at the first port of each service that uses the pool, since each of
 /// them sends it clients. Where no service names a port either there is
-/// nothing to connect to, and the check is left out.
+/// nothing to connect to, and the check is left out. A check of the whole server
+/// is made once.
 pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
     let mut all = Vec::new();
     for (pool_name, pool) in &model.pools {
@@ -244,7 +252,11 @@ pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
                 Ports::Ranges(ranges) => ranges.first().map(|(first, _)| *first),
             })
             .collect();
-        let kinds: Vec<ProbeKind> = pool.health.iter().map(probe_kind).collect();
+        let kinds: Vec<ProbeKind> = pool
+            .health
+            .iter()
+            .map(|check| check.kind.clone().into())
+            .collect();
         for backend in &pool.backends {
             let key = BackendKey {
                 pool: pool_name.clone(),
@@ -252,8 +264,12 @@ pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
             };
             let mut checks: Vec<(CheckKey, Timing)> = Vec::new();
             for (check, kind) in pool.health.iter().zip(&kinds) {
-                let ports: Vec<u16> = match check.port.or(backend.port) {
+                let given = check.port.or(check.kind.own_port()).or(backend.port);
+                let ports: Vec<u16> = match given {
                     Some(port) => vec![port],
+                    None if check.kind.is_of_the_whole_server() => {
+                        vec![service_ports.first().copied().unwrap_or_default()]
+                    }
                     None => service_ports.iter().copied().collect(),
                 };
                 for port in ports {
@@ -273,17 +289,11 @@ pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
     all
 }
 
-fn probe_kind(check: &Check) -> ProbeKind {
-    match &check.kind {
-        CheckKind::Tcp => ProbeKind::Tcp,
-        CheckKind::Http(http) => ProbeKind::Http(Arc::new((**http).clone())),
-    }
-}
-
 fn timing(check: &Check) -> Timing {
     Timing {
         interval: check.interval,
         timeout: check.timeout,
+        slow_after: check.slow_after,
         fast_interval: check.fast_interval,
         rise: check.rise.max(1),
         fall: check.fall.max(1),

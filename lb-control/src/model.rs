@@ -18,12 +18,16 @@ mod check;
 mod defence;
 mod persistence;
 mod pool;
+mod probe;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
 pub use check::{CheckKind, ClientCertificate, Expect, Http, HttpMethod, Pattern, Tls};
 pub use defence::{Defence, OnBackendDown, Prefix};
 pub use persistence::Persistence;
 pub use pool::{PoolPolicy, WhenAllDown};
+pub use probe::{
+    Agent, Dns, Exec, Ping, Secret, Smtp, Snmp, SnmpAccess, SnmpAuthentication, SnmpPrivacy, Udp,
+};
 
 /// Everything one node does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -218,6 +222,8 @@ pub struct Check {
     pub interval: Duration,
     /// A check without a result by then has failed.
     pub timeout: Duration,
+    /// A right answer after more than this is of a busy server; none: never.
+    pub slow_after: Option<Duration>,
     /// The interval while results speak for another state than the backend
     /// has; none: no other.
     pub fast_interval: Option<Duration>,

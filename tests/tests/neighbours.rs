@@ -11,7 +11,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_common::{abi::NeighbourRequest, net::Addr};
 use lb_control::{
-    health::{BackendKey, Health, HealthState},
+    health::{BackendKey, Health, HealthState, Verdict},
     model::{
         Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
         OnBackendDown, Pool, PoolPolicy, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
@@ -353,6 +353,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
                     port: None,
                     interval: Duration::from_millis(200),
                     timeout: Duration::from_millis(300),
+                    slow_after: None,
                     fast_interval: None,
                     rise: 2,
                     fall: 3,
@@ -421,7 +422,7 @@ fn a_server_is_up_then_down_when_killed_and_up_again_and_a_blackhole_is_told_apa
             let snapshot = health.snapshot();
             let key = BackendKey { pool: "web".to_owned(), backend: "a".to_owned() };
             let known = snapshot.get(&key).context("not in the snapshot")?;
-            ensure!(known.failures >= 6 && known.passes >= 3, "{known:?}");
+            ensure!(known.results.failures() >= 6 && known.results.of(Verdict::Pass) >= 3, "{known:?}");
             let waiting = bench.server.exec(&["ss", "-Htan", "state", "time-wait"])?;
             ensure!(waiting.is_empty(), "checks left connections behind: {waiting}");
             drop(running.take());

@@ -2,6 +2,10 @@
 
 use std::{fmt::Write as _, net::IpAddr};
 
+mod probe;
+
+pub use probe::probe;
+
 use super::table::{Align, Cell, Table, Tone, bits, paint, short, span};
 use crate::status::{
     AdminState, BackendStatus, Concurrent, Condition, Health, PoolHealth, ServiceStatus, Status,

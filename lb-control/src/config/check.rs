@@ -135,7 +135,12 @@ fn service_and_pool(
         _ => None,
     };
     let some_port_open = pool.backends.iter().any(|backend| backend.port.is_none());
-    if single_port.is_none() && some_port_open && pool.health.iter().any(|c| c.port.is_none()) {
+    if single_port.is_none()
+        && some_port_open
+        && pool.health.iter().any(|c| {
+            c.port.is_none() && c.kind.own_port().is_none() && !c.kind.is_of_the_whole_server()
+        })
+    {
         errors.add(
             path.key("pool"),
             format!(

@@ -268,13 +268,14 @@ fn check(at: &At<'_>) -> Option<Check> {
         "interval",
         "fast_interval",
         "timeout",
+        "slow_after",
         "rise",
         "fall",
         "overloaded_limit",
         "hold_down_limit",
     ];
-    let known = [&known[..], &probe::KEYS[..]].concat();
-    let fields = at.fields(&known, &probe::LATER)?;
+    let known: Vec<&str> = known.into_iter().chain(probe::keys()).collect();
+    let fields = at.fields(&known, &[])?;
     let kind = probe::read(&fields);
     let interval_range = Duration::from_millis(100)..=seconds(3600);
     let timeout_range = Duration::from_millis(10)..=seconds(3600);
@@ -295,7 +296,21 @@ fn check(at: &At<'_>) -> Option<Check> {
         ));
     }
     let default_timeout = seconds(1).min(interval);
-    let timeout = fields.or("timeout", default_timeout, value::duration(timeout_range));
+    let timeout = fields.or(
+        "timeout",
+        default_timeout,
+        value::duration(timeout_range.clone()),
+    );
+    let slow_after = fields.optional("slow_after", value::duration(timeout_range));
+    if let Some(slow) = slow_after.filter(|slow| *slow >= timeout)
+        && let Some(at) = fields.get("slow_after")
+    {
+        at.error(format!(
+            "{} is not shorter than timeout {}; nothing would ever be slow",
+            value::shown_duration(slow),
+            value::shown_duration(timeout)
+        ));
+    }
     if timeout > interval {
         at.error(format!(
             "timeout {} is longer than interval {}; a check has to end before the next begins: \
@@ -309,6 +324,7 @@ fn check(at: &At<'_>) -> Option<Check> {
         port: fields.optional("port", value::port),
         interval,
         timeout,
+        slow_after,
         fast_interval,
         rise: fields.or("rise", 2, value::number(1..=100)),
         fall: fields.or("fall", 3, value::number(1..=100)),

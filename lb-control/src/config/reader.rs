@@ -185,6 +185,11 @@ pub(super) struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
+    /// An error of the mapping as a whole.
+    pub(super) fn error(&self, message: impl Into<String>) {
+        self.at.error(message);
+    }
+
     pub(super) fn get(&self, key: &str) -> Option<&At<'a>> {
         self.entries
             .iter()

@@ -139,8 +139,8 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
         ),
         (
             "type: tcp",
-            "type: dns",
-            "f.yaml:10:21: pools.web.health[0].type: found \"dns\"; not supported by this version yet; allowed: tcp, http, https",
+            "type: tls",
+            "f.yaml:10:21: pools.web.health[0].type: found \"tls\"; allowed: ping, tcp, udp, http, https, dns, smtp, exec, agent, snmp",
         ),
         (
             "pool: web}",

@@ -470,11 +470,11 @@ fn probes(health: &BTreeMap<crate::health::BackendKey, BackendHealth>) -> Vec<Pr
         .map(|(key, health)| ProbeStatus {
             pool: key.pool.clone(),
             backend: key.backend.clone(),
-            results: BTreeMap::from([
-                ("pass".into(), health.passes),
-                ("fail".into(), health.failures),
-                ("not_made".into(), health.not_made),
-            ]),
+            results: health
+                .results
+                .iter()
+                .map(|(verdict, count)| (verdict.name().to_owned(), count))
+                .collect(),
             durations: Histogram {
                 buckets: health.durations.cumulative(),
                 count: health.durations.count,

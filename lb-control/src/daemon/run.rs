@@ -21,7 +21,7 @@ use super::{
     flows,
     lock::DirectoryLock,
     observe::{Observer, View},
-    persistence, preview, settings,
+    persistence, preview, probes, settings,
 };
 use crate::{
     api::{self, Command, Handle, MetricsPage, listen},
@@ -340,6 +340,7 @@ impl Daemon {
                 } = &mut self.controller;
                 let _ = reply.send(persistence::forget(data_path, model, &filter));
             }
+            Command::Probe(request, reply) => probes::probe(&self.health, request, reply),
             Command::Flows(filter, reply) => {
                 let model = self.controller.model.clone();
                 let _ = reply.send(flows::flows(

@@ -97,6 +97,7 @@ pub fn model(backends: &[&str]) -> Model {
                     port: None,
                     interval: Duration::from_secs(2),
                     timeout: Duration::from_secs(1),
+                    slow_after: None,
                     fast_interval: None,
                     rise: 2,
                     fall: 3,

@@ -1,35 +1,30 @@
 //! The HTTP check, in plain text or over TLS: passes when a request gets the
 //! expected response.
 
-use std::{
-    error::Error as _,
-    io,
-    net::SocketAddr,
-    sync::atomic::{AtomicUsize, Ordering::Relaxed},
-    time::Duration,
-};
+use std::{error::Error as _, io, net::SocketAddr};
 
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{
-    HeaderMap, Request, Response, StatusCode,
+    HeaderMap, Request, StatusCode,
     body::{Bytes, Incoming},
     client::conn::http1,
     header,
+    http::response::Parts,
 };
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     task::JoinSet,
-    time,
 };
-use tokio_rustls::TlsConnector;
 
 use super::{
-    Found, Verdict, tcp,
+    Found, Verdict,
+    probe::{Failure, Outcome},
+    tcp,
     tls::{self, Configs},
+    trace::Trace,
 };
-use crate::model::{Expect, Http, HttpMethod};
+use crate::model::{Expect, Http, HttpMethod, Pattern};
 
 /// The head of a response may have so many bytes.
 const MOST_HEAD: usize = 64 << 10;
@@ -37,113 +32,73 @@ const MOST_HEAD: usize = 64 << 10;
 /// So much of a body is looked at; whatever comes after it costs nothing.
 const MOST_BODY: usize = 256 << 10;
 
-/// What a probe waits for, by number.
-const STEPS: [&str; 4] = [
-    "connecting",
-    "connected, waiting for the TLS handshake",
-    "connected, waiting for the response",
-    "waiting for the rest of the body",
-];
+/// The protocol's name in TLS (RFC 7301 §6).
+const ALPN: &[u8] = b"http/1.1";
 
-const CONNECTING: usize = 0;
-const SHAKING_HANDS: usize = 1;
-const ASKING: usize = 2;
-const READING: usize = 3;
-
-/// Why there is no response to judge.
-enum Failure {
-    Connect(io::Error),
-    Tls(io::Error),
-    Http(hyper::Error),
-    /// Nothing that could be sent, in words.
-    Ours(String),
+/// Sends the request and judges the response. The connection is reset
+/// afterwards: nothing is left in TIME_WAIT.
+///
+/// # Errors
+/// There is no response.
+pub async fn probe(target: SocketAddr, http: &Http, configs: &Configs, trace: &Trace) -> Outcome {
+    let expect = &http.expect;
+    let wants_body = |head: &Parts| expect.needs_body() && judge_head(expect, head).is_none();
+    let (head, body) = fetch(target, http, configs, trace, wants_body).await?;
+    let wrong = judge_head(expect, &head).or_else(|| judge_body(expect, &body));
+    Ok(wrong.unwrap_or_else(|| {
+        let status = head.status.as_u16();
+        Found::new(Verdict::Pass, format!("status {status}"))
+    }))
 }
 
-/// Sends the request and judges the response. Returns what was found, also in
-/// words. The connection is reset afterwards: nothing is left in TIME_WAIT.
-pub async fn probe(target: SocketAddr, http: &Http, timeout: Duration, configs: &Configs) -> Found {
-    let step = AtomicUsize::new(CONNECTING);
-    let mut expiry = None;
-    let exchange = exchange(target, http, configs, (&step, &mut expiry));
-    let found = match time::timeout(timeout, exchange).await {
-        Ok(Ok(found)) => found,
-        Ok(Err(Failure::Connect(error))) => tcp::explain(&error),
-        Ok(Err(Failure::Tls(error))) => explain_tls(&error),
-        Ok(Err(Failure::Http(error))) => explain(&error),
-        Ok(Err(Failure::Ours(error))) => (Verdict::NotMade, format!("could not check: {error}")),
-        Err(_) => {
-            let step = STEPS.get(step.load(Relaxed)).copied().unwrap_or_default();
-            let words = format!("no answer within {timeout:?}: {step}");
-            (Verdict::Timeout, words)
-        }
-    };
-    Found {
-        certificate_expiry: expiry,
-        ..found.into()
-    }
-}
-
-async fn exchange(
+/// The response's head, and its body if that `wants_body`: else it is empty.
+pub(super) async fn fetch(
     target: SocketAddr,
     http: &Http,
     configs: &Configs,
-    (step, expiry): (&AtomicUsize, &mut Option<i64>),
-) -> Result<(Verdict, String), Failure> {
+    trace: &Trace,
+    wants_body: impl FnOnce(&Parts) -> bool,
+) -> Result<(Parts, Vec<u8>), Failure> {
     let request = request(target, http).map_err(|error| Failure::Ours(error.to_string()))?;
     let Some(tls) = &http.tls else {
-        let stream = tcp::connect(target).await.map_err(Failure::Connect)?;
-        return converse(stream, request, http, step).await;
+        let stream = tcp::connect(target, trace).await?;
+        return converse(stream, request, trace, wants_body).await;
     };
-    let config = configs.of(tls).map_err(Failure::Ours)?;
-    let name = match &tls.server_name {
-        Some(name) => ServerName::try_from(name.clone())
-            .map_err(|error| Failure::Ours(format!("server_name {name:?}: {error}")))?,
-        None => target.ip().into(),
-    };
-    let stream = tcp::connect(target).await.map_err(Failure::Connect)?;
-    step.store(SHAKING_HANDS, Relaxed);
-    let connecting = TlsConnector::from(config).connect(name, stream);
-    let stream = connecting.await.map_err(Failure::Tls)?;
-    let (_, session) = stream.get_ref();
-    *expiry = session
-        .peer_certificates()
-        .and_then(<[_]>::first)
-        .and_then(tls::expiry);
-    converse(stream, request, http, step).await
+    // First: what is wrong with it is no fault of the server's.
+    let config = configs.of(tls).await.map_err(Failure::Ours)?;
+    let stream = tcp::connect(target, trace).await?;
+    let name = tls.server_name.as_deref();
+    let stream = tls::connect(stream, config, (name, target.ip()), &[ALPN], trace).await?;
+    converse(stream, request, trace, wants_body).await
 }
 
 /// The request and the response.
 async fn converse<S>(
     stream: S,
     request: Request<Empty<Bytes>>,
-    http: &Http,
-    step: &AtomicUsize,
-) -> Result<(Verdict, String), Failure>
+    trace: &Trace,
+    wants_body: impl FnOnce(&Parts) -> bool,
+) -> Result<(Parts, Vec<u8>), Failure>
 where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
-    step.store(ASKING, Relaxed);
+    trace.step("connected, waiting for the response");
     let (mut sender, connection) = http1::Builder::new()
         .max_buf_size(MOST_HEAD)
         .handshake(TokioIo::new(stream))
         .await
-        .map_err(Failure::Http)?;
+        .map_err(failure)?;
     // Dropped with this, and the connection with it.
     let mut driver = JoinSet::new();
     driver.spawn(connection);
-    let response = sender.send_request(request).await.map_err(Failure::Http)?;
-    if let Some(found) = judge_head(&http.expect, &response) {
-        return Ok(found);
+    let response = sender.send_request(request).await.map_err(failure)?;
+    let (head, body) = response.into_parts();
+    if !wants_body(&head) {
+        return Ok((head, Vec::new()));
     }
-    let status = response.status();
-    if http.expect.needs_body() {
-        step.store(READING, Relaxed);
-        let body = body(response.into_body()).await.map_err(Failure::Http)?;
-        if let Some(wrong) = judge_body(&http.expect, &body) {
-            return Ok((Verdict::WrongAnswer, wrong));
-        }
-    }
-    Ok((Verdict::Pass, format!("status {}", status.as_u16())))
+    trace.step("waiting for the rest of the body");
+    let body = read(body).await.map_err(failure)?;
+    Ok((head, body))
 }
 
 fn request(target: SocketAddr, http: &Http) -> Result<Request<Empty<Bytes>>, hyper::http::Error> {
@@ -176,7 +131,7 @@ fn request(target: SocketAddr, http: &Http) -> Result<Request<Empty<Bytes>>, hyp
 }
 
 /// At most [`MOST_BODY`] bytes of it.
-async fn body(mut body: Incoming) -> Result<Vec<u8>, hyper::Error> {
+async fn read(mut body: Incoming) -> Result<Vec<u8>, hyper::Error> {
     let mut bytes = Vec::new();
     while bytes.len() < MOST_BODY
         && let Some(frame) = body.frame().await
@@ -189,28 +144,24 @@ async fn body(mut body: Incoming) -> Result<Vec<u8>, hyper::Error> {
     Ok(bytes)
 }
 
-/// What the head alone decides.
-fn judge_head(expect: &Expect, response: &Response<Incoming>) -> Option<(Verdict, String)> {
-    let status = response.status().as_u16();
+/// What speaks against it in the head alone.
+fn judge_head(expect: &Expect, head: &Parts) -> Option<Found> {
+    let status = head.status.as_u16();
     let is_expected = |(first, last): &(u16, u16)| (*first..=*last).contains(&status);
     if !expect.status.iter().any(is_expected) {
         // RFC 9110 §15.6.4: too much to do, for a while.
-        let retry = response.headers().get(header::RETRY_AFTER);
-        if response.status() == StatusCode::SERVICE_UNAVAILABLE && retry.is_some() {
+        let retry = head.headers.get(header::RETRY_AFTER);
+        if head.status == StatusCode::SERVICE_UNAVAILABLE && retry.is_some() {
             let words = "status 503 with Retry-After: it has too much to do";
-            return Some((Verdict::Overloaded, words.to_owned()));
+            return Some(Found::new(Verdict::Overloaded, words));
         }
-        return Some((
-            Verdict::WrongAnswer,
-            format!("status {status}; expected {}", shown(&expect.status)),
-        ));
+        let words = format!("status {status}; expected {}", shown(&expect.status));
+        return Some(Found::new(Verdict::WrongAnswer, words));
     }
-    let missing = |(name, value): &&(String, String)| !has(response.headers(), name, value);
+    let missing = |(name, value): &&(String, String)| !has(&head.headers, name, value);
     let (name, value) = expect.headers.iter().find(missing)?;
-    Some((
-        Verdict::WrongAnswer,
-        format!("status {status}, but no header {name} with {value:?} in it"),
-    ))
+    let words = format!("status {status}, but no header {name} with {value:?} in it");
+    Some(Found::new(Verdict::WrongAnswer, words))
 }
 
 fn has(headers: &HeaderMap, name: &str, part: &str) -> bool {
@@ -220,23 +171,35 @@ fn has(headers: &HeaderMap, name: &str, part: &str) -> bool {
         .any(|value| String::from_utf8_lossy(value.as_bytes()).contains(part))
 }
 
-/// Why the body is not what it should be.
-fn judge_body(expect: &Expect, body: &[u8]) -> Option<String> {
-    let text = String::from_utf8_lossy(body);
+/// What speaks against it in the body.
+fn judge_body(expect: &Expect, body: &[u8]) -> Option<Found> {
     let read = if body.len() < MOST_BODY {
         format!("the body ({} bytes)", body.len())
     } else {
         format!("the first {MOST_BODY} bytes of the body")
     };
-    if let Some(part) = &expect.body_contains
+    let part = expect.body_contains.as_deref();
+    let wrong = judge_text(body, part, expect.body_regex.as_ref(), &read)?;
+    Some(Found::new(Verdict::WrongAnswer, wrong))
+}
+
+/// Why an answer, `what`, is not what it should be, if it isn't.
+pub(super) fn judge_text(
+    answer: &[u8],
+    part: Option<&str>,
+    pattern: Option<&Pattern>,
+    what: &str,
+) -> Option<String> {
+    let text = String::from_utf8_lossy(answer);
+    if let Some(part) = part
         && !text.contains(part)
     {
-        return Some(format!("{part:?} isn't in {read}"));
+        return Some(format!("{part:?} isn't in {what}"));
     }
-    if let Some(pattern) = &expect.body_regex
+    if let Some(pattern) = pattern
         && !pattern.is_match(&text)
     {
-        return Some(format!("{pattern:?} doesn't match {read}"));
+        return Some(format!("{pattern:?} doesn't match {what}"));
     }
     None
 }
@@ -252,28 +215,20 @@ fn shown(ranges: &[(u16, u16)]) -> String {
     all.join(", ")
 }
 
-fn explain_tls(error: &io::Error) -> (Verdict, String) {
-    if error.raw_os_error().is_some() {
-        return tcp::explain(error);
-    }
-    (Verdict::WrongAnswer, format!("TLS: {error}"))
-}
-
-fn explain(error: &hyper::Error) -> (Verdict, String) {
+fn failure(error: hyper::Error) -> Failure {
     if let Some(io) = error.source().and_then(|e| e.downcast_ref::<io::Error>())
-        && io.raw_os_error().is_some()
+        && let Some(code) = io.raw_os_error()
     {
-        return tcp::explain(io);
+        return Failure::Io(io::Error::from_raw_os_error(code));
     }
-    let words = if error.is_incomplete_message() {
+    Failure::Wrong(if error.is_incomplete_message() {
         "the connection was closed before the response was complete".to_owned()
     } else if error.is_parse() || error.is_parse_too_large() {
         format!("not an HTTP response: {error}")
     } else {
         let why = error.source().map(|source| format!(": {source}"));
         format!("no response: {error}{}", why.unwrap_or_default())
-    };
-    (Verdict::WrongAnswer, words)
+    })
 }
 
 #[cfg(test)]

@@ -1,4 +1,7 @@
-use std::{net::Ipv4Addr, time::Instant};
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -6,7 +9,7 @@ use tokio::{
 };
 
 use super::*;
-use crate::model::Pattern;
+use crate::{health::testing::probe_within, model::CheckKind};
 
 const PATIENCE: Duration = Duration::from_secs(5);
 
@@ -27,7 +30,8 @@ fn http() -> Http {
 }
 
 async fn ask(address: SocketAddr, http: &Http, timeout: Duration) -> (Verdict, String) {
-    let found = probe(address, http, timeout, &Configs::default()).await;
+    let kind = CheckKind::Http(Box::new(http.clone()));
+    let found = probe_within(kind, address, timeout).await;
     (found.verdict, found.words)
 }
 

@@ -10,9 +10,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod view;
+
 use super::{
-    BackendHealth, BackendKey, CheckHealth, CheckKey, CheckedBackend, Durations, HealthChange,
-    HealthState, Remembered, Timing, Verdict,
+    BackendKey, CheckKey, CheckedBackend, Durations, HealthChange, HealthState, Remembered,
+    Results, Timing, Verdict,
     load::{Free, Load},
     response::Response,
     standing::Standing,
@@ -33,8 +35,8 @@ pub enum Action {
         id: CheckId,
         /// What to probe.
         key: CheckKey,
-        /// Without an answer by then it has failed.
-        timeout: Duration,
+        /// How long it may take.
+        timing: Timing,
     },
     /// Tell that a backend's state changed.
     Changed(HealthChange),
@@ -54,9 +56,7 @@ struct CheckEntry {
     due: Option<Instant>,
     reason: String,
     last_duration: Option<Duration>,
-    passes: u64,
-    failures: u64,
-    not_made: u64,
+    results: Results,
     durations: Durations,
     response: Response,
     free: Option<Free>,
@@ -244,11 +244,7 @@ impl Machine {
         let Some(check) = self.checks.get_mut(&id) else {
             return;
         };
-        match verdict {
-            Verdict::Pass => check.passes += 1,
-            Verdict::NotMade => check.not_made += 1,
-            _ => check.failures += 1,
-        }
+        check.results.count(verdict);
         check.standing = check.standing.after(verdict, &check.timing.rules(), now);
         words.clone_into(&mut check.reason);
         check.last_duration = Some(took);
@@ -324,62 +320,18 @@ impl Machine {
                 return Some(Action::Probe {
                     id,
                     key: check.key.clone(),
-                    timeout: check.timing.timeout,
+                    timing: check.timing,
                 });
             }
         }
         None
     }
 
-    /// Every backend as of now.
-    pub fn snapshot(&self, now: Instant) -> BTreeMap<BackendKey, BackendHealth> {
-        self.backends
-            .iter()
-            .map(|(key, backend)| (key.clone(), self.describe(now, backend)))
-            .collect()
-    }
-
-    fn describe(&self, now: Instant, backend: &BackendEntry) -> BackendHealth {
-        let checks: Vec<CheckHealth> = backend
-            .checks
-            .iter()
-            .filter_map(|id| self.checks.get(id))
-            .map(|check| CheckHealth {
-                kind: check.key.kind.clone(),
-                certificate_expiry: check.certificate_expiry,
-                target: check.key.target,
-                state: check.standing.state,
-                reason: check.reason.clone(),
-                last_duration: check.last_duration,
-                passes: check.passes,
-                failures: check.failures,
-                not_made: check.not_made,
-                durations: check.durations,
-            })
-            .collect();
-        BackendHealth {
-            state: backend.state,
-            in_state_for: now.saturating_duration_since(backend.since),
-            reason: backend.reason.clone(),
-            verdict: backend.verdict,
-            held_for: self.held_for(now, backend),
-            response: self.of(backend, |check| check.response.mean()).max(),
-            free: self
-                .of(backend, |check| check.free.map(Free::fraction))
-                .reduce(f64::min),
-            last_duration: checks.iter().filter_map(|check| check.last_duration).max(),
-            passes: checks.iter().map(|check| check.passes).sum(),
-            failures: checks.iter().map(|check| check.failures).sum(),
-            not_made: checks.iter().map(|check| check.not_made).sum(),
-            durations: checks.iter().fold(Durations::default(), |sum, check| {
-                sum.with(&check.durations)
-            }),
-            certificate_expiry: checks
-                .iter()
-                .filter_map(|check| check.certificate_expiry)
-                .min(),
-            checks,
-        }
+    /// The checks of a backend; `None` if there is no such one.
+    pub fn checks_of(&self, key: &BackendKey) -> Option<Vec<(CheckKey, Timing)>> {
+        let backend = self.backends.get(key)?;
+        let checks = self.of(backend, |check| Some((check.key.clone(), check.timing)));
+        Some(checks.collect())
     }
 
     fn of<'a, T>(
@@ -389,15 +341,6 @@ impl Machine {
     ) -> impl Iterator<Item = T> + 'a {
         let checks = backend.checks.iter().filter_map(|id| self.checks.get(id));
         checks.filter_map(what)
-    }
-
-    /// How long its checks, which pass, keep it out yet since they flap.
-    fn held_for(&self, now: Instant, backend: &BackendEntry) -> Duration {
-        let held = self.of(backend, |check| {
-            let is_out = check.standing.state != HealthState::Up;
-            is_out.then(|| check.standing.held_for(&check.timing.rules(), now))
-        });
-        held.max().unwrap_or_default()
     }
 
     /// The id of the check, made if need be.
@@ -434,9 +377,7 @@ impl Machine {
                 due: Some(due),
                 reason: "not checked yet".to_owned(),
                 last_duration: None,
-                passes: 0,
-                failures: 0,
-                not_made: 0,
+                results: Results::default(),
                 durations: Durations::default(),
                 response: Response::default(),
                 free: None,
@@ -470,7 +411,12 @@ impl Machine {
         let (state, reason) = if let Some(check) = worst {
             (check.standing.state, check.reason.clone())
         } else if checks().all(|check| check.standing.state == HealthState::Up) {
-            let reason = checks().next_back().map(|check| check.reason.clone());
+            // What speaks against it already is worth more than what doesn't.
+            let passed = |check: &&CheckEntry| check.standing.last == Some(Verdict::Pass);
+            let shown = checks()
+                .find(|check| !passed(check))
+                .or(checks().next_back());
+            let reason = shown.map(|check| check.reason.clone());
             (
                 HealthState::Up,
                 reason.unwrap_or_else(|| "not checked".to_owned()),
@@ -479,7 +425,8 @@ impl Machine {
             // A check without a result: what was known stays true till then.
             return;
         };
-        if state != backend.state {
+        let changed = state != backend.state;
+        if changed {
             self.changes.push_back(HealthChange {
                 key: key.clone(),
                 was: backend.state,
@@ -488,7 +435,13 @@ impl Machine {
             });
             backend.state = state;
             backend.since = now;
-            backend.reason = reason;
+        } else if verdict == Some(Verdict::Pass) {
+            // It is still out for what was before that.
+            return;
+        }
+        backend.reason = reason;
+        // Who asked to be drained may be silent then: that takes nothing back.
+        if changed || backend.verdict != Some(Verdict::Drain) {
             backend.verdict = verdict;
         }
     }

@@ -1,7 +1,7 @@
 use std::net::SocketAddr;
 
 use super::*;
-use crate::health::ProbeKind;
+use crate::model::CheckKind;
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -9,6 +9,7 @@ fn timing() -> Timing {
     Timing {
         interval: SECOND,
         timeout: SECOND,
+        slow_after: None,
         fast_interval: None,
         rise: 2,
         fall: 3,
@@ -27,7 +28,7 @@ fn key(name: &str) -> BackendKey {
 fn check(name: &str, target: &str) -> (CheckKey, Timing) {
     let key = CheckKey {
         backend: key(name),
-        kind: ProbeKind::Tcp,
+        kind: CheckKind::Tcp.into(),
         target: target.parse().unwrap(),
     };
     (key, timing())
@@ -169,8 +170,15 @@ fn probes_that_could_not_be_made_are_counted_and_change_nothing() {
     bench.answer("192.0.2.1:80", Verdict::NotMade);
     bench.run(SECOND * 10);
     let health = bench.machine.snapshot(bench.now).remove(&key("a")).unwrap();
-    assert_eq!((health.state, health.failures), (HealthState::Up, 0));
-    assert!((9..=11).contains(&health.not_made), "{}", health.not_made);
+    assert_eq!(
+        (health.state, health.results.failures()),
+        (HealthState::Up, 0)
+    );
+    assert!(
+        (9..=11).contains(&health.results.of(Verdict::NotMade)),
+        "{:?}",
+        health.results
+    );
 }
 
 #[test]
@@ -191,7 +199,9 @@ fn a_reload_keeps_verdicts_drops_what_is_gone_and_starts_what_is_new() {
     assert_eq!(bench.state("stays"), HealthState::Up);
     assert_eq!(bench.state("new"), HealthState::Unknown);
     assert_eq!(bench.changes, []);
-    let passes = bench.machine.snapshot(bench.now)[&key("stays")].passes;
+    let passes = bench.machine.snapshot(bench.now)[&key("stays")]
+        .results
+        .of(Verdict::Pass);
     assert!(passes > 0, "counters are kept too");
     bench.run(SECOND);
     assert_eq!(bench.changes, [("new".to_owned(), HealthState::Up)]);
@@ -405,4 +415,46 @@ fn what_an_earlier_daemon_knew_holds_for_the_same_address_until_results_speak_ag
     bench.update(&[backend("a", &["192.0.2.1:80"])]);
     bench.run(SECOND * 4);
     assert_eq!(bench.state("a"), HealthState::Overloaded);
+}
+
+#[test]
+fn the_reason_is_the_last_result_that_speaks_for_the_state() {
+    let mut bench = Bench::new(&[backend("a", &["192.0.2.1:80"])]);
+    let mut after = |outcome, seconds| {
+        bench.answer("192.0.2.1:80", outcome);
+        bench.run(SECOND * seconds);
+        let health = &bench.machine.snapshot(bench.now)[&key("a")];
+        (health.state, health.reason.clone(), health.verdict)
+    };
+    let up = |words: &str, verdict| (HealthState::Up, words.to_owned(), verdict);
+    assert_eq!(after(Verdict::Pass, 3), up("Pass", None));
+    assert_eq!(after(Verdict::Refused, 1), up("Refused", None));
+    let down = |words: &str, verdict| (HealthState::Down, words.to_owned(), Some(verdict));
+    assert_eq!(
+        after(Verdict::Refused, 5),
+        down("Refused", Verdict::Refused)
+    );
+    assert_eq!(
+        after(Verdict::WrongAnswer, 2),
+        down("WrongAnswer", Verdict::WrongAnswer)
+    );
+    // One pass of the two that it takes.
+    assert_eq!(
+        after(Verdict::Pass, 1),
+        down("WrongAnswer", Verdict::WrongAnswer)
+    );
+    assert_eq!(after(Verdict::Pass, 3), up("Pass", None));
+    let overloaded = |words: &str, verdict| {
+        let words = words.to_owned();
+        (HealthState::Overloaded, words, Some(verdict))
+    };
+    assert_eq!(
+        after(Verdict::Drain, 2),
+        overloaded("Drain", Verdict::Drain)
+    );
+    // It is silent now; that takes its wish not back.
+    assert_eq!(
+        after(Verdict::Timeout, 5),
+        overloaded("Timeout", Verdict::Drain)
+    );
 }

@@ -17,11 +17,11 @@ use tokio::{
 };
 
 use super::{
-    BackendHealth, BackendKey, CheckKey, Found, HealthState, ProbeKind, Remembered,
-    checked_backends, http,
+    BackendHealth, BackendKey, CheckKey, Found, HealthState, Remembered, Timing, Verdict,
+    checked_backends,
     machine::{Action, CheckId, Machine},
-    tcp,
-    tls::Configs,
+    probe::{self, Tools},
+    trace::{Step, Trace},
 };
 use crate::model::Model;
 
@@ -41,6 +41,19 @@ pub struct HealthChange {
     pub reason: String,
 }
 
+/// A probe that was asked for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probed {
+    /// The check.
+    pub key: CheckKey,
+    /// What was found.
+    pub found: Found,
+    /// How long it took.
+    pub took: Duration,
+    /// What it did, and how long each step took.
+    pub steps: Vec<(Step, Duration)>,
+}
+
 /// The running checks. Dropping it ends them.
 #[derive(Debug)]
 pub struct Health {
@@ -52,7 +65,7 @@ pub struct Health {
 struct Shared {
     machine: Mutex<Machine>,
     updated: Notify,
-    tls: Arc<Configs>,
+    tools: Arc<Tools>,
 }
 
 impl Health {
@@ -72,7 +85,7 @@ impl Health {
         let shared = Arc::new(Shared {
             machine: Mutex::new(machine),
             updated: Notify::new(),
-            tls: Arc::default(),
+            tools: Arc::default(),
         });
         let (sender, receiver) = mpsc::unbounded_channel();
         let task = tokio::spawn(run(Arc::clone(&shared), sender)).abort_handle();
@@ -85,7 +98,7 @@ impl Health {
     /// kept, new ones start, gone ones end (without a change being sent).
     pub fn update(&self, model: &Model) {
         let backends = checked_backends(model);
-        self.shared.tls.forget();
+        self.shared.tools.forget();
         self.shared
             .machine()
             .update(Instant::now().into_std(), &backends);
@@ -95,6 +108,38 @@ impl Health {
     /// What a later daemon should know.
     pub fn to_remember(&self) -> BTreeMap<BackendKey, Remembered> {
         self.shared.machine().to_remember(Instant::now().into_std())
+    }
+
+    /// Makes a probe of every check of a backend, beside their turns and without
+    /// any consequence. `None` if there is no such backend.
+    pub fn probe_now(
+        &self,
+        key: &BackendKey,
+    ) -> Option<impl Future<Output = Vec<Probed>> + Send + use<>> {
+        let checks = self.shared.machine().checks_of(key)?;
+        let tools = Arc::clone(&self.shared.tools);
+        Some(async move {
+            let started: Vec<_> = checks
+                .into_iter()
+                .map(|(key, timing)| {
+                    let tools = Arc::clone(&tools);
+                    tokio::spawn(async move {
+                        let (found, took, steps) = probe_once(&key, &timing, &tools).await;
+                        Probed {
+                            key,
+                            found,
+                            took,
+                            steps,
+                        }
+                    })
+                })
+                .collect();
+            let mut probed = Vec::new();
+            for task in started {
+                probed.extend(task.await);
+            }
+            probed
+        })
     }
 
     /// Every backend's state as of now.
@@ -131,9 +176,12 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
             machine.handle_timeout(Instant::now().into_std());
             while let Some(action) = machine.next_action() {
                 match action {
-                    Action::Probe { id, key, timeout } => {
-                        let tls = Arc::clone(&shared.tls);
-                        probes.spawn(probe(id, key, timeout, tls));
+                    Action::Probe { id, key, timing } => {
+                        let tools = Arc::clone(&shared.tools);
+                        probes.spawn(async move {
+                            let (found, took, _) = probe_once(&key, &timing, &tools).await;
+                            Done { id, found, took }
+                        });
                     }
                     // Nobody listens any more: the daemon is about to end.
                     Action::Changed(change) => drop(changes.send(change)),
@@ -160,6 +208,9 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
                         if let Some(expiry) = found.certificate_expiry {
                             machine.handle_certificate(done.id, expiry);
                         }
+                        if let Some(load) = found.load {
+                            machine.handle_load(done.id, load);
+                        }
                         machine.handle_result(
                             now, done.id, found.verdict, &found.words, done.took,
                         );
@@ -171,17 +222,23 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
     }
 }
 
-async fn probe(id: CheckId, key: CheckKey, timeout: Duration, tls: Arc<Configs>) -> Done {
-    let started = Instant::now();
-    let found = match key.kind {
-        ProbeKind::Tcp => tcp::probe(key.target, timeout).await.into(),
-        ProbeKind::Http(ref check) => http::probe(key.target, check, timeout, &tls).await,
-    };
-    Done {
-        id,
-        found,
-        took: started.elapsed(),
+/// One probe, how long it took, and its steps.
+async fn probe_once(
+    key: &CheckKey,
+    timing: &Timing,
+    tools: &Arc<Tools>,
+) -> (Found, Duration, Vec<(Step, Duration)>) {
+    let trace = Trace::start();
+    let mut found = probe::run(key, timing.timeout, tools, &trace).await;
+    let took = trace.elapsed();
+    if let Some(limit) = timing.slow_after
+        && found.verdict == Verdict::Pass
+        && took > limit
+    {
+        found.verdict = Verdict::Slow;
+        found.words = format!("{}, but only after {took:?}", found.words);
     }
+    (found, took, trace.finish())
 }
 
 /// Half of the file descriptors this process may have: the rest is for maps,

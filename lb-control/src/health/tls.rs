@@ -3,6 +3,7 @@
 
 use std::{
     collections::HashMap,
+    net::IpAddr,
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
@@ -13,28 +14,42 @@ use rustls::{
     crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature},
     pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime, pem::PemObject as _},
 };
+use tokio::{net::TcpStream, sync::OnceCell, task};
+use tokio_rustls::{TlsConnector, client::TlsStream};
 use x509_parser::parse_x509_certificate;
 
+use super::{probe::Failure, trace::Trace};
 use crate::model::Tls;
 
-/// Configurations that were made so far. They are forgotten with each reload, so
-/// that files that were replaced are read again.
+/// Configurations that were made so far, or what is wrong with their files. They
+/// are forgotten with each reload, so that files that were replaced are read
+/// again.
 #[derive(Debug, Default)]
-pub struct Configs(Mutex<HashMap<Tls, Arc<ClientConfig>>>);
+pub struct Configs(Mutex<HashMap<Tls, Arc<OnceCell<Made>>>>);
+
+type Made = Result<Arc<ClientConfig>, String>;
 
 impl Configs {
     /// The configuration of a check.
     ///
     /// # Errors
     /// A file can't be read or makes no sense; in words.
-    pub fn of(&self, tls: &Tls) -> Result<Arc<ClientConfig>, String> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(config) = known.get(tls) {
-            return Ok(Arc::clone(config));
+    pub async fn of(&self, tls: &Tls) -> Made {
+        let cell = {
+            let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            Arc::clone(known.entry(tls.clone()).or_default())
+        };
+        // Files may hang; then those that need them wait, and nobody else.
+        let made = cell
+            .get_or_try_init(|| {
+                let tls = tls.clone();
+                task::spawn_blocking(move || make(&tls).map(Arc::new))
+            })
+            .await;
+        match made {
+            Ok(made) => made.clone(),
+            Err(error) => Err(error.to_string()),
         }
-        let config = Arc::new(make(tls)?);
-        known.insert(tls.clone(), Arc::clone(&config));
-        Ok(config)
     }
 
     /// Has files be read again.
@@ -42,6 +57,41 @@ impl Configs {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.clear();
     }
+}
+
+/// The handshake, with the server that has this name, or else this address in
+/// its certificate.
+pub(super) async fn connect(
+    stream: TcpStream,
+    config: Arc<ClientConfig>,
+    (name, address): (Option<&str>, IpAddr),
+    protocols: &[&[u8]],
+    trace: &Trace,
+) -> Result<TlsStream<TcpStream>, Failure> {
+    let name = match name {
+        Some(name) => ServerName::try_from(name.to_owned())
+            .map_err(|error| Failure::Ours(format!("server_name {name:?}: {error}")))?,
+        None => address.into(),
+    };
+    trace.step("connected, waiting for the TLS handshake");
+    let protocols = protocols.iter().map(|name| name.to_vec()).collect();
+    let connecting = TlsConnector::from(config)
+        .with_alpn(protocols)
+        .connect(name, stream);
+    let stream = connecting.await.map_err(|error| {
+        if error.raw_os_error().is_some() {
+            Failure::Io(error)
+        } else {
+            Failure::Wrong(format!("TLS: {error}"))
+        }
+    })?;
+    let (_, session) = stream.get_ref();
+    let expiry = session
+        .peer_certificates()
+        .and_then(<[_]>::first)
+        .and_then(expiry);
+    trace.certificate(expiry);
+    Ok(stream)
 }
 
 fn make(tls: &Tls) -> Result<ClientConfig, String> {
@@ -56,7 +106,7 @@ fn make(tls: &Tls) -> Result<ClientConfig, String> {
     } else {
         builder.with_root_certificates(roots(tls.ca_file.as_deref())?)
     };
-    let mut config = match &tls.client {
+    let config = match &tls.client {
         Some(client) => {
             let key = PrivateKeyDer::from_pem_file(&client.key_file)
                 .map_err(|error| unreadable(&client.key_file, &error))?;
@@ -66,7 +116,6 @@ fn make(tls: &Tls) -> Result<ClientConfig, String> {
         }
         None => builder.with_no_client_auth(),
     };
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(config)
 }
 

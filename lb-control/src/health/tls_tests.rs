@@ -19,8 +19,8 @@ use tokio_rustls::TlsAcceptor;
 
 use super::*;
 use crate::{
-    health::{Found, Verdict, http},
-    model::{ClientCertificate, Expect, Http, HttpMethod},
+    health::{Found, Verdict, testing::probe_within},
+    model::{CheckKind, ClientCertificate, Expect, Http, HttpMethod, Smtp},
 };
 
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -82,6 +82,24 @@ impl Authority {
 
     /// A server for `name` that says 200 to everybody.
     async fn server(&self, name: &str, last_year: i32, asks_for_client: bool) -> SocketAddr {
+        let acceptor = self.acceptor(name, last_year, asks_for_client);
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        tokio::spawn(async move {
+            while let Ok((stream, _)) = listener.accept().await {
+                let Ok(mut stream) = acceptor.accept(stream).await else {
+                    continue;
+                };
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request).await;
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
+                let _ = stream.shutdown().await;
+            }
+        });
+        address
+    }
+
+    fn acceptor(&self, name: &str, last_year: i32, asks_for_client: bool) -> TlsAcceptor {
         let (certificate, key, _) = self.issue(name, last_year);
         let provider = Arc::new(ring::default_provider());
         let builder = ServerConfig::builder_with_provider(Arc::clone(&provider))
@@ -97,21 +115,7 @@ impl Authority {
         };
         let key = PrivateKeyDer::try_from(key.serialize_der()).unwrap();
         let config = builder.with_single_cert(vec![certificate], key).unwrap();
-        let acceptor = TlsAcceptor::from(Arc::new(config));
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let address = listener.local_addr().unwrap();
-        tokio::spawn(async move {
-            while let Ok((stream, _)) = listener.accept().await {
-                let Ok(mut stream) = acceptor.accept(stream).await else {
-                    continue;
-                };
-                let mut request = [0; 1024];
-                let _ = stream.read(&mut request).await;
-                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").await;
-                let _ = stream.shutdown().await;
-            }
-        });
-        address
+        TlsAcceptor::from(Arc::new(config))
     }
 }
 
@@ -129,7 +133,7 @@ async fn ask(address: SocketAddr, tls: Tls, timeout: Duration) -> Found {
         },
         tls: Some(tls),
     };
-    http::probe(address, &check, timeout, &Configs::default()).await
+    probe_within(CheckKind::Http(Box::new(check)), address, timeout).await
 }
 
 fn trusting(authority: &Authority, name: &str) -> Tls {
@@ -251,14 +255,60 @@ async fn files_that_make_no_sense_are_our_own_fault_and_named() {
     }
 }
 
-#[test]
-fn files_are_read_again_after_a_reload_and_not_before() {
+#[tokio::test]
+async fn files_are_read_again_after_a_reload_and_not_before() {
     let (authority, other) = (Authority::new("again"), Authority::new("again-other"));
     let configs = Configs::default();
     let tls = trusting(&authority, "shop.example");
-    let first = configs.of(&tls).unwrap();
+    let first = configs.of(&tls).await.unwrap();
     std::fs::copy(other.ca_file(), authority.ca_file()).unwrap();
-    assert!(Arc::ptr_eq(&first, &configs.of(&tls).unwrap()));
+    assert!(Arc::ptr_eq(&first, &configs.of(&tls).await.unwrap()));
     configs.forget();
-    assert!(!Arc::ptr_eq(&first, &configs.of(&tls).unwrap()));
+    assert!(!Arc::ptr_eq(&first, &configs.of(&tls).await.unwrap()));
+}
+
+/// A mail server whose certificate is for `name`.
+async fn mail_server(authority: &Authority, name: &str) -> SocketAddr {
+    let acceptor = authority.acceptor(name, 2100, false);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut heard = [0; 1024];
+        for says in ["220 hi\r\n", "250 STARTTLS\r\n", "220 go on\r\n"] {
+            stream.write_all(says.as_bytes()).await.unwrap();
+            if !says.starts_with("220 go") {
+                let _ = stream.read(&mut heard).await.unwrap();
+            }
+        }
+        let Ok(mut stream) = acceptor.accept(stream).await else {
+            return;
+        };
+        let _ = stream.read(&mut heard).await.unwrap();
+        stream.write_all(b"250 hi again\r\n").await.unwrap();
+        let _ = stream.read(&mut heard).await;
+    });
+    address
+}
+
+#[tokio::test]
+async fn a_mail_server_goes_on_over_tls_and_its_certificate_is_read() {
+    let authority = Authority::new("mail");
+    let check = |name: &str| {
+        CheckKind::Smtp(Box::new(Smtp {
+            helo: "lb1.example".into(),
+            starttls: Some(trusting(&authority, name)),
+        }))
+    };
+    let right = mail_server(&authority, "mx.example").await;
+    let found = probe_within(check("mx.example"), right, PATIENCE).await;
+    assert_eq!(
+        (found.verdict, found.words.as_str()),
+        (Verdict::Pass, "220 hi")
+    );
+    assert!(found.certificate_expiry.is_some());
+    let wrong = mail_server(&authority, "other.example").await;
+    let found = probe_within(check("mx.example"), wrong, PATIENCE).await;
+    assert_eq!(found.verdict, Verdict::WrongAnswer, "{found:?}");
+    assert!(found.words.starts_with("TLS: "), "{found:?}");
 }

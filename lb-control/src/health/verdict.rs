@@ -2,6 +2,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::load::Load;
+
 /// What a probe found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -33,14 +35,18 @@ pub struct Found {
     pub words: String,
     /// When the server's certificate ends, in seconds since the Unix epoch.
     pub certificate_expiry: Option<i64>,
+    /// What the backend says of its own load.
+    pub load: Option<Load>,
 }
 
-impl From<(Verdict, String)> for Found {
-    fn from((verdict, words): (Verdict, String)) -> Self {
+impl Found {
+    /// A verdict in words, and nothing else.
+    pub fn new(verdict: Verdict, words: impl Into<String>) -> Self {
         Self {
             verdict,
-            words,
+            words: words.into(),
             certificate_expiry: None,
+            load: None,
         }
     }
 }

@@ -10,14 +10,62 @@ use std::{
 use regex::Regex;
 use serde::{Serialize, Serializer};
 
+use super::probe::{Agent, Dns, Exec, Ping, Smtp, Snmp, Udp};
+
 /// What a health check does.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]
 #[serde(rename_all = "lowercase", tag = "type")]
 pub enum CheckKind {
+    /// Passes when an echo request is answered.
+    Ping(Ping),
     /// Passes when the TCP handshake completes.
     Tcp,
+    /// Passes when a datagram gets the expected answer.
+    Udp(Box<Udp>),
     /// Passes when an HTTP/1.1 request gets the expected response.
     Http(Box<Http>),
+    /// Passes when a name server answers as expected.
+    Dns(Box<Dns>),
+    /// Passes when a mail server is ready.
+    Smtp(Box<Smtp>),
+    /// Passes when a program says so.
+    Exec(Box<Exec>),
+    /// Passes unless the server's agent speaks against it.
+    Agent(Box<Agent>),
+    /// Passes when SNMP tells the server's load.
+    Snmp(Box<Snmp>),
+}
+
+impl CheckKind {
+    /// The check's `type`.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Ping(_) => "ping",
+            Self::Tcp => "tcp",
+            Self::Udp(_) => "udp",
+            Self::Http(http) if http.tls.is_some() => "https",
+            Self::Http(_) => "http",
+            Self::Dns(_) => "dns",
+            Self::Smtp(_) => "smtp",
+            Self::Exec(_) => "exec",
+            Self::Agent(_) => "agent",
+            Self::Snmp(_) => "snmp",
+        }
+    }
+
+    /// Whether it makes no difference which of a server's ports it is for.
+    pub fn is_of_the_whole_server(&self) -> bool {
+        matches!(self, Self::Ping(_) | Self::Exec(_) | Self::Snmp(_))
+    }
+
+    /// The port where no other is given.
+    pub fn own_port(&self) -> Option<u16> {
+        match self {
+            Self::Snmp(_) => Some(161),
+            Self::Ping(_) => Some(0),
+            _ => None,
+        }
+    }
 }
 
 /// An HTTP request and the response that is expected (RFC 9110, RFC 9112).

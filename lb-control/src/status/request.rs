@@ -190,6 +190,53 @@ pub struct ForgetAnswer {
     pub forgotten: u64,
 }
 
+/// Asks for a probe of every check of a backend, now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeRequest {
+    /// The pool's name.
+    pub pool: String,
+    /// The backend's name in it.
+    pub backend: String,
+}
+
+/// What probes of a backend found. They change nothing of its state.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProbeAnswer {
+    /// The backend, as `POOL/BACKEND`.
+    pub backend: String,
+    /// Its checks.
+    pub checks: Vec<ProbedCheck>,
+}
+
+/// One probe.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProbedCheck {
+    /// The check's type.
+    pub kind: String,
+    /// What is probed.
+    pub target: String,
+    /// The verdict.
+    pub verdict: String,
+    /// The same in words.
+    pub reason: String,
+    /// How long it took.
+    pub took_seconds: f64,
+    /// What it did, in order.
+    pub steps: Vec<ProbeStep>,
+}
+
+/// Something that a probe did or waited for.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct ProbeStep {
+    /// What, in words.
+    pub what: String,
+    /// When it began, since the probe did.
+    pub at_seconds: f64,
+    /// How long it took.
+    pub took_seconds: f64,
+}
+
 /// A request that was refused.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refusal {

@@ -43,6 +43,7 @@ pub const TOOLS: &[Package] = &[
     package("curl", "curl", "client of the tests"),
     package("traceroute", "traceroute", "client of the tests"),
     package("socat", "socat", "client and backend of the tests"),
+    package("snmpd", "snmpd", "tells its load in the tests"),
 ];
 
 /// A rustc with a precompiled `core` for BPF.
