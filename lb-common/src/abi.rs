@@ -11,6 +11,7 @@ mod fragment;
 mod link;
 mod nat;
 mod persist;
+mod probe;
 mod service;
 mod tunnel;
 mod vip;
@@ -24,6 +25,7 @@ pub use fragment::{FragmentEntry, FragmentKey, direction};
 pub use link::{LINK_PROBES, LINKS, LinkEntry, Tags, link_flag};
 pub use nat::{Binding, LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry};
 pub use persist::{PersistEntry, PersistKey, ServerKey};
+pub use probe::{PROBE_PORTS, ProbeEntry};
 pub use service::{ServiceEntry, service_flag, udp};
 pub use tunnel::Tunnel;
 pub use vip::{CLAIMS, Claim, VipEntry, VipKey, vip_flag};
@@ -31,7 +33,7 @@ pub use work::{Bound, QUOTE_BYTES, Scratch, Work};
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
 /// of another version are refused.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod map {
@@ -109,6 +111,9 @@ pub mod map {
     pub const ICMP_LIMIT: &str = "ICMP_LIMIT";
     /// LRU hash: [`super::VipKey`] to [`super::Claim`].
     pub const CLAIMS: &str = "CLAIMS";
+    /// Array of [`super::ProbeEntry`] by source port, from
+    /// [`super::Config::probe_port`] on; mapped.
+    pub const PROBES: &str = "PROBES";
 }
 
 /// Names of the programs in the object.
@@ -117,6 +122,10 @@ pub mod program {
     pub const LB: &str = "lb";
     /// Writes a [`super::ClockReading`]; run by BPF_PROG_TEST_RUN only.
     pub const CLOCK: &str = "lb_clock";
+
+    /// Sends health checks' probes the way of clients' packets; on a device of
+    /// its own.
+    pub const PROBE: &str = "lb_probe";
 
     /// Place in `PROGRAMS` of what answers ARP and neighbour discovery.
     pub const NEIGHBOUR: u32 = 0;
@@ -145,10 +154,12 @@ pub mod program {
     pub const FRAGMENT: u32 = 10;
     /// Place in `PROGRAMS` of what takes packets of services with full tracking.
     pub const SCHEDULE: u32 = 11;
+    /// Place in `PROGRAMS` of what takes answers to probes.
+    pub const PROBED: u32 = 12;
 
     /// The programs of `PROGRAMS`, by place. Each has a stack of its own and is
     /// verified by itself.
-    pub const TAILS: [&str; 12] = [
+    pub const TAILS: [&str; 13] = [
         "lb_neighbour",
         "lb_icmp",
         "lb_reply",
@@ -161,6 +172,7 @@ pub mod program {
         "lb_icmp_error",
         "lb_fragment",
         "lb_schedule",
+        "lb_probed",
     ];
 }
 
@@ -216,6 +228,11 @@ pub struct Config {
     /// [`crate::limit::cost`] of a generated ICMP error on one core; zero: none
     /// is sent.
     pub icmp_cost: u32,
+    /// First source port of probes that go the clients' way; zero: there are
+    /// none.
+    pub probe_port: u32,
+    /// Index of the device that such probes come in by.
+    pub probe_ifindex: u32,
     /// Zero.
     pub reserved: u32,
     /// Where tunnels' outer packets come from.
@@ -458,7 +475,8 @@ macro_rules! layout {
 }
 
 layout! {
-    Config = 112,
+    Config = 120,
+    ProbeEntry = 24,
     Tunnel = 40,
     ServiceKey = 20,
     RangeKey = 20,

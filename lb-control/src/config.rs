@@ -13,6 +13,7 @@ mod error;
 mod persistence;
 mod pool_policy;
 mod probe;
+mod probe_path;
 mod reader;
 mod shared;
 mod topology;

@@ -13,6 +13,7 @@ mod names;
 mod observe;
 mod persistence;
 mod preview;
+mod probe_way;
 mod probes;
 mod reload;
 mod retry;

@@ -30,6 +30,7 @@ pub mod object;
 pub mod plan;
 pub mod plane;
 pub mod ports;
+pub mod probes;
 mod recount;
 mod shape;
 pub mod state;

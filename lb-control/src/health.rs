@@ -7,6 +7,7 @@
 //! only.
 
 pub mod agent;
+mod checks;
 pub mod dns;
 mod durations;
 pub mod exec;
@@ -30,9 +31,9 @@ pub mod trace;
 mod turns;
 pub mod udp;
 pub mod verdict;
+pub mod way;
 
 use std::{
-    collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
     ops::Deref,
@@ -42,12 +43,14 @@ use std::{
 
 use serde::{Deserialize, Serialize, Serializer};
 
+pub use checks::checked_backends;
 pub use durations::Durations;
 pub use results::Results;
 pub use shell::{Health, HealthChange, Probed};
 pub use verdict::{Found, Verdict};
+pub use way::Through;
 
-use crate::model::{Check, CheckKind, Model, Ports};
+use crate::model::CheckKind;
 
 /// What names a backend: names are unique within their pool only.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
@@ -94,8 +97,20 @@ pub struct CheckKey {
     pub backend: BackendKey,
     /// What it does.
     pub kind: ProbeKind,
-    /// Where it connects to.
+    /// Where it connects to: an address of the backend's, or a VIP.
     pub target: SocketAddr,
+    /// With a VIP, the backend that it goes to.
+    pub through: Option<Through>,
+}
+
+impl CheckKey {
+    /// The address of the backend.
+    pub fn server(&self) -> IpAddr {
+        match &self.through {
+            Some(through) => through.address,
+            None => self.target.ip(),
+        }
+    }
 }
 
 /// What a check does; the parameters that are part of its identity.
@@ -215,6 +230,8 @@ pub struct CheckHealth {
     pub kind: ProbeKind,
     /// Where it connects to.
     pub target: SocketAddr,
+    /// With a VIP, the service by which it goes.
+    pub service: Option<String>,
     /// Its state.
     pub state: HealthState,
     /// The last result in words.
@@ -228,76 +245,4 @@ pub struct CheckHealth {
     /// When the certificate that the server showed last ends, in seconds since
     /// the Unix epoch.
     pub certificate_expiry: Option<i64>,
-}
-
-/// The checks of every backend in the model.
-///
-/// A check without a port takes the backend's; a backend without one is
-/// checked at the first port of each service that uses the pool, since each of
-/// them sends it clients. Where no service names a port either there is
-/// nothing to connect to, and the check is left out. A check of the whole server
-/// is made once.
-pub fn checked_backends(model: &Model) -> Vec<CheckedBackend> {
-    let mut all = Vec::new();
-    for (pool_name, pool) in &model.pools {
-        let service_ports: BTreeSet<u16> = model
-            .services
-            .iter()
-            .filter(|service| {
-                let fallback = model.fallback(service).map(|(name, _)| name);
-                service.pool == *pool_name || fallback == Some(pool_name.as_str())
-            })
-            .filter_map(|service| match &service.ports {
-                Ports::Any => None,
-                Ports::Ranges(ranges) => ranges.first().map(|(first, _)| *first),
-            })
-            .collect();
-        let kinds: Vec<ProbeKind> = pool
-            .health
-            .iter()
-            .map(|check| check.kind.clone().into())
-            .collect();
-        for backend in &pool.backends {
-            let key = BackendKey {
-                pool: pool_name.clone(),
-                backend: backend.name.clone(),
-            };
-            let mut checks: Vec<(CheckKey, Timing)> = Vec::new();
-            for (check, kind) in pool.health.iter().zip(&kinds) {
-                let given = check.port.or(check.kind.own_port()).or(backend.port);
-                let ports: Vec<u16> = match given {
-                    Some(port) => vec![port],
-                    None if check.kind.is_of_the_whole_server() => {
-                        vec![service_ports.first().copied().unwrap_or_default()]
-                    }
-                    None => service_ports.iter().copied().collect(),
-                };
-                for port in ports {
-                    let check_key = CheckKey {
-                        backend: key.clone(),
-                        kind: kind.clone(),
-                        target: SocketAddr::new(backend.address, port),
-                    };
-                    if !checks.iter().any(|(known, _)| *known == check_key) {
-                        checks.push((check_key, timing(check)));
-                    }
-                }
-            }
-            all.push(CheckedBackend { key, checks });
-        }
-    }
-    all
-}
-
-fn timing(check: &Check) -> Timing {
-    Timing {
-        interval: check.interval,
-        timeout: check.timeout,
-        slow_after: check.slow_after,
-        fast_interval: check.fast_interval,
-        rise: check.rise.max(1),
-        fall: check.fall.max(1),
-        overloaded_limit: check.overloaded_limit,
-        hold_down_limit: check.hold_down_limit,
-    }
 }

@@ -133,6 +133,33 @@ pub struct Dataplane {
     pub manage_sysctls: bool,
     /// Outer headers of tunnels.
     pub tunnel: Tunnel,
+    /// How probes leave that go the clients' way.
+    pub probes: ProbePath,
+}
+
+/// How probes leave that go the clients' way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ProbePath {
+    /// Mark of their packets.
+    pub mark: u32,
+    /// Bits of marks that are looked at.
+    pub mask: u32,
+    /// Number of the routing table.
+    pub table: u32,
+    /// First of their source ports.
+    pub first_port: u16,
+}
+
+impl Default for ProbePath {
+    /// Ports above those that Linux gives to connections.
+    fn default() -> Self {
+        Self {
+            mark: 0x6c62_0000,
+            mask: 0xffff_0000,
+            table: 0x6c62,
+            first_port: 61_000,
+        }
+    }
 }
 
 /// Outer headers of tunnels.
@@ -218,6 +245,8 @@ pub struct Check {
     pub kind: CheckKind,
     /// Port to check; the backend's, or else the service's, when absent.
     pub port: Option<u16>,
+    /// The way of its probes; by the service's forwarding method when absent.
+    pub via: Option<Via>,
     /// Time from one check to the next.
     pub interval: Duration,
     /// A check without a result by then has failed.
@@ -235,6 +264,16 @@ pub struct Check {
     pub overloaded_limit: Duration,
     /// A flapping backend is held down for so long at most; zero: not at all.
     pub hold_down_limit: Duration,
+}
+
+/// The way of a check's probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Via {
+    /// To the backend's own address, as any packet of this host.
+    Address,
+    /// To the VIP, and by the service's forwarding method to this backend.
+    Service,
 }
 
 /// A virtual service: an address, ports and a protocol that are balanced.

@@ -11,6 +11,7 @@ mod messages;
 pub mod multicast;
 mod netlink;
 pub mod offload;
+pub mod probe_device;
 pub mod resolve;
 pub mod sysctl;
 pub mod watch;

@@ -16,7 +16,7 @@ use crate::{
     maps,
     packet::{Ethernet, Packet},
     parse::{self, Parsed, What},
-    reset, schedule, select,
+    probe, reset, schedule, select,
     verdict::{NO_SERVICE, Verdict},
 };
 
@@ -218,6 +218,7 @@ fn unserved(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
         Vip::Owned => Verdict::drop(NO_SERVICE, DropReason::NoService as u32),
         Vip::NotOwned => Verdict::drop(NO_SERVICE, DropReason::NotOwner as u32),
         Vip::Pool => frame.hand_over(parsed, program::BINDING),
+        Vip::No if probe::is_answer(frame, parsed) => frame.hand_over(parsed, program::PROBED),
         Vip::No if frame.config.features & feature::REPLIES != 0 => {
             frame.hand_over(parsed, program::REPLY)
         }

@@ -18,6 +18,9 @@ use crate::{
     verdict::{NO_SERVICE, Verdict},
 };
 
+/// What is told with a packet that is a health check's, and no traffic.
+pub const PROBE: u32 = 1;
+
 const TAG: usize = 4;
 const ETHER_IPV4: Be16 = Be16::new(0x0800);
 const ETHER_IPV6: Be16 = Be16::new(0x86dd);
@@ -71,6 +74,9 @@ fn forward(
         let packet = Packet::new(frame.ctx);
         outer::write(&packet, network, frame.config, member, inner, hash)
             .ok_or(DropReason::Inconsistent)?;
+    }
+    if handed.detail == PROBE {
+        return Ok(Verdict::send(link.ifindex, frame.ingress.ifindex));
     }
     match lookup::service(frame.config, &parsed.tuple()) {
         Some(service) if parsed.is_segment() => {

@@ -7,8 +7,8 @@
 //! later fragments follow the first, `reply` translates what comes back,
 //! `full_nat` both ways, `back` knows the way to clients, `reset` ends connections, `head` puts packets into
 //! tunnels and changes VLAN tags. `defence` says what a service takes in,
-//! `persistence` which server a source has. `frame`
-//! is what they all start from. Packet memory is touched in `packet` alone, map
+//! `persistence` which server a source has; `probe` sends health checks the way of
+//! clients' packets. `frame` is what they all start from. Packet memory is touched in `packet` alone, map
 //! memory in `maps` alone. What can be decided without either stands in
 //! lb-common, where the host tests it.
 #![no_std]
@@ -35,6 +35,7 @@ mod neighbour;
 mod packet;
 mod parse;
 mod persistence;
+mod probe;
 mod quote;
 mod reply;
 mod reset;
@@ -110,6 +111,18 @@ pub fn lb_schedule(ctx: XdpContext) -> u32 {
 #[xdp(frags)]
 pub fn lb_head(ctx: XdpContext) -> u32 {
     frame::resumed(&ctx, head::to_member).finish(&ctx)
+}
+
+/// Probes of this host, on the device that is there for them.
+#[xdp(frags)]
+pub fn lb_probe(ctx: XdpContext) -> u32 {
+    probe::packet(&ctx).finish(&ctx)
+}
+
+/// Answers to probes.
+#[xdp(frags)]
+pub fn lb_probed(ctx: XdpContext) -> u32 {
+    frame::resumed(&ctx, probe::answer).finish(&ctx)
 }
 
 /// Errors for clients whose packets can't be forwarded.

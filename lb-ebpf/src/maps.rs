@@ -18,10 +18,10 @@ use lb_common::{
     abi::{
         Bound, CLAIMS as CLAIM_COUNT, Claim, ClockReading, Config, FragmentEntry, FragmentKey,
         LINK_PROBES, LINKS as LINK_COUNT, LimitKey, LinkEntry, MemberEntry, MemberLoad,
-        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, PersistEntry, PersistKey,
-        QUOTE_BYTES, RANGE_KEY_FIXED_BITS, RangeKey, ReplyEntry, ReplyKey, SAMPLE_SIZE,
-        SOURCE_KEY_FIXED_BITS, SampleEntry, Scratch, ServerKey, ServiceEntry, ServiceKey,
-        SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
+        MemberStats, NAME_BYTES, NeighbourRequest, OWNERS as OWNER_COUNT, PROBE_PORTS,
+        PersistEntry, PersistKey, ProbeEntry, QUOTE_BYTES, RANGE_KEY_FIXED_BITS, RangeKey,
+        ReplyEntry, ReplyKey, SAMPLE_SIZE, SOURCE_KEY_FIXED_BITS, SampleEntry, Scratch, ServerKey,
+        ServiceEntry, ServiceKey, SourceKey, Tags, VipEntry, VipKey, Work, program::TAILS, source,
     },
     counter::{DROP_ROW, EVENT_ROW},
     flow::BUCKET_WORDS,
@@ -111,6 +111,9 @@ static FRAGMENTS: LruHashMap<FragmentKey, FragmentEntry> = LruHashMap::pinned(64
 static ICMP_LIMIT: PerCpuArray<u64> = PerCpuArray::pinned(1, 0);
 #[map]
 static CLAIMS: LruHashMap<VipKey, Claim> = LruHashMap::pinned(CLAIM_COUNT, 0);
+
+#[map]
+static PROBES: Array<ProbeEntry> = Array::pinned(PROBE_PORTS, BPF_F_MMAPABLE);
 
 #[inline(always)]
 pub fn config() -> Option<&'static Config> {
@@ -246,6 +249,12 @@ pub fn hand_over(ctx: &XdpContext, place: u32) {
 #[inline(always)]
 pub fn member(id: u32) -> Option<&'static MemberEntry> {
     MEMBERS.get(id)
+}
+
+/// Where the probe from the port at `index` goes.
+#[inline(always)]
+pub fn probe(index: u32) -> Option<&'static ProbeEntry> {
+    PROBES.get(index)
 }
 
 /// State of a member, read once.

@@ -136,7 +136,7 @@ impl Program {
         let mut ebpf = loader
             .load(DATA_PATH)
             .context("can't load the data path's object")?;
-        let programs = [abi::program::LB, abi::program::CLOCK];
+        let programs = [abi::program::LB, abi::program::CLOCK, abi::program::PROBE];
         for name in programs.iter().chain(&abi::program::TAILS) {
             let program: &mut Xdp = ebpf
                 .program_mut(name)

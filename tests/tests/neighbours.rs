@@ -14,7 +14,8 @@ use lb_control::{
     health::{BackendKey, Health, HealthState, Verdict},
     model::{
         Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
-        OnBackendDown, Pool, PoolPolicy, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
+        OnBackendDown, Pool, PoolPolicy, Ports, ProbePath, Protocol, Replies, Service, Tunnel,
+        XdpMode,
     },
     neighbours::{
         NeighbourView, Neighbours, Target, Unresolved,
@@ -334,6 +335,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
             debug_log: false,
             manage_sysctls: true,
             tunnel: Tunnel::default(),
+            probes: ProbePath::default(),
         },
         metrics: None,
         full_nat: None,
@@ -351,6 +353,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
                 health: vec![Check {
                     kind: CheckKind::Tcp,
                     port: None,
+                    via: None,
                     interval: Duration::from_millis(200),
                     timeout: Duration::from_millis(300),
                     slow_after: None,

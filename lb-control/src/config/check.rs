@@ -11,7 +11,10 @@ use super::{
     shared, topology,
 };
 use crate::{
-    model::{ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service, SourceBlock},
+    model::{
+        CheckKind, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service, SourceBlock,
+        Via,
+    },
     scheduler,
 };
 
@@ -149,6 +152,7 @@ fn service_and_pool(
             ),
         );
     }
+    probes(service, pool, path, errors);
     for backend in &pool.backends {
         let (name, address) = (&backend.name, backend.address);
         let at_pool = || path.key("pool");
@@ -194,6 +198,39 @@ fn service_and_pool(
                 ),
             ),
             _ => {}
+        }
+    }
+}
+
+/// Under NAT a backend has the one port that the service leads to.
+fn probes(service: &Service, pool: &Pool, path: &Path, errors: &Errors) {
+    if !matches!(
+        service.forwarding,
+        ForwardingMethod::Nat | ForwardingMethod::FullNat
+    ) {
+        return;
+    }
+    let checks = pool.health.iter().filter(|c| c.via == Some(Via::Service));
+    for check in checks {
+        if let Some(port) = check.port {
+            errors.add(
+                path.key("pool"),
+                format!(
+                    "a health check of pool {:?} goes by the service to port {port}, but {} leads to one \
+                     port of a backend only; remove the check's port, or `via: service`",
+                    service.pool, service.forwarding
+                ),
+            );
+        }
+        if matches!(&check.kind, CheckKind::Udp(udp) if !udp.answer_required) {
+            errors.add(
+                path.key("pool"),
+                format!(
+                    "a UDP check of pool {:?} goes by the service and passes without an answer; under {} \
+                     no ICMP error reaches it, and it would always pass: set `answer: required`",
+                    service.pool, service.forwarding
+                ),
+            );
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use super::{
-    balance, defence, persistence, pool_policy, probe,
+    balance, defence, persistence, pool_policy, probe, probe_path,
     reader::{At, Errors, Fields, Path},
     topology, value,
     yaml::Node,
@@ -161,6 +161,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         "debug_log",
         "manage_sysctls",
         "tunnel",
+        "probes",
         "when_daemon_dead",
     ];
     let fields = at.and_then(|at| at.fields(&known, &[]));
@@ -200,6 +201,7 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         debug_log: boolean("debug_log", false),
         manage_sysctls: boolean("manage_sysctls", true),
         tunnel: tunnel(fields.and_then(|f| f.get("tunnel"))),
+        probes: probe_path::read(fields.and_then(|f| f.get("probes"))),
     }
 }
 
@@ -265,6 +267,7 @@ fn check(at: &At<'_>) -> Option<Check> {
     let known = [
         "type",
         "port",
+        "via",
         "interval",
         "fast_interval",
         "timeout",
@@ -320,8 +323,9 @@ fn check(at: &At<'_>) -> Option<Check> {
         ));
     }
     Some(Check {
-        kind: kind?,
         port: fields.optional("port", value::port),
+        via: probe_path::via(&fields, kind.as_ref()),
+        kind: kind?,
         interval,
         timeout,
         slow_after,

@@ -81,6 +81,8 @@ pub struct Controller<D> {
     pub verdicts: BTreeMap<BackendKey, Known>,
     /// What the kernel says.
     pub neighbours: Arc<NeighbourView>,
+    /// The link that probes come in by, and the first of their ports.
+    pub probes: Option<(Link, u16)>,
     /// The conditions at the last reconciliation.
     pub conditions: Conditions,
     /// Reloads so far.
@@ -128,6 +130,7 @@ impl<D: DataPath> Controller<D> {
             admin,
             verdicts: BTreeMap::new(),
             neighbours: Arc::default(),
+            probes: None,
             conditions: Conditions::default(),
             reloads: ReloadStatus::default(),
             applies: ApplyStatus::default(),
@@ -276,6 +279,10 @@ impl<D: DataPath> Controller<D> {
                 .collect(),
             ..Runtime::default()
         };
+        if let Some((link, port)) = &self.probes {
+            runtime.links.push(link.clone());
+            runtime.probes = Some((*port, link.ifindex));
+        }
         for (address, hop) in &self.neighbours.hops {
             match hop {
                 Ok(hop) => {

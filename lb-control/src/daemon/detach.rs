@@ -9,7 +9,10 @@ use super::{
 use crate::{
     cli::{Failure, exit},
     dataplane::plane,
-    neighbours::sysctl::{self, ProcSys},
+    neighbours::{
+        probe_device,
+        sysctl::{self, ProcSys},
+    },
 };
 
 /// Removes the data path pinned in `pin_dir` and puts back the settings
@@ -25,6 +28,14 @@ pub fn detach(pin_dir: &Path, state_dir: &Path) -> Result<(), Failure> {
         .map(DirectoryLock::take)
         .collect::<Result<Vec<_>, _>>()
         .map_err(refused)?;
+    let is_removed = probe_device::remove()
+        .map_err(|error| Failure::new(exit::REFUSED, format!("the probes' device: {error}")))?;
+    if is_removed {
+        println!(
+            "{}: removed, with its rules and routes",
+            probe_device::OUTER
+        );
+    }
     let detached = plane::detach(pin_dir);
     for interface in &detached.interfaces {
         println!("{interface}: program removed");

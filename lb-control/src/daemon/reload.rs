@@ -52,6 +52,13 @@ pub fn obstacles(old: &Model, new: &Model) -> Vec<String> {
                 .into(),
         );
     }
+    if was.probes != is.probes {
+        found.push(
+            "dataplane.probes: rules and ports are set up when the daemon starts; restart the daemon to \
+             change them"
+                .into(),
+        );
+    }
     if was.debug_log != is.debug_log {
         found.push(
             "dataplane.debug_log: it is part of the loaded program; restart the daemon to change it"

@@ -21,7 +21,9 @@ use super::{
     flows,
     lock::DirectoryLock,
     observe::{Observer, View},
-    persistence, preview, probes, settings,
+    persistence, preview,
+    probe_way::ProbeWay,
+    probes, settings,
 };
 use crate::{
     api::{self, Command, Handle, MetricsPage, listen},
@@ -93,6 +95,7 @@ struct Daemon {
     stats: PlaneStats,
     claims: Claims,
     health: Health,
+    probe_way: ProbeWay,
     neighbours: Neighbours,
     targets: Vec<Target>,
     groups: SolicitedNodes,
@@ -191,6 +194,7 @@ impl Daemon {
             self.controller.look_again();
         }
         self.controller.reconcile(now);
+        self.tell_members();
         let mut wanted = targets(&self.controller.model);
         // Those that have left still serve their flows.
         for address in self.controller.data_path.departed_backends() {
@@ -205,6 +209,13 @@ impl Daemon {
             self.neighbours.set_targets(wanted.clone());
             self.targets = wanted;
         }
+    }
+
+    fn tell_members(&mut self) {
+        let Controller {
+            model, data_path, ..
+        } = &self.controller;
+        self.probe_way.tell(model, data_path, &self.health);
     }
 
     fn sweep(&mut self) {
@@ -397,6 +408,9 @@ impl Daemon {
             ),
             None => None,
         };
+        self.probe_way
+            .establish(&candidate.model, &mut self.controller, &self.health)
+            .map_err(Refusal::because)?;
         let applied = self.controller.take_over(candidate, Now::read())?;
         if rebind {
             self.metrics = metrics;

@@ -11,7 +11,8 @@ use crate::{
     dataplane::desired::BackendKey,
     model::{
         Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
-        OnBackendDown, Pool, PoolPolicy, Ports, Protocol, Replies, Service, Tunnel, XdpMode,
+        OnBackendDown, Pool, PoolPolicy, Ports, ProbePath, Protocol, Replies, Service, Tunnel,
+        XdpMode,
     },
 };
 
@@ -75,6 +76,7 @@ pub fn model(backends: &[&str]) -> Model {
             debug_log: false,
             manage_sysctls: true,
             tunnel: Tunnel::default(),
+            probes: ProbePath::default(),
         },
         metrics: None,
         pools: BTreeMap::from([(
@@ -95,6 +97,7 @@ pub fn model(backends: &[&str]) -> Model {
                 health: vec![Check {
                     kind: CheckKind::Tcp,
                     port: None,
+                    via: None,
                     interval: Duration::from_secs(2),
                     timeout: Duration::from_secs(1),
                     slow_after: None,

@@ -19,9 +19,9 @@ use aya::{
 use lb_common::{
     abi::{
         Claim, ClockReading, Config, LinkEntry, LocalKey, MemberEntry, MemberLoad, MemberStats,
-        NAME_BYTES, PersistEntry, PersistKey, PoolEntry, RangeKey, ReplyEntry, ReplyKey,
-        SAMPLE_SIZE, SampleEntry, ServerKey, ServiceEntry, ServiceKey, SourceKey, VipEntry, VipKey,
-        map,
+        NAME_BYTES, PROBE_PORTS, PersistEntry, PersistKey, PoolEntry, ProbeEntry, RangeKey,
+        ReplyEntry, ReplyKey, SAMPLE_SIZE, SampleEntry, ServerKey, ServiceEntry, ServiceKey,
+        SourceKey, VipEntry, VipKey, map,
     },
     binding::{self, Ring},
     flow::BUCKET_WORDS,
@@ -34,6 +34,7 @@ mod store;
 
 const MEMBER_WORDS: usize = size_of::<MemberEntry>() / 8;
 pub(super) const LOAD_WORDS: usize = size_of::<MemberLoad>() / 8;
+pub(super) const PROBE_WORDS: usize = size_of::<ProbeEntry>() / 8;
 const CONFIG_WORDS: usize = size_of::<Config>() / 8;
 const SAMPLE_WORDS: usize = size_of::<SampleEntry>() / 8;
 const STATS_WORDS: usize = size_of::<MemberStats>() / 8;
@@ -236,6 +237,11 @@ pub(super) fn set_programs(ebpf: &mut Ebpf, programs: &[ProgramFd]) -> Result<()
             .map_err(|e| failed(map::PROGRAMS, format!("entry {place}"))(io_of(e)))?;
     }
     Ok(())
+}
+
+/// `PROBES`, mapped.
+pub(super) fn probes(ebpf: &mut Ebpf) -> Result<Mapping, StoreError> {
+    mapped(ebpf, map::PROBES, PROBE_PORTS as usize * PROBE_WORDS * 8)
 }
 
 /// Requests of the data path to resolve next hops towards clients, as bytes.

@@ -135,6 +135,8 @@ impl<'a> Builder<'a> {
                     tunnel: tunnel(&model.dataplane.tunnel),
                     nat_buckets: binding::buckets_for(given.capacity.bindings),
                     free_ports: Ring::capacity_for(given.capacity.bindings),
+                    probe_port: runtime.probes.map_or(0, |(port, _)| port.into()),
+                    probe_ifindex: runtime.probes.map_or(0, |(_, ifindex)| ifindex),
                     ..snapshot.config
                 },
                 links,

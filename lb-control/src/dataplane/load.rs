@@ -3,6 +3,7 @@
 use std::{
     fs,
     io::{self, Read as _},
+    os::fd::{AsFd as _, OwnedFd},
     path::{Path, PathBuf},
 };
 
@@ -15,9 +16,10 @@ use lb_common::abi::{ABI_VERSION, ClockReading, map, program};
 use super::{
     attach::{self, Attached},
     aya_maps::{self, AyaMaps, NeighbourRing},
-    bpffs, clock,
+    bpf, bpffs, clock,
     error::{Kind, PlaneError, chain, os_error},
     object::DATA_PATH,
+    probes::ProbePorts,
     shape,
     state::Capacity,
     store::MapStore as _,
@@ -32,6 +34,9 @@ pub(super) struct Loaded {
     pub(super) adopted: bool,
     pub(super) verified_instructions: Option<u32>,
     pub(super) neighbour_requests: Option<NeighbourRing>,
+    pub(super) probe_ports: ProbePorts,
+    /// The program on the probes' device, for as long as this lives.
+    pub(super) probe_link: Option<OwnedFd>,
     pub(super) ebpf: Ebpf,
 }
 
@@ -90,7 +95,8 @@ fn load(model: &Model, capacity: Capacity, adopted: bool) -> Result<Loaded, Plan
     let mut ebpf = loader.load(DATA_PATH).map_err(|e| refused("maps", &e))?;
     let mut verified_instructions = Some(0);
     let mut tails = Vec::new();
-    for name in [program::LB, program::CLOCK].iter().chain(&program::TAILS) {
+    let entries = [program::LB, program::CLOCK, program::PROBE];
+    for name in entries.iter().chain(&program::TAILS) {
         let program = xdp(&mut ebpf, name)?;
         verified(program).map_err(|e| refused("program", &e))?;
         let verified = program.info().ok();
@@ -106,6 +112,7 @@ fn load(model: &Model, capacity: Capacity, adopted: bool) -> Result<Loaded, Plan
     aya_maps::set_programs(&mut ebpf, &tails)?;
     let mut maps = AyaMaps::open(&mut ebpf, capacity)?;
     let neighbour_requests = Some(NeighbourRing::take(&mut ebpf)?);
+    let probe_ports = ProbePorts::new(aya_maps::probes(&mut ebpf)?);
     set_key(dataplane, &mut maps, adopted)?;
     let hz = calibrate(&mut ebpf, &maps)?;
     if !adopted {
@@ -118,6 +125,8 @@ fn load(model: &Model, capacity: Capacity, adopted: bool) -> Result<Loaded, Plan
         adopted,
         verified_instructions,
         neighbour_requests,
+        probe_ports,
+        probe_link: None,
         ebpf,
     })
 }
@@ -258,7 +267,6 @@ fn attach_all(model: &Model, loaded: &mut Loaded) -> Result<(), PlaneError> {
             .map_err(|e| refused("program", &e))?
             .try_clone()
             .map_err(|e| refused("program", &e))?;
-        use std::os::fd::AsFd as _;
         match attach::attach(interface, fd.as_fd(), dir) {
             Ok(link) => attached.push(link),
             Err(error) => {
@@ -272,6 +280,17 @@ fn attach_all(model: &Model, loaded: &mut Loaded) -> Result<(), PlaneError> {
     }
     attach::release_others(dir, &attached);
     loaded.attached = attached;
+    Ok(())
+}
+
+/// Puts the program for probes on the device that they come in by. Not pinned:
+/// without this process there are no probes.
+pub(super) fn attach_probes(loaded: &mut Loaded, ifindex: u32) -> Result<(), PlaneError> {
+    let program = xdp(&mut loaded.ebpf, program::PROBE)?;
+    let fd = program.fd().map_err(|e| refused("program", &e))?;
+    // Veths have the native mode, too, but not towards every kind of interface.
+    let link = bpf::create_xdp_link(fd.as_fd(), ifindex, bpf::XDP_FLAGS_SKB_MODE);
+    loaded.probe_link = Some(link.map_err(|e| refused("program for probes", &e))?);
     Ok(())
 }
 

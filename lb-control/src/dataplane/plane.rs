@@ -30,6 +30,7 @@ use crate::model::Model;
 
 mod persistence;
 mod pools;
+mod probes;
 mod rows;
 mod sweeping;
 
@@ -52,6 +53,8 @@ pub struct Plane {
     swept: SweepReport,
     /// Sources with a server at the last sweep.
     persistent_sources: u64,
+    /// Changes with the set of members.
+    members_version: u64,
 }
 
 /// What [`Plane::apply`] did.
@@ -82,6 +85,7 @@ impl Plane {
             desired: DesiredState::default(),
             swept: SweepReport::default(),
             persistent_sources: 0,
+            members_version: 0,
         })
     }
 
@@ -111,6 +115,11 @@ impl Plane {
         let mut applied = apply(&mut self.loaded.maps, &ops, now)?;
         applied.ops += pools.len();
         self.note_departed(&desired);
+        if !desired.members.keys().eq(self.desired.members.keys())
+            || desired.departed != self.desired.departed
+        {
+            self.members_version += 1;
+        }
         self.desired = desired;
         Ok(ApplySummary {
             slots_moved: applied.slots_moved,

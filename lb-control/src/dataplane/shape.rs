@@ -5,7 +5,7 @@ use std::{io, path::Path};
 use lb_common::{
     abi::{
         self, Binding, Claim, Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, NAME_BYTES,
-        PoolEntry, ReplyEntry, SampleEntry, ServiceEntry, VipEntry, map, program,
+        PoolEntry, ProbeEntry, ReplyEntry, SampleEntry, ServiceEntry, VipEntry, map, program,
     },
     binding::{self, Ring},
 };
@@ -53,6 +53,7 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
             size_of::<MemberLoad>(),
             Some(capacity.members + 1),
         ),
+        shape(map::PROBES, size_of::<ProbeEntry>(), Some(abi::PROBE_PORTS)),
         shape(map::TURNS, 8, Some(services)),
         shape(map::FLOWS, 64, buckets),
         shape(map::REPLY_FLOWS, 64, buckets),

@@ -110,6 +110,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             debug_log: false,
             manage_sysctls: false,
             tunnel: Tunnel::default(),
+            probes: crate::model::ProbePath::default(),
         },
         metrics: None,
         pools: pools

@@ -1,7 +1,5 @@
 //! The agent check: a program beside the server says how the server is.
 
-use std::net::SocketAddr;
-
 use hyper::http::response::Parts;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -12,6 +10,7 @@ use super::{
     probe::{Failure, Outcome, Tools},
     tcp,
     trace::Trace,
+    way::Destination,
 };
 use crate::model::{Agent, Expect, Http, HttpMethod};
 
@@ -22,15 +21,15 @@ const MOST_LINE: u64 = 1024;
 ///
 /// # Errors
 /// There is no answer, or one that makes no sense.
-pub async fn probe(target: SocketAddr, agent: &Agent, tools: &Tools, trace: &Trace) -> Outcome {
+pub async fn probe(to: Destination, agent: &Agent, tools: &Tools, trace: &Trace) -> Outcome {
     match agent {
-        Agent::Line { send } => judge_line(&line(target, send, trace).await?),
-        Agent::Json { path } => json(target, path, tools, trace).await,
+        Agent::Line { send } => judge_line(&line(to, send, trace).await?),
+        Agent::Json { path } => json(to, path, tools, trace).await,
     }
 }
 
-async fn line(target: SocketAddr, send: &str, trace: &Trace) -> Result<String, Failure> {
-    let mut stream = tcp::connect(target, trace).await?;
+async fn line(to: Destination, send: &str, trace: &Trace) -> Result<String, Failure> {
+    let mut stream = tcp::connect(to, trace).await?;
     trace.step("connected, waiting for the agent's line");
     stream.write_all(send.as_bytes()).await?;
     let (mut line, mut limited) = (Vec::new(), stream.take(MOST_LINE));
@@ -64,7 +63,7 @@ fn judge_line(line: &str) -> Outcome {
     Ok(report.judge(description.trim()))
 }
 
-async fn json(target: SocketAddr, path: &str, tools: &Tools, trace: &Trace) -> Outcome {
+async fn json(to: Destination, path: &str, tools: &Tools, trace: &Trace) -> Outcome {
     let http = Http {
         method: HttpMethod::Get,
         path: path.to_owned(),
@@ -79,7 +78,7 @@ async fn json(target: SocketAddr, path: &str, tools: &Tools, trace: &Trace) -> O
         tls: None,
     };
     let is_good = |head: &Parts| head.status.as_u16() == 200;
-    let (head, body) = http::fetch(target, &http, &tools.tls, trace, is_good).await?;
+    let (head, body) = http::fetch(to, &http, &tools.tls, trace, is_good).await?;
     if !is_good(&head) {
         let status = head.status.as_u16();
         return Err(Failure::Wrong(format!("status {status}; expected 200")));

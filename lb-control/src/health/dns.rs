@@ -1,7 +1,5 @@
 //! The DNS check: passes when a name server answers as expected.
 
-use std::net::SocketAddr;
-
 use hickory_proto::{
     op::{Message, MessageType, Query},
     rr::{Name, RecordType},
@@ -13,7 +11,7 @@ use super::{
     probe::{Failure, Outcome},
     tcp,
     trace::Trace,
-    udp,
+    way::Destination,
 };
 use crate::model::Dns;
 
@@ -21,15 +19,15 @@ use crate::model::Dns;
 ///
 /// # Errors
 /// There is no answer, or not the expected one.
-pub async fn probe(target: SocketAddr, dns: &Dns, trace: &Trace) -> Outcome {
+pub async fn probe(to: Destination, dns: &Dns, trace: &Trace) -> Outcome {
     let question = question(dns).map_err(Failure::Ours)?;
     let bytes = question
         .to_vec()
         .map_err(|error| Failure::Ours(error.to_string()))?;
     let answer = if dns.tcp {
-        over_tcp(target, &bytes, trace).await?
+        over_tcp(to, &bytes, trace).await?
     } else {
-        over_udp(target, &question, &bytes, trace).await?
+        over_udp(to, &question, &bytes, trace).await?
     };
     judge(dns, &question, &answer)
 }
@@ -49,12 +47,12 @@ fn question(dns: &Dns) -> Result<Message, String> {
 }
 
 async fn over_udp(
-    target: SocketAddr,
+    to: Destination,
     question: &Message,
     bytes: &[u8],
     trace: &Trace,
 ) -> Result<Vec<u8>, Failure> {
-    let socket = udp::connect(target).await?;
+    let socket = to.udp()?;
     trace.step("waiting for the answer");
     socket.send(bytes).await?;
     let mut answer = vec![0; usize::from(u16::MAX)];
@@ -70,9 +68,9 @@ async fn over_udp(
 }
 
 /// Two bytes of length before each message (RFC 1035 §4.2.2).
-async fn over_tcp(target: SocketAddr, bytes: &[u8], trace: &Trace) -> Result<Vec<u8>, Failure> {
+async fn over_tcp(to: Destination, bytes: &[u8], trace: &Trace) -> Result<Vec<u8>, Failure> {
     let length = u16::try_from(bytes.len()).map_err(|error| Failure::Ours(error.to_string()))?;
-    let mut stream = tcp::connect(target, trace).await?;
+    let mut stream = tcp::connect(to, trace).await?;
     trace.step("connected, waiting for the answer");
     stream
         .write_all(&[&length.to_be_bytes()[..], bytes].concat())

@@ -23,6 +23,7 @@ use super::{
     tcp,
     tls::{self, Configs},
     trace::Trace,
+    way::Destination,
 };
 use crate::model::{Expect, Http, HttpMethod, Pattern};
 
@@ -40,10 +41,10 @@ const ALPN: &[u8] = b"http/1.1";
 ///
 /// # Errors
 /// There is no response.
-pub async fn probe(target: SocketAddr, http: &Http, configs: &Configs, trace: &Trace) -> Outcome {
+pub async fn probe(to: Destination, http: &Http, configs: &Configs, trace: &Trace) -> Outcome {
     let expect = &http.expect;
     let wants_body = |head: &Parts| expect.needs_body() && judge_head(expect, head).is_none();
-    let (head, body) = fetch(target, http, configs, trace, wants_body).await?;
+    let (head, body) = fetch(to, http, configs, trace, wants_body).await?;
     let wrong = judge_head(expect, &head).or_else(|| judge_body(expect, &body));
     Ok(wrong.unwrap_or_else(|| {
         let status = head.status.as_u16();
@@ -53,22 +54,22 @@ pub async fn probe(target: SocketAddr, http: &Http, configs: &Configs, trace: &T
 
 /// The response's head, and its body if that `wants_body`: else it is empty.
 pub(super) async fn fetch(
-    target: SocketAddr,
+    to: Destination,
     http: &Http,
     configs: &Configs,
     trace: &Trace,
     wants_body: impl FnOnce(&Parts) -> bool,
 ) -> Result<(Parts, Vec<u8>), Failure> {
-    let request = request(target, http).map_err(|error| Failure::Ours(error.to_string()))?;
+    let request = request(to.address, http).map_err(|error| Failure::Ours(error.to_string()))?;
     let Some(tls) = &http.tls else {
-        let stream = tcp::connect(target, trace).await?;
+        let stream = tcp::connect(to, trace).await?;
         return converse(stream, request, trace, wants_body).await;
     };
     // First: what is wrong with it is no fault of the server's.
     let config = configs.of(tls).await.map_err(Failure::Ours)?;
-    let stream = tcp::connect(target, trace).await?;
+    let stream = tcp::connect(to, trace).await?;
     let name = tls.server_name.as_deref();
-    let stream = tls::connect(stream, config, (name, target.ip()), &[ALPN], trace).await?;
+    let stream = tls::connect(stream, config, (name, to.address.ip()), &[ALPN], trace).await?;
     converse(stream, request, trace, wants_body).await
 }
 

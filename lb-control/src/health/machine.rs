@@ -134,7 +134,7 @@ impl Machine {
                 let known = Remembered {
                     state: backend.state,
                     for_time: now.saturating_duration_since(backend.since),
-                    address: first.key.target.ip(),
+                    address: first.key.server(),
                     reason: backend.reason.clone(),
                 };
                 (key.clone(), known)
@@ -156,14 +156,14 @@ impl Machine {
                 .iter()
                 .flat_map(|entry| &entry.checks)
                 .filter_map(|id| self.checks.get(id))
-                .map(|check| check.key.target.ip())
+                .map(|check| check.key.server())
                 .collect();
             let same_server = old_addresses.is_empty()
                 || backend.checks.is_empty()
                 || backend
                     .checks
                     .iter()
-                    .any(|(key, _)| old_addresses.contains(&key.target.ip()));
+                    .any(|(key, _)| old_addresses.contains(&key.server()));
             let checks = backend
                 .checks
                 .iter()
@@ -216,7 +216,7 @@ impl Machine {
             .checks
             .iter()
             .filter_map(|id| self.checks.get(id))
-            .any(|check| check.key.target.ip() == known.address);
+            .any(|check| check.key.server() == known.address);
         if !is_same {
             return;
         }

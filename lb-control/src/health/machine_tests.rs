@@ -29,6 +29,7 @@ fn check(name: &str, target: &str) -> (CheckKey, Timing) {
     let key = CheckKey {
         backend: key(name),
         kind: CheckKind::Tcp.into(),
+        through: None,
         target: target.parse().unwrap(),
     };
     (key, timing())

@@ -1,12 +1,25 @@
 //! One probe: what a check does when its turn comes.
 
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::SocketAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
-use tokio::{sync::Semaphore, time};
+use tokio::{
+    sync::{Semaphore, watch},
+    time,
+};
 
 use super::{
-    CheckKey, Found, Verdict, agent, dns, exec, http, ping::Pinger, smtp, snmp, tcp, tls::Configs,
-    trace::Trace, udp,
+    CheckKey, Found, Verdict, agent, dns, exec, http,
+    ping::Pinger,
+    smtp, snmp, tcp,
+    tls::Configs,
+    trace::Trace,
+    udp,
+    way::{self, Destination, Members, Pass, Passage},
 };
 use crate::model::CheckKind;
 
@@ -22,6 +35,10 @@ pub struct Tools {
     pub pinger: Pinger,
     /// Sessions with SNMP agents.
     pub snmp: snmp::Sessions,
+    /// Lets probes into the data path; empty where there is none.
+    pub passage: OnceLock<Arc<dyn Passage>>,
+    /// Members of the data path.
+    pub members: watch::Sender<Members>,
     /// One for each program that may still be started.
     pub programs: Semaphore,
 }
@@ -32,6 +49,8 @@ impl Default for Tools {
             tls: Configs::default(),
             pinger: Pinger::default(),
             snmp: snmp::Sessions::default(),
+            passage: OnceLock::new(),
+            members: watch::Sender::default(),
             programs: Semaphore::new(MOST_PROGRAMS),
         }
     }
@@ -68,9 +87,19 @@ pub type Outcome = Result<Found, Failure>;
 /// Makes the probe, notes its steps in `trace`, and tells what it found within
 /// `timeout`.
 pub async fn run(key: &CheckKey, timeout: Duration, tools: &Arc<Tools>, trace: &Trace) -> Found {
-    let outcome = match time::timeout(timeout, dispatch(key, timeout, tools, trace)).await {
-        Ok(outcome) => outcome,
-        Err(_) => Ok(silence(timeout, trace)),
+    let outcome = match time::timeout(timeout, find_way(key, tools, trace)).await {
+        Ok(Ok((to, pass))) => {
+            let left = timeout.saturating_sub(trace.elapsed());
+            let probe = dispatch(key, to, timeout, tools, trace);
+            let outcome = time::timeout(left, probe).await;
+            // Until here the port is the probe's.
+            drop(pass);
+            outcome.unwrap_or_else(|_| Ok(silence(timeout, trace)))
+        }
+        Ok(Err(failure)) => Err(failure),
+        Err(_) => Err(Failure::Ours(
+            "the data path doesn't have this backend (yet)".into(),
+        )),
     };
     let found = outcome.unwrap_or_else(|failure| explain(&failure));
     Found {
@@ -79,18 +108,57 @@ pub async fn run(key: &CheckKey, timeout: Duration, tools: &Arc<Tools>, trace: &
     }
 }
 
-async fn dispatch(key: &CheckKey, timeout: Duration, tools: &Arc<Tools>, trace: &Trace) -> Outcome {
-    let target = key.target;
+/// Where the probe goes. Waits until the data path has the backend.
+async fn find_way(
+    key: &CheckKey,
+    tools: &Tools,
+    trace: &Trace,
+) -> Result<(Destination, Option<Pass>), Failure> {
+    let Some(through) = &key.through else {
+        return Ok((key.target.into(), None));
+    };
+    let Some(passage) = tools.passage.get() else {
+        return Err(Failure::Ours("there is no way into the data path".into()));
+    };
+    trace.step("finding the way through the data path");
+    let mut members = tools.members.subscribe();
+    let known = members.wait_for(|members| members.contains_key(through));
+    let member = known
+        .await
+        .ok()
+        .and_then(|members| members.get(through).copied())
+        .ok_or_else(|| Failure::Ours("the data path is gone".into()))?;
+    let vip = key.target.ip();
+    let source = way::source_towards(through.address, vip).map_err(|error| {
+        Failure::Ours(format!(
+            "no address of this host leads to the backend: {error}"
+        ))
+    })?;
+    let pass = passage.open(member, source).map_err(Failure::Ours)?;
+    let to = Destination {
+        address: key.target,
+        through: Some((SocketAddr::new(source, pass.port), pass.mark)),
+    };
+    Ok((to, Some(pass)))
+}
+
+async fn dispatch(
+    key: &CheckKey,
+    to: Destination,
+    timeout: Duration,
+    tools: &Arc<Tools>,
+    trace: &Trace,
+) -> Outcome {
     match &*key.kind {
-        CheckKind::Ping(ping) => tools.pinger.probe(target.ip(), ping, trace).await,
-        CheckKind::Tcp => tcp::probe(target, trace).await,
-        CheckKind::Udp(check) => udp::probe(target, check, timeout, trace).await,
-        CheckKind::Http(check) => http::probe(target, check, &tools.tls, trace).await,
-        CheckKind::Dns(check) => dns::probe(target, check, trace).await,
-        CheckKind::Smtp(check) => smtp::probe(target, check, &tools.tls, trace).await,
+        CheckKind::Ping(ping) => tools.pinger.probe(key.target.ip(), ping, trace).await,
+        CheckKind::Tcp => tcp::probe(to, trace).await,
+        CheckKind::Udp(check) => udp::probe(to, check, timeout, trace).await,
+        CheckKind::Http(check) => http::probe(to, check, &tools.tls, trace).await,
+        CheckKind::Dns(check) => dns::probe(to, check, trace).await,
+        CheckKind::Smtp(check) => smtp::probe(to, check, &tools.tls, trace).await,
         CheckKind::Exec(check) => exec::probe(key, check, &tools.programs, trace).await,
-        CheckKind::Agent(check) => agent::probe(target, check, tools, trace).await,
-        CheckKind::Snmp(check) => snmp::probe(target, check, &tools.snmp, trace).await,
+        CheckKind::Agent(check) => agent::probe(to, check, tools, trace).await,
+        CheckKind::Snmp(check) => snmp::probe(key.target, check, &tools.snmp, trace).await,
     }
 }
 

@@ -22,6 +22,7 @@ use super::{
     machine::{Action, CheckId, Machine},
     probe::{self, Tools},
     trace::{Step, Trace},
+    way::{Members, Passage},
 };
 use crate::model::Model;
 
@@ -103,6 +104,17 @@ impl Health {
             .machine()
             .update(Instant::now().into_std(), &backends);
         self.shared.updated.notify_one();
+    }
+
+    /// Lets probes into the data path from now on; once.
+    pub fn set_passage(&self, passage: Arc<dyn Passage>) {
+        // A second one would have the same ports.
+        let _ = self.shared.tools.passage.set(passage);
+    }
+
+    /// The data path has these members.
+    pub fn set_members(&self, members: Members) {
+        self.shared.tools.members.send_replace(members);
     }
 
     /// What a later daemon should know.

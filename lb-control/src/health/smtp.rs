@@ -1,7 +1,5 @@
 //! The SMTP check: passes when a mail server is ready to take mail.
 
-use std::net::SocketAddr;
-
 use tokio::io::{
     AsyncBufRead, AsyncBufReadExt as _, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _,
     BufReader,
@@ -13,6 +11,7 @@ use super::{
     tcp,
     tls::{self, Configs},
     trace::Trace,
+    way::Destination,
 };
 use crate::model::Smtp;
 
@@ -27,12 +26,12 @@ const NOT_NOW: u16 = 421;
 ///
 /// # Errors
 /// The server isn't ready, or is none.
-pub async fn probe(target: SocketAddr, smtp: &Smtp, configs: &Configs, trace: &Trace) -> Outcome {
+pub async fn probe(to: Destination, smtp: &Smtp, configs: &Configs, trace: &Trace) -> Outcome {
     let config = match &smtp.starttls {
         Some(tls) => Some((tls, configs.of(tls).await.map_err(Failure::Ours)?)),
         None => None,
     };
-    let mut stream = BufReader::new(tcp::connect(target, trace).await?);
+    let mut stream = BufReader::new(tcp::connect(to, trace).await?);
     trace.step("connected, waiting for the greeting");
     let greeting = reply(&mut stream).await?;
     if greeting.code == NOT_NOW {
@@ -53,7 +52,7 @@ pub async fn probe(target: SocketAddr, smtp: &Smtp, configs: &Configs, trace: &T
             "it said more than the answer to STARTTLS".into(),
         ));
     }
-    let name = (tls.server_name.as_deref(), target.ip());
+    let name = (tls.server_name.as_deref(), to.address.ip());
     let stream = tls::connect(stream.into_inner(), config, name, &[], trace).await?;
     let mut stream = BufReader::new(stream);
     trace.step("waiting for the answer to EHLO over TLS");

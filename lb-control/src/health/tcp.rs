@@ -1,31 +1,25 @@
 //! The TCP check: passes when the handshake completes.
 
-use std::{io, net::SocketAddr};
+use std::io;
 
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 
-use super::{Found, Verdict, probe::Outcome, trace::Trace};
+use super::{Found, Verdict, probe::Outcome, trace::Trace, way::Destination};
 
-/// Connects to `target` and closes at once with a reset: the backend's
+/// Connects and closes at once with a reset: the backend's
 /// application sees no data, and neither side keeps a connection in TIME_WAIT.
 ///
 /// # Errors
 /// There is no connection.
-pub async fn probe(target: SocketAddr, trace: &Trace) -> Outcome {
-    connect(target, trace).await?;
+pub async fn probe(to: Destination, trace: &Trace) -> Outcome {
+    connect(to, trace).await?;
     Ok(Found::new(Verdict::Pass, "connected"))
 }
 
 /// A connection that ends with a reset when it is dropped.
-pub(super) async fn connect(target: SocketAddr, trace: &Trace) -> io::Result<TcpStream> {
+pub(super) async fn connect(to: Destination, trace: &Trace) -> io::Result<TcpStream> {
     trace.step("connecting");
-    let socket = if target.is_ipv4() {
-        TcpSocket::new_v4()
-    } else {
-        TcpSocket::new_v6()
-    }?;
-    socket.set_zero_linger()?;
-    socket.connect(target).await
+    to.tcp()?.connect(to.address).await
 }
 
 #[cfg(test)]

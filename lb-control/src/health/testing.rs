@@ -21,6 +21,7 @@ pub fn key_of(kind: CheckKind, target: SocketAddr) -> CheckKey {
         },
         kind: kind.into(),
         target,
+        through: None,
     }
 }
 

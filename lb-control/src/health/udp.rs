@@ -1,15 +1,16 @@
 //! The UDP check: passes when a datagram gets the expected answer, or at least
 //! no ICMP error.
 
-use std::{io, net::SocketAddr, time::Duration};
+use std::time::Duration;
 
-use tokio::{net::UdpSocket, time};
+use tokio::time;
 
 use super::{
     Found, Verdict,
     http::judge_text,
     probe::{Failure, Outcome},
     trace::Trace,
+    way::Destination,
 };
 use crate::model::Udp;
 
@@ -20,8 +21,8 @@ const MOST_BYTES: usize = 65_535;
 ///
 /// # Errors
 /// The network says that it can't be delivered, or the answer is another one.
-pub async fn probe(target: SocketAddr, udp: &Udp, timeout: Duration, trace: &Trace) -> Outcome {
-    let socket = connect(target).await?;
+pub async fn probe(to: Destination, udp: &Udp, timeout: Duration, trace: &Trace) -> Outcome {
+    let socket = to.udp()?;
     trace.step("waiting for an answer");
     socket.send(&udp.send).await?;
     let mut answer = vec![0; MOST_BYTES];
@@ -48,18 +49,6 @@ pub async fn probe(target: SocketAddr, udp: &Udp, timeout: Duration, trace: &Tra
             format!("answered with {length} bytes"),
         )),
     }
-}
-
-/// A socket for this target alone: it hears of ICMP errors.
-pub(super) async fn connect(target: SocketAddr) -> io::Result<UdpSocket> {
-    let any: SocketAddr = if target.is_ipv4() {
-        ([0, 0, 0, 0], 0).into()
-    } else {
-        ([0; 8], 0).into()
-    };
-    let socket = UdpSocket::bind(any).await?;
-    socket.connect(target).await?;
-    Ok(socket)
 }
 
 #[cfg(test)]

@@ -1,4 +1,6 @@
-use std::net::Ipv4Addr;
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::net::UdpSocket;
 
 use super::*;
 use crate::{

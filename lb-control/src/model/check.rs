@@ -53,6 +53,19 @@ impl CheckKind {
         }
     }
 
+    /// Whether clients of a service could send the same.
+    pub fn has_connection(&self) -> bool {
+        matches!(
+            self,
+            Self::Tcp | Self::Udp(_) | Self::Http(_) | Self::Dns(_) | Self::Smtp(_)
+        )
+    }
+
+    /// Whether it sends datagrams, as clients of a UDP service do.
+    pub fn is_of_datagrams(&self) -> bool {
+        matches!(self, Self::Udp(_)) || matches!(self, Self::Dns(dns) if !dns.tcp)
+    }
+
     /// Whether it makes no difference which of a server's ports it is for.
     pub fn is_of_the_whole_server(&self) -> bool {
         matches!(self, Self::Ping(_) | Self::Exec(_) | Self::Snmp(_))

@@ -1,5 +1,5 @@
-//! Whether a network card takes VLAN tags off the frames it receives: the
-//! feature `rxvlan` of ethtool(8), through its ioctl.
+//! Offloads of network cards, through ethtool's ioctl: above all whether a card
+//! takes VLAN tags off the frames it receives, the feature `rxvlan` of ethtool(8).
 
 use std::{
     ffi::{CStr, c_char},
@@ -7,6 +7,10 @@ use std::{
     os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd},
 };
 
+/// ETHTOOL_STXCSUM: checksums of packets that are sent.
+pub(super) const SET_TX_CHECKSUM: u32 = 0x17;
+/// ETHTOOL_SGRO: packets that are received are put together.
+pub(super) const SET_GRO: u32 = 0x2c;
 const ETHTOOL_GFLAGS: u32 = 0x25;
 const ETHTOOL_SFLAGS: u32 = 0x26;
 /// ETH_FLAG_RXVLAN of linux/ethtool.h.
@@ -75,7 +79,8 @@ pub fn set(interface: &str, on: bool) -> io::Result<()> {
     }
 }
 
-fn call(interface: &str, command: u32, data: u32) -> io::Result<u32> {
+/// A command of ethtool's that reads or sets one number.
+pub(super) fn call(interface: &str, command: u32, data: u32) -> io::Result<u32> {
     // SAFETY: no preconditions.
     let fd = unsafe { libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0) };
     if fd < 0 {

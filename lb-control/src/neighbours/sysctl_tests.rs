@@ -3,7 +3,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::*;
 use crate::model::{
     Backend, Balance, Dataplane, Defence, ForwardingMethod, Interface, OnBackendDown, Pool, Ports,
-    Protocol, Replies, Service, Tunnel, XdpMode,
+    ProbePath, Protocol, Replies, Service, Tunnel, XdpMode,
 };
 use crate::neighbours::devices::Way;
 
@@ -73,6 +73,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             debug_log: false,
             manage_sysctls: true,
             tunnel: Tunnel::default(),
+            probes: ProbePath::default(),
         },
         metrics: None,
         pools: BTreeMap::from([(

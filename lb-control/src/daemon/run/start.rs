@@ -24,6 +24,7 @@ use crate::{
         controller::{self, Candidate, Controller},
         lock::DirectoryLock,
         observe::Observer,
+        probe_way::ProbeWay,
         settings,
     },
     dataplane::{
@@ -31,7 +32,7 @@ use crate::{
         stats::PlaneStats,
     },
     health::{Health, memory},
-    neighbours::{Neighbours, Unresolved, multicast::SolicitedNodes, targets},
+    neighbours::{Neighbours, Unresolved, multicast::SolicitedNodes, probe_device, targets},
     status::Snapshot,
 };
 
@@ -91,6 +92,7 @@ impl Daemon {
         if result.is_err() && !adopted {
             // What never ran must not stay and drop packets.
             plane::detach(&pin_dir);
+            let _ = probe_device::remove();
         }
         result
     }
@@ -152,6 +154,10 @@ impl Daemon {
         .await;
         controller.neighbours = Arc::clone(&views.borrow_and_update());
         controller.verdicts = super::known(&health);
+        let mut probe_way = ProbeWay::default();
+        probe_way
+            .establish(&model, &mut controller, &health)
+            .map_err(not_started)?;
         controller.reconcile(Now::read());
         if let Some(error) = controller.applies.error.clone().filter(|_| !adopted) {
             return Err(not_started(error));
@@ -163,6 +169,7 @@ impl Daemon {
             stats: PlaneStats::default(),
             claims: Claims::default(),
             health,
+            probe_way,
             neighbours,
             targets,
             groups: SolicitedNodes::default(),
@@ -186,6 +193,7 @@ impl Daemon {
             _locks: locks,
         };
         daemon.follow_links();
+        daemon.tell_members();
         daemon.tick();
         let routes = api::control(daemon.handle.clone());
         let control = listen::ControlSocket::serve(&options.socket, routes).await;

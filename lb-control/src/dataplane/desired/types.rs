@@ -36,6 +36,9 @@ pub struct Runtime {
     pub links: Vec<Link>,
     /// The node's own addresses.
     pub addresses: Vec<OwnAddress>,
+    /// First source port of probes, and the device among the links that they
+    /// come in by; none: there are none.
+    pub probes: Option<(u16, u32)>,
 }
 
 /// An address of this node.

@@ -28,6 +28,7 @@ impl Machine {
                 kind: check.key.kind.clone(),
                 certificate_expiry: check.certificate_expiry,
                 target: check.key.target,
+                service: check.key.through.as_ref().map(|t| t.service.clone()),
                 state: check.standing.state,
                 reason: check.reason.clone(),
                 last_duration: check.last_duration,
