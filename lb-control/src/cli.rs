@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::status::{
-    BackendStatus, ServiceStatus, Status,
+    BackendStatus, ServiceStatus, Status, VrrpStatus,
     request::{
         AdminAction, AdminAnswer, AdminRequest, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
         PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, ReloadAnswer,
@@ -140,6 +140,12 @@ pub enum Command {
         /// Only those of this pool.
         #[arg(long)]
         pool: Option<String>,
+        /// Table or JSON.
+        #[arg(long, short, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// The virtual routers: who is active, why and since when.
+    Vrrp {
         /// Table or JSON.
         #[arg(long, short, value_enum, default_value_t)]
         output: Output,
@@ -298,6 +304,10 @@ pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
             let wanted = |wish: &Option<String>, is: &str| wish.as_ref().is_none_or(|w| w == is);
             backends.retain(|b| wanted(&service, &b.service) && wanted(&pool, &b.pool));
             print(output, &backends, |b| show::backends(b, colour, unix_now()))
+        }
+        Command::Vrrp { output } => {
+            let routers: Vec<VrrpStatus> = client::get(socket, "/v1/vrrp").await?;
+            print(output, &routers, |r| show::vrrp(r, colour, unix_now()))
         }
         Command::Flows(args) => {
             let output = args.output;

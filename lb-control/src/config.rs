@@ -18,6 +18,7 @@ mod reader;
 mod shared;
 mod topology;
 mod value;
+mod vrrp;
 mod yaml;
 
 use std::{fs::File, io::Read as _, path::Path};

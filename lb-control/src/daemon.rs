@@ -22,3 +22,4 @@ mod settings;
 mod shares;
 #[cfg(test)]
 mod testing;
+mod vrrp;

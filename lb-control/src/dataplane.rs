@@ -27,6 +27,7 @@ mod log;
 mod mapping;
 pub mod neighbours;
 pub mod object;
+pub mod owners;
 pub mod plan;
 pub mod plane;
 pub mod ports;

@@ -26,3 +26,4 @@ pub mod neighbours;
 pub mod rates;
 pub mod scheduler;
 pub mod status;
+pub mod vrrp;

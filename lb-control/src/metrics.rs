@@ -4,15 +4,14 @@
 //! configuration (service, pool, backend, interface) or by the program (reason,
 //! event, result, state, mode), and never name a client.
 
-use prometheus::{
-    TextEncoder,
-    proto::{Bucket, Histogram, MetricType},
-};
+use prometheus::TextEncoder;
 
 mod page;
 mod pools;
+mod probes;
+mod vrrp;
 
-use page::{Page, counter, gauge, labelled};
+use page::{Page, counter, gauge};
 
 use crate::status::{BackendStatus, Condition, Health, ServiceStatus, Snapshot, Totals};
 
@@ -28,7 +27,8 @@ pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
     backends(&mut page, &snapshot.backends);
     pools::pools(&mut page, &snapshot.status.pools);
     drops_and_events(&mut page, snapshot);
-    probes(&mut page, snapshot);
+    probes::probes(&mut page, snapshot);
+    vrrp::vrrp(&mut page, &snapshot.vrrp);
     TextEncoder::new().encode_to_string(&page.families)
 }
 
@@ -426,71 +426,6 @@ fn drops_and_events(page: &mut Page, snapshot: &Snapshot) {
         "lb_events_total",
         "What the data path did besides forwarding and dropping, by event.",
         events,
-    );
-}
-
-fn probes(page: &mut Page, snapshot: &Snapshot) {
-    page.counters(
-        "lb_probe_results_total",
-        "Health checks done, by result.",
-        snapshot
-            .probes
-            .iter()
-            .flat_map(|probe| {
-                probe.results.iter().map(|(result, n)| {
-                    counter(
-                        &[
-                            ("pool", &probe.pool),
-                            ("backend", &probe.backend),
-                            ("result", result),
-                        ],
-                        *n,
-                    )
-                })
-            })
-            .collect(),
-    );
-    page.gauges(
-        "lb_probe_certificate_expiry_time_seconds",
-        "When the first of the certificates that a backend showed to its checks ends, in Unix time.",
-        snapshot
-            .probes
-            .iter()
-            .filter_map(|probe| {
-                let labels = [("pool", &*probe.pool), ("backend", &*probe.backend)];
-                Some(gauge(&labels, probe.certificate_expiry? as f64))
-            })
-            .collect(),
-    );
-    page.family(
-        "lb_probe_duration_seconds",
-        "How long health checks took.",
-        MetricType::HISTOGRAM,
-        snapshot
-            .probes
-            .iter()
-            .map(|probe| {
-                let mut histogram = Histogram::default();
-                histogram.set_sample_count(probe.durations.count);
-                histogram.set_sample_sum(probe.durations.sum_seconds);
-                histogram.set_bucket(
-                    probe
-                        .durations
-                        .buckets
-                        .iter()
-                        .map(|(upper_bound, count)| {
-                            let mut bucket = Bucket::default();
-                            bucket.set_upper_bound(*upper_bound);
-                            bucket.set_cumulative_count(*count);
-                            bucket
-                        })
-                        .collect(),
-                );
-                let mut metric = labelled(&[("pool", &probe.pool), ("backend", &probe.backend)]);
-                metric.set_histogram(histogram);
-                metric
-            })
-            .collect(),
     );
 }
 

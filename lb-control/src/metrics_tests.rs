@@ -3,7 +3,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::status::{
     ConfigStatus, FlowTableStatus, Histogram as Durations, InterfaceStatus, LastReload, PoolStatus,
-    ProbeStatus, ReloadStatus, Status,
+    ProbeStatus, ReloadStatus, Status, VrrpStatus,
 };
 
 fn snapshot() -> Snapshot {
@@ -64,6 +64,16 @@ fn snapshot() -> Snapshot {
             service: "shop".into(),
             condition: Condition::Draining,
             ..BackendStatus::default()
+        }],
+        vrrp: vec![VrrpStatus {
+            vrid: 51,
+            family: "IPv4".into(),
+            interface: "eth0".into(),
+            state: "active".into(),
+            priority: 150,
+            sent: 7,
+            rejected: [("ttl".to_owned(), 2)].into(),
+            ..VrrpStatus::default()
         }],
         probes: vec![ProbeStatus {
             pool: "web".into(),
@@ -130,6 +140,26 @@ fn every_figure_stands_under_its_name_and_labels() {
             "4070908800",
         ),
         (
+            r#"lb_vrrp_state{vrid="51",family="IPv4",interface="eth0",state="active"}"#,
+            "1",
+        ),
+        (
+            r#"lb_vrrp_state{vrid="51",family="IPv4",interface="eth0",state="backup"}"#,
+            "0",
+        ),
+        (
+            r#"lb_vrrp_priority{vrid="51",family="IPv4",interface="eth0"}"#,
+            "150",
+        ),
+        (
+            r#"lb_vrrp_advertisements_sent_total{vrid="51",family="IPv4",interface="eth0"}"#,
+            "7",
+        ),
+        (
+            r#"lb_vrrp_rejected_total{vrid="51",family="IPv4",interface="eth0",reason="ttl"}"#,
+            "2",
+        ),
+        (
             r#"lb_probe_duration_seconds_bucket{pool="web",backend="web-1",le="+Inf"}"#,
             "9",
         ),
@@ -171,6 +201,8 @@ fn no_label_can_name_a_client() {
         "version",
         "node",
         "le",
+        "vrid",
+        "family",
     ];
     for labels in text
         .lines()

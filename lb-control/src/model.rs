@@ -19,15 +19,17 @@ mod defence;
 mod persistence;
 mod pool;
 mod probe;
+mod vrrp;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
-pub use check::{CheckKind, ClientCertificate, Expect, Http, HttpMethod, Pattern, Tls};
+pub use check::{CheckKind, ClientCertificate, Expect, FULL_SIZE, Http, HttpMethod, Pattern, Tls};
 pub use defence::{Defence, OnBackendDown, Prefix};
 pub use persistence::Persistence;
 pub use pool::{PoolPolicy, WhenAllDown};
 pub use probe::{
     Agent, Dns, Exec, Ping, Secret, Smtp, Snmp, SnmpAccess, SnmpAuthentication, SnmpPrivacy, Udp,
 };
+pub use vrrp::{Vrrp, owner_word};
 
 /// Everything one node does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,6 +48,19 @@ pub struct Model {
     pub services: Vec<Service>,
     /// The addresses that full NAT gives to clients' packets as their source.
     pub full_nat: Option<FullNat>,
+    /// Virtual routers that this node is one of.
+    pub vrrp: Vec<Vrrp>,
+}
+
+impl Model {
+    /// The owner word of an address: that of its virtual router, or 0, which this
+    /// node always owns.
+    pub fn owner_word(&self, address: IpAddr) -> u16 {
+        self.vrrp
+            .iter()
+            .find(|vrrp| vrrp.addresses.contains(&address))
+            .map_or(0, |vrrp| owner_word(vrrp.vrid, address.is_ipv4()))
+    }
 }
 
 /// Full NAT's pool of source addresses and ports.
@@ -131,6 +146,8 @@ pub struct Dataplane {
     /// Set `forwarding` and `send_redirects` on the interfaces where NAT needs
     /// it. When false, `lbctl run` refuses to start where they are wrong.
     pub manage_sysctls: bool,
+    /// Without a daemon the data path lets go of the addresses of virtual routers.
+    pub yields_when_daemon_dead: bool,
     /// Outer headers of tunnels.
     pub tunnel: Tunnel,
     /// How probes leave that go the clients' way.

@@ -11,9 +11,11 @@ use serde::{Deserialize, Serialize};
 mod pool;
 mod probe;
 pub mod request;
+mod vrrp;
 
 pub use pool::PoolHealth;
 pub use probe::{Histogram, ProbeStatus};
+pub use vrrp::VrrpStatus;
 
 /// Everything, as of one second's tick.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -26,6 +28,9 @@ pub struct Snapshot {
     pub backends: Vec<BackendStatus>,
     /// Health checks' results.
     pub probes: Vec<ProbeStatus>,
+    /// Virtual routers.
+    #[serde(default)]
+    pub vrrp: Vec<VrrpStatus>,
 }
 
 /// The daemon and its data path.

@@ -399,23 +399,36 @@ impl Program {
 
     /// Runs one frame through the program.
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
-        let mut out = vec![0; frame.len() + 256];
-        let result = self.lb()?.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ..TestRunOptions::new()
-        })?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Outcome {
-            action: result.return_value,
-            frame: out,
-        })
+        run(self.lb()?, frame)
+    }
+
+    /// Runs one frame through the program on the device that probes come in by.
+    pub fn run_probe(&self, frame: &[u8]) -> Result<Outcome> {
+        let program = self.ebpf.program(abi::program::PROBE);
+        run(
+            program.context("the object lacks a program")?.try_into()?,
+            frame,
+        )
     }
 
     /// The sizes it was loaded with.
     pub fn sizes(&self) -> Sizes {
         self.sizes
     }
+}
+
+fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
+    let mut out = vec![0; frame.len() + 256];
+    let result = program.test_run(TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ..TestRunOptions::new()
+    })?;
+    out.truncate(result.data_size_out as usize);
+    Ok(Outcome {
+        action: result.return_value,
+        frame: out,
+    })
 }
 
 /// The verifier gives up with EAGAIN when a signal arrives meanwhile.

@@ -14,7 +14,7 @@ use lb_control::{
     health::{BackendKey, Health, HealthState, Verdict},
     model::{
         Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
-        OnBackendDown, Pool, PoolPolicy, Ports, ProbePath, Protocol, Replies, Service, Tunnel,
+        OnBackendDown, Pool, PoolPolicy, Ports, ProbePath, Protocol, Replies, Service, Tunnel, Via,
         XdpMode,
     },
     neighbours::{
@@ -334,11 +334,13 @@ fn model(address: &str, port: u16) -> Result<Model> {
             pin_dir: "/sys/fs/bpf/lb".into(),
             debug_log: false,
             manage_sysctls: true,
+            yields_when_daemon_dead: false,
             tunnel: Tunnel::default(),
             probes: ProbePath::default(),
         },
         metrics: None,
         full_nat: None,
+        vrrp: Vec::new(),
         pools: BTreeMap::from([(
             "web".to_owned(),
             Pool {
@@ -353,7 +355,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
                 health: vec![Check {
                     kind: CheckKind::Tcp,
                     port: None,
-                    via: None,
+                    via: Some(Via::Address),
                     interval: Duration::from_millis(200),
                     timeout: Duration::from_millis(300),
                     slow_after: None,
@@ -419,7 +421,7 @@ fn a_server_is_up_then_down_when_killed_and_up_again_and_a_blackhole_is_told_apa
             // of zero the next probe decides.
             for state in [HealthState::Overloaded, HealthState::Down] {
                 let found = next().await?;
-                let expected = expect(state, "no answer within 300ms");
+                let expected = expect(state, "no answer within 300ms: connecting");
                 ensure!(found == expected, "{found:?}, expected {expected:?}");
             }
             let snapshot = health.snapshot();

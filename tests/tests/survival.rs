@@ -25,8 +25,8 @@ use lb_tests::{
     packet::{Flood, FloodKind, FloodOptions},
     process::wait_ok,
     servers::{self, Hold},
-    site::{self, LIST, Site, UDP, family},
-    topology::{Kind, Options},
+    site::{self, LIST, Site, UDP, family, list_config},
+    topology::{Kind, Options, Topology},
 };
 
 /// Of each family.
@@ -47,35 +47,35 @@ fn start(kind: Kind, adapt: impl FnOnce(&mut Config)) -> Result<Site> {
         backends: 4,
         ..Options::default()
     };
-    let site = Site::echo(kind, &options, |config| {
-        config.set_dataplane("dead_after", "1s");
-        for pool in &mut config.pools {
-            pool.backends.truncate(3);
-        }
-        let udp: Vec<_> = config
-            .services
-            .iter()
-            .cloned()
-            .map(|mut service| {
-                service.name = service.name.replace("list", "udp");
-                service.port = UDP.to_string();
-                service.protocol = "udp".into();
-                service
-            })
-            .collect();
-        config.services.extend(udp);
-        adapt(config);
-    })?;
-    ask_again_every_second(&site)?;
-    Ok(site)
+    let topology = Topology::new(kind, &options)?;
+    ask_again_every_second(&topology)?;
+    let mut config = list_config(&topology);
+    config.set_dataplane("dead_after", "1s");
+    for pool in &mut config.pools {
+        pool.backends.truncate(3);
+    }
+    let udp: Vec<_> = config
+        .services
+        .iter()
+        .cloned()
+        .map(|mut service| {
+            service.name = service.name.replace("list", "udp");
+            service.port = UDP.to_string();
+            service.protocol = "udp".into();
+            service
+        })
+        .collect();
+    config.services.extend(udp);
+    adapt(&mut config);
+    Site::start(topology, config, false)
 }
 
 /// Clients and servers repeat unanswered segments every second at the latest
 /// (Linux 6.15 and newer). Where a queue on the way was full for seconds, TCP
 /// would else ask so rarely that a connection looks lost for long afterwards.
-fn ask_again_every_second(site: &Site) -> Result<()> {
+/// Before the servers start: what they accept is like the socket that listens.
+fn ask_again_every_second(t: &Topology) -> Result<()> {
     const KEY: &str = "net/ipv4/tcp_rto_max_ms";
-    let t = &site.topology;
     for host in t.backends.iter().chain([&t.client]) {
         if host.ns.read_sysctl(KEY).is_ok() {
             host.ns.sysctl(KEY, "1000")?;

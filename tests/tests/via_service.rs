@@ -1,15 +1,18 @@
 //! Checks that go the way of clients' packets.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     check,
     config::Config,
     decapsulator::Decapsulator,
     netns::Netns,
     process::wait_ok,
-    site::{Site, WEB, curl},
+    site::{LIST, Site, WEB, curl},
     topology::{Kind, Options, Topology},
 };
 
@@ -302,6 +305,96 @@ fn a_server_without_the_vip_on_its_loopback_is_found_out() {
         for service in services {
             wait_health(&site, service, "backend-1", "up", "connected")?;
         }
+        Ok(())
+    });
+}
+
+/// The switch has a smaller MTU towards one server than anybody knows.
+#[test]
+fn a_tunnel_that_loses_full_packets_is_found_out() {
+    check(|| {
+        let topology = Topology::new(Kind::Dsr, &Options::default())?;
+        let vips = topology.vips();
+        let ends = topology.backends.iter();
+        let _ends: Vec<_> = ends
+            .map(|host| Decapsulator::start(host, &vips))
+            .collect::<Result<_>>()?;
+        let mut site = Site::full_in(topology, |config| config_by_service(config, Some("gue")))?;
+        let port = site.topology.backends[0].name.clone();
+        site.topology
+            .switch
+            .exec(&["ip", "link", "set", &port, "mtu", "1400"])?;
+        let services = ["web-v4", "web-v6"];
+        for service in services {
+            wait_health(&site, service, "backend-1", "up", "status 200")?;
+        }
+        check_by(&mut site.config, "type: http, full_size: true");
+        site.reload()?;
+        for service in services {
+            let words = "connected, waiting for the response";
+            wait_health(&site, service, "backend-1", "down", words)?;
+            wait_health(&site, service, "backend-2", "up", "status 200")?;
+        }
+        Ok(())
+    });
+}
+
+const PROBES: u64 = 10_000;
+
+/// Probes so far that ended like this.
+fn results(site: &Site, listen: SocketAddr, result: &str) -> Result<u64> {
+    let url = format!("http://{listen}/metrics");
+    let page = site.topology.balancer.ns.exec(&["curl", "-sS", &url])?;
+    let label = format!("result=\"{result}\"");
+    page.lines()
+        .filter(|line| line.starts_with("lb_probe_results_total{") && line.contains(&label))
+        .map(|line| {
+            Ok(line
+                .rsplit(' ')
+                .next()
+                .context("no number")?
+                .parse::<u64>()?)
+        })
+        .sum()
+}
+
+/// More than there are ports, to each of two VIPs.
+#[test]
+fn ten_thousand_probes_a_minute_have_ports_enough() {
+    check(|| {
+        let options = Options {
+            backends: 20,
+            ..Options::default()
+        };
+        let listen: SocketAddr = "127.0.0.1:9464".parse()?;
+        let site = Site::echo(Kind::Dsr, &options, |config| {
+            config.metrics = Some(listen);
+            for pool in &mut config.pools {
+                pool.extra = vec![
+                    "health: [{type: tcp, via: service, interval: 100ms, timeout: 90ms}]".into(),
+                ];
+            }
+            config
+                .services
+                .iter_mut()
+                .for_each(|s| s.port = LIST[0].to_string());
+        })?;
+        let before = results(&site, listen, "pass")?;
+        let unmade = results(&site, listen, "not_made")?;
+        let begun = Instant::now();
+        wait_ok("enough probes", Duration::from_secs(60), || {
+            let passed = results(&site, listen, "pass")? - before;
+            ensure!(passed >= PROBES, "{passed} passed");
+            Ok(())
+        })?;
+        println!("{PROBES} probes in {:?}", begun.elapsed());
+        // But for those that came before the data path had its backends.
+        let now = results(&site, listen, "not_made")?;
+        ensure!(now == unmade, "{} could not be made", now - unmade);
+        ensure!(
+            begun.elapsed() < Duration::from_secs(60),
+            "that were too few"
+        );
         Ok(())
     });
 }

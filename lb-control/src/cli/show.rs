@@ -3,8 +3,10 @@
 use std::{fmt::Write as _, net::IpAddr};
 
 mod probe;
+mod vrrp;
 
 pub use probe::probe;
+pub use vrrp::vrrp;
 
 use super::table::{Align, Cell, Table, Tone, bits, paint, short, span};
 use crate::status::{

@@ -6,15 +6,12 @@ use std::net::IpAddr;
 use super::{
     balance, defence,
     document::Document,
-    persistence, pool_policy,
+    persistence, pool_policy, probe_path,
     reader::{Errors, Path, nearest},
-    shared, topology,
+    shared, topology, vrrp,
 };
 use crate::{
-    model::{
-        CheckKind, ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service, SourceBlock,
-        Via,
-    },
+    model::{ForwardingMethod, Model, Pool, Ports, Protocol, Replies, Service, SourceBlock},
     scheduler,
 };
 
@@ -65,6 +62,7 @@ pub(super) fn all(document: &mut Document, errors: &Errors) {
     capacities(model, errors);
     defence::check(model, errors);
     persistence::check(model, errors);
+    vrrp::check_all(model, errors);
     full_nat(model, errors);
     decide_replies(model, replies, errors);
 }
@@ -152,7 +150,7 @@ fn service_and_pool(
             ),
         );
     }
-    probes(service, pool, path, errors);
+    probe_path::check(service, pool, path, errors);
     for backend in &pool.backends {
         let (name, address) = (&backend.name, backend.address);
         let at_pool = || path.key("pool");
@@ -198,39 +196,6 @@ fn service_and_pool(
                 ),
             ),
             _ => {}
-        }
-    }
-}
-
-/// Under NAT a backend has the one port that the service leads to.
-fn probes(service: &Service, pool: &Pool, path: &Path, errors: &Errors) {
-    if !matches!(
-        service.forwarding,
-        ForwardingMethod::Nat | ForwardingMethod::FullNat
-    ) {
-        return;
-    }
-    let checks = pool.health.iter().filter(|c| c.via == Some(Via::Service));
-    for check in checks {
-        if let Some(port) = check.port {
-            errors.add(
-                path.key("pool"),
-                format!(
-                    "a health check of pool {:?} goes by the service to port {port}, but {} leads to one \
-                     port of a backend only; remove the check's port, or `via: service`",
-                    service.pool, service.forwarding
-                ),
-            );
-        }
-        if matches!(&check.kind, CheckKind::Udp(udp) if !udp.answer_required) {
-            errors.add(
-                path.key("pool"),
-                format!(
-                    "a UDP check of pool {:?} goes by the service and passes without an answer; under {} \
-                     no ICMP error reaches it, and it would always pass: set `answer: required`",
-                    service.pool, service.forwarding
-                ),
-            );
         }
     }
 }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     balance, defence, persistence, pool_policy, probe, probe_path,
     reader::{At, Errors, Fields, Path},
-    topology, value,
+    topology, value, vrrp,
     yaml::Node,
 };
 use crate::model::{
@@ -51,8 +51,9 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         "pools",
         "services",
         "full_nat",
+        "vrrp",
     ];
-    let fields = at.fields(&known, &["vrrp", "sync", "dns", "snmp"]);
+    let fields = at.fields(&known, &["sync", "dns", "snmp"]);
     let mut document = Document {
         model: Model {
             node: "lb".into(),
@@ -62,6 +63,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
             pools: BTreeMap::new(),
             services: Vec::new(),
             full_nat: None,
+            vrrp: Vec::new(),
         },
         replies: Vec::new(),
         tracking: Vec::new(),
@@ -83,6 +85,8 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         .and_then(|at| at.fields(&["listen"], &[]))
         .and_then(|metrics| metrics.required("listen")?.read(value::socket_address));
     model.full_nat = fields.get("full_nat").and_then(full_nat);
+    let routers = fields.get("vrrp").map(At::items).unwrap_or_default();
+    model.vrrp = routers.iter().filter_map(vrrp::read).collect();
     for (name, at) in fields.get("pools").map(At::entries).unwrap_or_default() {
         if !value::is_name(name) {
             at.error(format!("found the name {name:?}; {}", value::NAME_ALLOWED));
@@ -173,11 +177,11 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
     };
     let boolean =
         |key, default| fields.map_or(default, |f: &Fields<'_>| f.or(key, default, value::boolean));
-    if let Some(f) = fields {
-        f.or("when_daemon_dead", (), |node| {
-            value::choice(node, &[("keep", ())], &[("yield", " (it comes with VRRP)")])
-        });
-    }
+    let yields = fields.and_then(|f| {
+        f.optional("when_daemon_dead", |node| {
+            value::choice(node, &[("keep", false), ("yield", true)], &[])
+        })
+    });
     Dataplane {
         max_flows: number("max_flows", 1_000_000, 1024..=1 << 28),
         max_services: number("max_services", 1024, 1..=65_536),
@@ -200,6 +204,8 @@ fn dataplane(at: Option<&At<'_>>) -> Dataplane {
         ),
         debug_log: boolean("debug_log", false),
         manage_sysctls: boolean("manage_sysctls", true),
+        // Two that own at once are worse than none.
+        yields_when_daemon_dead: yields.unwrap_or(true),
         tunnel: tunnel(fields.and_then(|f| f.get("tunnel"))),
         probes: probe_path::read(fields.and_then(|f| f.get("probes"))),
     }

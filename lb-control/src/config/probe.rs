@@ -41,12 +41,13 @@ const TYPES: [(&str, Type); 10] = [
 const TLS: &[Type] = &[Https, Smtp];
 
 /// Keys of a check that are read here, and whose they are.
-const KEYS: [(&str, &[Type]); 29] = [
+const KEYS: [(&str, &[Type]); 30] = [
     ("packet_size", &[Ping]),
     ("path", &[Http, Https, Agent]),
     ("host", &[Http, Https]),
     ("method", &[Http, Https]),
     ("headers", &[Http, Https]),
+    ("full_size", &[Http, Https]),
     ("expect", &[Udp, Http, Https, Dns]),
     ("server_name", TLS),
     ("ca_file", TLS),

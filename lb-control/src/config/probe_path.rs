@@ -1,10 +1,10 @@
 //! The way of checks' probes.
 
 use super::{
-    reader::{At, Fields},
+    reader::{At, Errors, Fields, Path},
     value,
 };
-use crate::model::{CheckKind, ProbePath, Via};
+use crate::model::{CheckKind, ForwardingMethod, Pool, ProbePath, Service, Via};
 
 /// Source ports of probes end at the last port there is.
 const LAST_FIRST_PORT: u32 = 65_536 - lb_common::abi::PROBE_PORTS;
@@ -54,4 +54,37 @@ pub(super) fn via(fields: &Fields<'_>, kind: Option<&CheckKind>) -> Option<Via> 
         ));
     }
     Some(via)
+}
+
+/// Under NAT a backend has the one port that the service leads to.
+pub(super) fn check(service: &Service, pool: &Pool, path: &Path, errors: &Errors) {
+    if !matches!(
+        service.forwarding,
+        ForwardingMethod::Nat | ForwardingMethod::FullNat
+    ) {
+        return;
+    }
+    let checks = pool.health.iter().filter(|c| c.via == Some(Via::Service));
+    for check in checks {
+        if let Some(port) = check.port {
+            errors.add(
+                path.key("pool"),
+                format!(
+                    "a health check of pool {:?} goes by the service to port {port}, but {} leads to one \
+                     port of a backend only; remove the check's port, or `via: service`",
+                    service.pool, service.forwarding
+                ),
+            );
+        }
+        if matches!(&check.kind, CheckKind::Udp(udp) if !udp.answer_required) {
+            errors.add(
+                path.key("pool"),
+                format!(
+                    "a UDP check of pool {:?} goes by the service and passes without an answer; under {} \
+                     no ICMP error reaches it, and it would always pass: set `answer: required`",
+                    service.pool, service.forwarding
+                ),
+            );
+        }
+    }
 }

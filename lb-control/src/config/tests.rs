@@ -204,8 +204,8 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
         ),
         (
             "\npools:",
-            "\ndataplane: {when_daemon_dead: yield}\npools:",
-            "f.yaml:3:31: dataplane.when_daemon_dead: found \"yield\"; not supported by this version yet (it comes with VRRP); allowed: keep",
+            "\ndataplane: {when_daemon_dead: no}\npools:",
+            "f.yaml:3:31: dataplane.when_daemon_dead: found \"no\"; allowed: keep, yield",
         ),
         (
             "\npools:",
@@ -214,8 +214,8 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
         ),
         (
             "\npools:",
-            "\nvrrp: []\npools:",
-            "f.yaml:3:1: vrrp: `vrrp` is not supported by this version yet; remove it",
+            "\nsync: []\npools:",
+            "f.yaml:3:1: sync: `sync` is not supported by this version yet; remove it",
         ),
         (
             "\npools:",

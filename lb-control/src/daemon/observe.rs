@@ -25,7 +25,7 @@ use crate::{
     status::{
         BackendStatus, Concurrent, Condition, ConfigStatus, DuplicateVip, FlowTableStatus,
         Histogram, InterfaceStatus, PersistenceStatus, PoolHealth, PoolStatus, ProbeStatus,
-        Readiness, ServiceStatus, Snapshot, Status, Totals,
+        Readiness, ServiceStatus, Snapshot, Status, Totals, VrrpStatus,
     },
 };
 
@@ -55,6 +55,8 @@ pub struct View<'a, D> {
     pub health: &'a BTreeMap<crate::health::BackendKey, BackendHealth>,
     /// Whether the data path was adopted.
     pub adopted: bool,
+    /// Virtual routers.
+    pub vrrp: Vec<VrrpStatus>,
 }
 
 impl Observer {
@@ -87,6 +89,7 @@ impl Observer {
             services,
             probes: probes(view.health),
             backends,
+            vrrp: view.vrrp.clone(),
         }
     }
 

@@ -8,6 +8,7 @@ use std::{
 };
 
 use arc_swap::ArcSwap;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, watch},
@@ -24,9 +25,10 @@ use super::{
     persistence, preview,
     probe_way::ProbeWay,
     probes, settings,
+    vrrp::VirtualRouters,
 };
 use crate::{
-    api::{self, Command, Handle, MetricsPage, listen},
+    api::{Command, Handle, MetricsPage, listen},
     cli::{Failure, exit},
     dataplane::{
         desired::BackendKey, neighbours::NeighbourRequests, plane::Plane, stats::PlaneStats,
@@ -35,12 +37,10 @@ use crate::{
     metrics,
     model::Model,
     neighbours::{NeighbourView, Neighbours, Target, multicast::SolicitedNodes, targets},
-    status::{
-        Snapshot,
-        request::{AdminAction, Refusal, ReloadAnswer},
-    },
+    status::{Snapshot, request::AdminAction},
 };
 
+mod reloading;
 mod start;
 
 /// Time between two looks at the counters.
@@ -71,6 +71,7 @@ pub struct Options {
 /// # Errors
 /// It could not start; says why and what to do.
 pub fn run(options: &Options) -> Result<(), Failure> {
+    raise_limit_of_files();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -80,6 +81,19 @@ pub fn run(options: &Options) -> Result<(), Failure> {
         daemon.serve().await;
         Ok(())
     })
+}
+
+/// As many files as may be: every check under way has one, and when a switch dies
+/// all of them wait for their time-outs at once. Where it can't be raised, checks
+/// wait for each other.
+fn raise_limit_of_files() {
+    let files = Resource::RLIMIT_NOFILE;
+    if let Ok((soft, hard)) = getrlimit(files)
+        && soft < hard
+        && let Err(error) = setrlimit(files, hard, hard)
+    {
+        tracing::warn!(%error, soft, hard, "the limit of open files could not be raised");
+    }
 }
 
 fn not_started(reason: impl std::fmt::Display) -> Failure {
@@ -95,7 +109,10 @@ struct Daemon {
     stats: PlaneStats,
     claims: Claims,
     health: Health,
+    /// And a later daemon doesn't know it yet.
+    health_changed: bool,
     probe_way: ProbeWay,
+    routers: VirtualRouters,
     neighbours: Neighbours,
     targets: Vec<Target>,
     groups: SolicitedNodes,
@@ -151,13 +168,11 @@ impl Daemon {
                     let _ = self.reload().await;
                 }
                 Some(command) = inbox.commands.recv() => self.command(command).await,
-                Some(change) = inbox.health.recv() => {
-                    log_health(&change);
-                    while let Ok(change) = inbox.health.try_recv() {
-                        log_health(&change);
-                    }
+                Some(_) = inbox.health.recv() => {
+                    // One reaction to all that came at once.
+                    while inbox.health.try_recv().is_ok() {}
                     self.read_health();
-                    self.write_health();
+                    self.health_changed = true;
                 }
                 Ok(()) = inbox.views.changed() => {
                     self.controller.neighbours = Arc::clone(&inbox.views.borrow_and_update());
@@ -243,6 +258,7 @@ impl Daemon {
     /// Joins the groups of the VIPs on the links there are, and sees to the
     /// settings of VLAN devices that are new.
     fn follow_links(&mut self) {
+        self.routers.links(&self.controller.neighbours);
         let vlans: BTreeSet<u32> = self
             .controller
             .neighbours
@@ -280,6 +296,9 @@ impl Daemon {
     /// Reads the counters and publishes a snapshot.
     fn tick(&mut self) {
         self.read_health();
+        if std::mem::take(&mut self.health_changed) {
+            self.write_health();
+        }
         match self.controller.data_path.stats() {
             Ok(stats) => {
                 self.stats = stats;
@@ -308,6 +327,7 @@ impl Daemon {
             stats: &self.stats,
             health: &health,
             adopted: self.adopted,
+            vrrp: self.routers.status(),
         };
         let snapshot = self.observer.snapshot(&view, Now::read());
         if snapshot.status.readiness.ready && !self.told_ready {
@@ -374,73 +394,11 @@ impl Daemon {
         Some(of.map(|b| b.concurrent.connections).sum())
     }
 
-    async fn reload(&mut self) -> Result<ReloadAnswer, Refusal> {
-        let result = self.try_reload().await;
-        self.controller.reloaded(&result, Now::read());
-        match &result {
-            Ok(answer) => tracing::info!(
-                file = answer.file,
-                slots_moved = answer.slots_moved,
-                "configuration reloaded"
-            ),
-            Err(refusal) => {
-                tracing::error!("reload refused, the configuration before stays in force:");
-                for error in &refusal.errors {
-                    tracing::error!("{error}");
-                }
-            }
-        }
-        self.tick();
-        result
-    }
-
-    async fn try_reload(&mut self) -> Result<ReloadAnswer, Refusal> {
-        let file = self.controller.in_force.file.clone();
-        let candidate = self.controller.candidate(&file)?;
-        settings::establish(&candidate.model, &self.state_dir).map_err(Refusal::because)?;
-        let wanted = candidate.model.metrics;
-        let rebind = wanted != self.controller.model.metrics;
-        let metrics = match wanted.filter(|_| rebind) {
-            Some(address) => Some(
-                listen::MetricsListener::serve(address, api::observe(self.handle.clone(), METRICS))
-                    .await
-                    .map_err(|error| Refusal::because(error.to_string()))?,
-            ),
-            None => None,
-        };
-        self.probe_way
-            .establish(&candidate.model, &mut self.controller, &self.health)
-            .map_err(Refusal::because)?;
-        let applied = self.controller.take_over(candidate, Now::read())?;
-        if rebind {
-            self.metrics = metrics;
-        }
-        let model = &self.controller.model;
-        self.health.update(model);
-        let notes = self
-            .controller
-            .admin
-            .strangers(model)
-            .into_iter()
-            .map(|name| {
-                format!(
-                    "{name} is not in the configuration any more; an operator's decision about it is kept"
-                )
-            })
-            .collect();
-        let answer = ReloadAnswer {
-            file: file.display().to_string(),
-            services: model.services.len(),
-            slots_moved: applied.slots_moved,
-            notes,
-        };
-        self.follow_links();
-        Ok(answer)
-    }
-
     /// An orderly end that leaves the data path forwarding.
-    async fn stop(self) {
+    async fn stop(mut self) {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
+        // First of all: another node waits to be told.
+        drop(std::mem::take(&mut self.routers));
         self.write_health();
         self.neighbours.stop().await;
         tracing::info!(
@@ -468,17 +426,6 @@ fn known(health: &Health) -> BTreeMap<BackendKey, Known> {
         (key, known)
     });
     backends.collect()
-}
-
-fn log_health(change: &HealthChange) {
-    let backend = format!("{}/{}", change.key.pool, change.key.backend);
-    tracing::info!(
-        backend,
-        was = %change.was,
-        now = %change.state,
-        reason = change.reason,
-        "health changed"
-    );
 }
 
 async fn next_client(

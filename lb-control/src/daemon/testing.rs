@@ -75,6 +75,7 @@ pub fn model(backends: &[&str]) -> Model {
             pin_dir: "/sys/fs/bpf/test".into(),
             debug_log: false,
             manage_sysctls: true,
+            yields_when_daemon_dead: false,
             tunnel: Tunnel::default(),
             probes: ProbePath::default(),
         },
@@ -127,5 +128,6 @@ pub fn model(backends: &[&str]) -> Model {
             table_size_is_explicit: false,
         }],
         full_nat: None,
+        vrrp: Vec::new(),
     }
 }

@@ -239,6 +239,37 @@ pub(super) fn set_programs(ebpf: &mut Ebpf, programs: &[ProgramFd]) -> Result<()
     Ok(())
 }
 
+/// `OWNERS` once more, for who writes nothing else.
+pub(super) struct OwnerArray(Array<MapData, u64>);
+
+impl OwnerArray {
+    /// The one pinned at `path`.
+    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
+        let data = pinned(path, map::OWNERS)?;
+        Array::try_from(Map::Array(data))
+            .map(Self)
+            .map_err(|e| failed(map::OWNERS, "open")(io_of(e)))
+    }
+
+    /// Sets a word.
+    pub(super) fn set(&mut self, word: u16, value: u64) -> Result<(), StoreError> {
+        self.0
+            .set(u32::from(word), value, 0)
+            .map_err(|e| failed(map::OWNERS, format!("entry {word}"))(io_of(e)))
+    }
+}
+
+fn pinned(path: &Path, name: &'static str) -> Result<MapData, StoreError> {
+    MapData::from_pin(path).map_err(|e| failed(name, "open")(io_of(e)))
+}
+
+/// `CLOCK` once more, mapped.
+pub(super) fn pinned_clock(path: &Path) -> Result<Mapping, StoreError> {
+    let data = pinned(path, map::CLOCK)?;
+    Mapping::new(data.fd().as_fd(), size_of::<ClockReading>())
+        .map_err(failed(map::CLOCK, "map into memory"))
+}
+
 /// `PROBES`, mapped.
 pub(super) fn probes(ebpf: &mut Ebpf) -> Result<Mapping, StoreError> {
     mapped(ebpf, map::PROBES, PROBE_PORTS as usize * PROBE_WORDS * 8)

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use lb_common::{
-    abi::{Config, LinkEntry, ServiceEntry, Tunnel, feature, owner, service_flag},
+    abi::{Config, LinkEntry, ServiceEntry, Tunnel, feature, service_flag},
     binding::{self, Ring},
     clock, limit,
     net::{Addr, Be16},
@@ -61,6 +61,7 @@ pub fn desired(
         builder.service(service, tables)?;
     }
     builder.pools()?;
+    builder.virtual_addresses();
     builder.local();
     builder.departed();
     Ok(builder.finish())
@@ -166,7 +167,7 @@ impl<'a> Builder<'a> {
             id,
             slot_offset: offset,
             slot_size: size,
-            owner: owner::ALWAYS_INDEX,
+            owner: self.model.owner_word(service.address),
             flags: flags | self.service_flags(service),
             idle_units: self.idle_units(service)?,
             core_cost,

@@ -109,6 +109,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             pin_dir: "/nowhere".into(),
             debug_log: false,
             manage_sysctls: false,
+            yields_when_daemon_dead: false,
             tunnel: Tunnel::default(),
             probes: crate::model::ProbePath::default(),
         },
@@ -125,6 +126,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
             .collect(),
         services,
         full_nat: None,
+        vrrp: Vec::new(),
     }
 }
 

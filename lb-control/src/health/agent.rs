@@ -69,6 +69,7 @@ async fn json(to: Destination, path: &str, tools: &Tools, trace: &Trace) -> Outc
         path: path.to_owned(),
         host: None,
         headers: Vec::new(),
+        full_size: false,
         expect: Expect {
             status: vec![(200, 200)],
             headers: Vec::new(),

@@ -25,7 +25,7 @@ use super::{
     trace::Trace,
     way::Destination,
 };
-use crate::model::{Expect, Http, HttpMethod, Pattern};
+use crate::model::{Expect, FULL_SIZE, Http, HttpMethod, Pattern};
 
 /// The head of a response may have so many bytes.
 const MOST_HEAD: usize = 64 << 10;
@@ -127,6 +127,9 @@ fn request(target: SocketAddr, http: &Http) -> Result<Request<Empty<Bytes>>, hyp
     }
     for (name, value) in &http.headers {
         request = request.header(name, value);
+    }
+    if http.full_size {
+        request = request.header("x-padding", "x".repeat(FULL_SIZE));
     }
     request.body(Empty::new())
 }

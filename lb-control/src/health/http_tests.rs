@@ -19,6 +19,7 @@ fn http() -> Http {
         path: "/healthz?deep=1".into(),
         host: None,
         headers: Vec::new(),
+        full_size: false,
         expect: Expect {
             status: vec![(200, 299)],
             headers: Vec::new(),

@@ -195,8 +195,11 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
                             Done { id, found, took }
                         });
                     }
-                    // Nobody listens any more: the daemon is about to end.
-                    Action::Changed(change) => drop(changes.send(change)),
+                    Action::Changed(change) => {
+                        log(&change);
+                        // Nobody listens any more: the daemon is about to end.
+                        drop(changes.send(change));
+                    }
                 }
             }
             machine.poll_timeout()
@@ -232,6 +235,17 @@ async fn run(shared: Arc<Shared>, changes: mpsc::UnboundedSender<HealthChange>) 
             }
         }
     }
+}
+
+/// At the moment of the verdict; what follows from it may take its time.
+fn log(change: &HealthChange) {
+    tracing::info!(
+        backend = format!("{}/{}", change.key.pool, change.key.backend),
+        was = %change.was,
+        now = %change.state,
+        reason = change.reason,
+        "health changed"
+    );
 }
 
 /// One probe, how long it took, and its steps.

@@ -125,6 +125,7 @@ async fn ask(address: SocketAddr, tls: Tls, timeout: Duration) -> Found {
         path: "/".into(),
         host: None,
         headers: Vec::new(),
+        full_size: false,
         expect: Expect {
             status: vec![(200, 200)],
             headers: Vec::new(),

@@ -92,11 +92,17 @@ pub struct Http {
     pub host: Option<String>,
     /// Further headers: name and value.
     pub headers: Vec<(String, String)>,
+    /// The request fills a packet of [`FULL_SIZE`] bytes and more.
+    pub full_size: bool,
     /// What makes it pass.
     pub expect: Expect,
     /// Over TLS (RFC 9110 §4.2.2): the check is called `https`.
     pub tls: Option<Tls>,
 }
+
+/// Bytes of a request of full size: more than a packet of Ethernet's usual MTU
+/// holds, and less than servers take for a header.
+pub const FULL_SIZE: usize = 2000;
 
 /// How a server proves who it is, and the balancer.
 #[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize)]

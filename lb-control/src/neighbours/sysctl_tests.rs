@@ -72,6 +72,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             pin_dir: "/sys/fs/bpf/lb".into(),
             debug_log: false,
             manage_sysctls: true,
+            yields_when_daemon_dead: false,
             tunnel: Tunnel::default(),
             probes: ProbePath::default(),
         },
@@ -103,6 +104,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             })
             .collect(),
         full_nat: None,
+        vrrp: Vec::new(),
     }
 }
 

@@ -23,6 +23,7 @@ mod mutations;
 mod neighbour;
 mod oracle;
 mod persistence;
+mod probe;
 mod random;
 mod reader;
 mod reply_flow;

@@ -44,6 +44,7 @@ pub const TOOLS: &[Package] = &[
     package("traceroute", "traceroute", "client of the tests"),
     package("socat", "socat", "client and backend of the tests"),
     package("snmpd", "snmpd", "tells its load in the tests"),
+    package("keepalived", "keepalived", "speaks VRRP in the tests"),
 ];
 
 /// A rustc with a precompiled `core` for BPF.

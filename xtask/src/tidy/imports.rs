@@ -17,7 +17,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("dataplane", &["model", "scheduler"]),
     ("health", &["model"]),
     ("neighbours", &["model"]),
-    ("vrrp", &[]),
+    ("vrrp", &["status"]),
     ("sync", &[]),
     ("api", &["status"]),
     ("metrics", &["status"]),

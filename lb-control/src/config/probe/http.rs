@@ -71,6 +71,7 @@ pub(super) fn http(fields: &Fields<'_>) -> Http {
             .into_iter()
             .filter_map(|(name, at)| header(name, &at))
             .collect(),
+        full_size: fields.or("full_size", false, value::boolean),
         expect,
         tls: None,
     }

@@ -26,6 +26,7 @@ use crate::{
         observe::Observer,
         probe_way::ProbeWay,
         settings,
+        vrrp::VirtualRouters,
     },
     dataplane::{
         plane::{self, Plane},
@@ -169,7 +170,9 @@ impl Daemon {
             stats: PlaneStats::default(),
             claims: Claims::default(),
             health,
+            health_changed: false,
             probe_way,
+            routers: VirtualRouters::default(),
             neighbours,
             targets,
             groups: SolicitedNodes::default(),
@@ -192,6 +195,10 @@ impl Daemon {
             controller,
             _locks: locks,
         };
+        // Whoever becomes active has all its services in the maps by now.
+        let plane = &daemon.controller.data_path;
+        let followed = daemon.routers.follow(&daemon.controller.model, plane);
+        followed.map_err(not_started)?;
         daemon.follow_links();
         daemon.tell_members();
         daemon.tick();

@@ -55,4 +55,22 @@ impl Builder<'_> {
             );
         }
     }
+
+    /// Addresses of virtual routers that no service has: a gateway's, such as that
+    /// of servers behind NAT. Whoever owns them answers for them.
+    pub(super) fn virtual_addresses(&mut self) {
+        for address in self.model.vrrp.iter().flat_map(|vrrp| &vrrp.addresses) {
+            let owner = self.model.owner_word(*address);
+            let (address, family) = Addr::from_ip(*address);
+            let key = VipKey {
+                address,
+                family,
+                reserved: [0; 3],
+            };
+            self.state
+                .vips
+                .entry(key)
+                .or_insert(VipEntry { owner, flags: 0 });
+        }
+    }
 }

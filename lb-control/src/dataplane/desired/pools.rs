@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use lb_common::{
     abi::{
-        LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry, VipEntry, VipKey, feature, owner, service_flag,
+        LOCAL_KEY_FIXED_BITS, LocalKey, PoolEntry, VipEntry, VipKey, feature, service_flag,
         vip_flag,
     },
     net::{Addr, family},
@@ -129,7 +129,7 @@ impl Builder<'_> {
             };
             // A service that has got the address of a pool has precedence.
             self.state.vips.entry(*key).or_insert(VipEntry {
-                owner: owner::ALWAYS_INDEX,
+                owner: self.model.owner_word(key.address.to_ip(key.family)),
                 flags: vip_flag::POOL,
             });
         }

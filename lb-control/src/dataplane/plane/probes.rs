@@ -4,7 +4,7 @@ use std::{collections::HashMap, net::IpAddr};
 
 use super::Plane;
 use crate::{
-    dataplane::{error::PlaneError, load, probes::ProbePorts},
+    dataplane::{error::PlaneError, load, owners::OwnerWords, probes::ProbePorts},
     model::Model,
 };
 
@@ -23,6 +23,14 @@ impl Plane {
     /// The program can't be attached.
     pub fn take_probes_from(&mut self, ifindex: u32) -> Result<(), PlaneError> {
         load::attach_probes(&mut self.loaded, ifindex)
+    }
+
+    /// The owner words, for whoever decides on them.
+    ///
+    /// # Errors
+    /// The pinned maps can't be opened.
+    pub fn owner_words(&self, model: &Model) -> Result<OwnerWords, PlaneError> {
+        OwnerWords::open(&model.dataplane.pin_dir, self.loaded.hz)
     }
 
     /// Changes whenever [`Self::members`] may.

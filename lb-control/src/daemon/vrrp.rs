@@ -1,0 +1,140 @@
+//! The virtual routers of the configuration, on their thread.
+
+use std::{
+    net::{IpAddr, Ipv6Addr},
+    time::Instant,
+};
+
+use crate::{
+    dataplane::{owners::OwnerWords, plane::Plane},
+    model::{self, Model, owner_word},
+    neighbours::NeighbourView,
+    status::VrrpStatus,
+    vrrp::{
+        codec::{ChecksumForm, Version},
+        machine::Settings,
+        thread::{Ownership, RouterConfig, Vrrp},
+    },
+};
+
+/// The thread, where the configuration has virtual routers.
+#[derive(Debug, Default)]
+pub struct VirtualRouters {
+    thread: Option<Vrrp>,
+}
+
+struct Words(OwnerWords);
+
+impl Ownership for Words {
+    fn own(&mut self, word: u16, until: Option<Instant>) -> Result<(), String> {
+        self.0.own(word, until).map_err(|error| error.to_string())
+    }
+
+    fn disown(&mut self, word: u16) -> Result<(), String> {
+        self.0.disown(word).map_err(|error| error.to_string())
+    }
+}
+
+impl VirtualRouters {
+    /// Those of the model are there from now on. Starts the thread with the first.
+    ///
+    /// # Errors
+    /// There is no thread, or the data path can't be told; in words.
+    pub fn follow(&mut self, model: &Model, plane: &Plane) -> Result<(), String> {
+        if self.thread.is_none() && !model.vrrp.is_empty() {
+            let words = plane.owner_words(model).map_err(|e| e.to_string())?;
+            let thread = Vrrp::start(Box::new(Words(words)));
+            self.thread = Some(thread.map_err(|error| format!("VRRP: {error}"))?);
+        }
+        if let Some(thread) = &self.thread {
+            thread.configure(routers(model));
+        }
+        Ok(())
+    }
+
+    /// What the kernel says of the interfaces.
+    pub fn links(&self, view: &NeighbourView) {
+        if let Some(thread) = &self.thread {
+            let up = view.links.iter().filter(|link| link.up && link.forwards);
+            thread.links(up.map(|link| link.name.clone()).collect());
+        }
+    }
+
+    /// What they do.
+    pub fn status(&self) -> Vec<VrrpStatus> {
+        self.thread.as_ref().map(Vrrp::status).unwrap_or_default()
+    }
+}
+
+/// A virtual router of each family that has addresses.
+fn routers(model: &Model) -> Vec<RouterConfig> {
+    let families = model
+        .vrrp
+        .iter()
+        .flat_map(|vrrp| [(vrrp, true), (vrrp, false)]);
+    families
+        .filter_map(|(vrrp, is_v4)| router(vrrp, is_v4, model.dataplane.yields_when_daemon_dead))
+        .collect()
+}
+
+fn router(vrrp: &model::Vrrp, is_v4: bool, lease: bool) -> Option<RouterConfig> {
+    let of_family = |all: &[IpAddr]| -> Vec<IpAddr> {
+        let all = all.iter().filter(|address| address.is_ipv4() == is_v4);
+        all.copied().collect()
+    };
+    let announced = of_family(&vrrp.addresses);
+    if announced.is_empty() {
+        return None;
+    }
+    let mut addresses = announced.clone();
+    // RFC 9568 §5.2.9: the first one is link-local.
+    let is_link_local = |a: &IpAddr| matches!(a, IpAddr::V6(a) if a.is_unicast_link_local());
+    match addresses.iter().position(is_link_local) {
+        Some(place) => addresses.swap(0, place),
+        None if is_v4 => {}
+        None => addresses.insert(0, link_local(vrrp.vrid).into()),
+    }
+    Some(RouterConfig {
+        interface: vrrp.interface.clone(),
+        is_v4,
+        settings: Settings {
+            version: if vrrp.version == 2 {
+                Version::V2
+            } else {
+                Version::V3
+            },
+            vrid: vrrp.vrid,
+            priority: vrrp.priority,
+            interval: vrrp.interval,
+            preempt: vrrp.preempt,
+            preempt_delay: vrrp.preempt_delay,
+            startup_delay: vrrp.startup_delay,
+            addresses,
+            source: Ipv6Addr::UNSPECIFIED.into(),
+        },
+        announced,
+        checksum: if vrrp.pseudo_header {
+            ChecksumForm::PseudoHeader
+        } else {
+            ChecksumForm::Message
+        },
+        peers: of_family(&vrrp.peers),
+        owner: owner_word(vrrp.vrid, is_v4),
+        lease,
+    })
+}
+
+/// Of the virtual MAC address 00-00-5E-00-02-VRID (RFC 9568 §7.3), as RFC 4291
+/// appendix A makes it of one.
+fn link_local(vrid: u8) -> Ipv6Addr {
+    Ipv6Addr::new(
+        0xfe80,
+        0,
+        0,
+        0,
+        0x0200,
+        0x5eff,
+        0xfe00,
+        0x0200 | u16::from(vrid),
+    )
+}

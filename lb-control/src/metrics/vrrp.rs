@@ -1,0 +1,79 @@
+//! Virtual routers.
+
+use super::page::{Page, counter, gauge};
+use crate::status::VrrpStatus;
+
+const STATES: [&str; 4] = ["initialize", "backup", "active", "fault"];
+
+/// Adds them.
+pub(super) fn vrrp(page: &mut Page, routers: &[VrrpStatus]) {
+    let vrids: Vec<String> = routers.iter().map(|r| r.vrid.to_string()).collect();
+    let each = || routers.iter().zip(&vrids);
+    let labels = |router: &VrrpStatus, vrid: &str| {
+        [
+            ("vrid", vrid.to_owned()),
+            ("family", router.family.clone()),
+            ("interface", router.interface.clone()),
+        ]
+    };
+    let with = |router: &VrrpStatus, vrid: &str, name: &'static str, value: &str| {
+        let mut all = labels(router, vrid).to_vec();
+        all.push((name, value.to_owned()));
+        all
+    };
+    let states = each().flat_map(|(router, vrid)| {
+        STATES.map(|state| {
+            let is_it = f64::from(u8::from(router.state == state));
+            gauge(&borrowed(&with(router, vrid, "state", state)), is_it)
+        })
+    });
+    page.gauges(
+        "lb_vrrp_state",
+        "1 for the state that a virtual router has on this node.",
+        states.collect(),
+    );
+    let priorities = each()
+        .map(|(router, vrid)| gauge(&borrowed(&labels(router, vrid)), router.priority.into()));
+    page.gauges(
+        "lb_vrrp_priority",
+        "Priority that a virtual router advertises now.",
+        priorities.collect(),
+    );
+    let mut counters = |name: &str, help: &str, of: fn(&VrrpStatus) -> u64| {
+        let counted =
+            each().map(|(router, vrid)| counter(&borrowed(&labels(router, vrid)), of(router)));
+        page.counters(name, help, counted.collect());
+    };
+    counters(
+        "lb_vrrp_became_active_total",
+        "Times that a virtual router became active on this node.",
+        |router| router.became_active,
+    );
+    counters(
+        "lb_vrrp_advertisements_sent_total",
+        "Advertisements that were sent.",
+        |router| router.sent,
+    );
+    counters(
+        "lb_vrrp_advertisements_received_total",
+        "Advertisements that were received and taken.",
+        |router| router.received,
+    );
+    let rejected = each().flat_map(|(router, vrid)| {
+        router.rejected.iter().map(|(reason, count)| {
+            counter(&borrowed(&with(router, vrid, "reason", reason)), *count)
+        })
+    });
+    page.counters(
+        "lb_vrrp_rejected_total",
+        "Messages that were thrown away, or are odd, by reason.",
+        rejected.collect(),
+    );
+}
+
+fn borrowed<'a>(labels: &'a [(&'static str, String)]) -> Vec<(&'static str, &'a str)> {
+    labels
+        .iter()
+        .map(|(name, value)| (*name, value.as_str()))
+        .collect()
+}

@@ -1,0 +1,47 @@
+//! Virtual routers.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use serde::{Deserialize, Serialize};
+
+/// What a virtual router does, for people and for metrics.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VrrpStatus {
+    /// Number of the virtual router.
+    pub vrid: u8,
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+    /// The interface.
+    pub interface: String,
+    /// `initialize`, `backup`, `active` or `fault`.
+    pub state: String,
+    /// Why, in words.
+    pub reason: String,
+    /// Since when, in seconds since the Unix epoch.
+    pub since: u64,
+    /// Priority that is advertised now.
+    pub priority: u8,
+    /// Milliseconds between two advertisements.
+    pub interval_ms: u64,
+    /// Version that is spoken.
+    pub version: u8,
+    /// The virtual addresses.
+    pub addresses: Vec<IpAddr>,
+    /// This node's address in it.
+    pub source: Option<IpAddr>,
+    /// Whoever was last heard to be active.
+    pub active_peer: Option<IpAddr>,
+    /// Its priority.
+    pub active_priority: Option<u8>,
+    /// Advertisements sent.
+    pub sent: u64,
+    /// Advertisements received and taken.
+    pub received: u64,
+    /// Messages thrown away, and oddities of others, by name.
+    pub rejected: BTreeMap<String, u64>,
+    /// Times that it became active.
+    pub became_active: u64,
+    /// Checksum that peers use over IPv4 in version 3, where another than the RFC's
+    /// was seen.
+    pub peer_checksum: Option<String>,
+}

@@ -1,0 +1,16 @@
+//! VRRP: which of several balancers owns the virtual addresses (RFC 9568, RFC
+//! 3768).
+//!
+//! [`codec`] reads and writes messages; [`machine`] decides, without a clock or a
+//! socket; [`thread`] runs all of
+//! it. May import [`crate::status`] only.
+
+pub mod announce;
+pub mod codec;
+pub mod machine;
+mod router;
+pub mod socket;
+pub mod thread;
+
+#[cfg(test)]
+mod rfc_tests;

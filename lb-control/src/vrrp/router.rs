@@ -1,0 +1,471 @@
+//! One virtual router with its sockets: does what its machine says.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::{
+    announce::{self, Announcer, Mac},
+    codec::{Advertisement, ChecksumForm, Ends, GROUP_V4, GROUP_V6, LEAVING, Malformed},
+    machine::{Action, Machine, Oddity, Reason, State},
+    socket::VrrpSocket,
+    thread::{Ownership, RouterConfig},
+};
+use crate::status::VrrpStatus;
+use nix::ifaddrs::getifaddrs;
+
+/// After it became active: announcements may be lost, and switches slow.
+const ANNOUNCED_AFTER: [Duration; 3] = [
+    Duration::from_millis(100),
+    Duration::from_secs(1),
+    Duration::from_secs(5),
+];
+
+/// Switches forget an address that stays silent.
+const ANNOUNCED_EVERY: Duration = Duration::from_secs(60);
+
+/// An oddity is logged again after so long.
+const ODD_AGAIN: Duration = Duration::from_secs(3600);
+
+/// Intervals that backups wait for (RFC 9568 §6.1).
+const MISSED: u32 = 3;
+
+/// See the module's description.
+pub struct Router {
+    config: RouterConfig,
+    machine: Machine,
+    link: Option<Link>,
+    reason: String,
+    changed: Instant,
+    announcements: Vec<Instant>,
+    counts: VrrpStatus,
+    odd: BTreeMap<String, Instant>,
+}
+
+/// What needs the interface.
+struct Link {
+    socket: VrrpSocket,
+    announcer: Announcer,
+    source: IpAddr,
+    mac: Mac,
+}
+
+impl Router {
+    /// Waits for its link.
+    pub fn new(config: RouterConfig) -> Self {
+        Self {
+            machine: Machine::new(config.settings.clone()),
+            config,
+            link: None,
+            reason: "waiting for its interface".into(),
+            changed: now(),
+            announcements: Vec::new(),
+            counts: VrrpStatus::default(),
+            odd: BTreeMap::new(),
+        }
+    }
+
+    /// What it is.
+    pub fn config(&self) -> &RouterConfig {
+        &self.config
+    }
+
+    /// What it hears by.
+    pub fn socket(&self) -> Option<&VrrpSocket> {
+        self.link.as_ref().map(|link| &link.socket)
+    }
+
+    /// When it wants to be called next.
+    pub fn due(&self) -> Option<Instant> {
+        let announcement = self.announcements.iter().min().copied();
+        self.machine
+            .poll_timeout()
+            .into_iter()
+            .chain(announcement)
+            .min()
+    }
+
+    /// Takes what waits in its socket.
+    pub fn read(&mut self, ownership: &mut dyn Ownership) {
+        while let Some(link) = &self.link {
+            match link.socket.receive() {
+                Ok(Some(packet)) => {
+                    let (ends, ttl) = (packet.ends, packet.ttl);
+                    self.heard(&packet.message, &ends, ttl, ownership);
+                }
+                Ok(None) => return,
+                Err(error) => {
+                    self.odd("socket", &format!("its socket can't be read: {error}"));
+                    return;
+                }
+            }
+        }
+    }
+
+    fn heard(&mut self, message: &[u8], ends: &Ends, ttl: u8, ownership: &mut dyn Ownership) {
+        let own = self.link.as_ref().map(|link| link.source);
+        if Some(ends.source) == own {
+            return;
+        }
+        let peers = &self.config.peers;
+        if !peers.is_empty() && !peers.contains(&ends.source) {
+            self.reject("stranger");
+            return;
+        }
+        let (advertisement, form) = match Advertisement::decode(message, ends, ttl) {
+            Ok(decoded) => decoded,
+            Err(malformed) => return self.malformed(malformed, ends.source),
+        };
+        // Others' virtual routers are on the same segment.
+        if advertisement.vrid != self.config.settings.vrid {
+            return;
+        }
+        if form == ChecksumForm::PseudoHeader {
+            let mut words = format!(
+                "{} sums its checksum over a pseudo-header, as keepalived does and RFC 9568 doesn't",
+                ends.source
+            );
+            if self.config.checksum == ChecksumForm::Message {
+                words += "; keepalived throws away what doesn't: set `checksum: pseudo-header`";
+            }
+            self.counts.peer_checksum = Some("pseudo-header".into());
+            self.odd("checksum_form", &words);
+        }
+        let odd = self.machine.received(now(), &advertisement, ends.source);
+        let is_taken = !odd
+            .iter()
+            .any(|odd| matches!(odd, Oddity::Version | Oddity::TwoOwners));
+        self.counts.received += u64::from(is_taken);
+        for oddity in odd {
+            let (name, what) = words(oddity, &advertisement);
+            self.reject(name);
+            self.odd(name, &format!("{} {what}", ends.source));
+        }
+        self.act(ownership);
+    }
+
+    fn malformed(&mut self, why: Malformed, from: IpAddr) {
+        self.reject(why.name());
+        self.odd(why.name(), &format!("a message of {from} is {why}"));
+    }
+
+    fn reject(&mut self, name: &str) {
+        *self.counts.rejected.entry(name.to_owned()).or_default() += 1;
+    }
+
+    /// Told once in a while: whoever is odd is so all the time.
+    fn odd(&mut self, name: &str, words: &str) {
+        let now = now();
+        let is_new = self
+            .odd
+            .get(name)
+            .is_none_or(|last| now.saturating_duration_since(*last) >= ODD_AGAIN);
+        if is_new {
+            self.odd.insert(name.to_owned(), now);
+            let vrid = self.config.settings.vrid;
+            tracing::warn!(vrid, interface = self.config.interface, "VRRP: {words}");
+        }
+    }
+
+    /// The time is now `now`, and everything that came before was read.
+    pub fn tick(&mut self, now: Instant, ownership: &mut dyn Ownership) {
+        self.machine.timeout(now);
+        self.act(ownership);
+        if self.announcements.iter().any(|at| *at <= now) {
+            self.announcements.retain(|at| *at > now);
+            if self.announcements.is_empty() {
+                self.announcements.extend(now.checked_add(ANNOUNCED_EVERY));
+            }
+            self.announce();
+        }
+    }
+
+    /// Its interface carries frames, or not.
+    pub fn follow_link(&mut self, now: Instant, carries: bool, ownership: &mut dyn Ownership) {
+        if !carries {
+            self.machine
+                .broken(&format!("{} carries no frames", self.config.interface));
+            self.act(ownership);
+            // It may come back as another one.
+            self.link = None;
+            return;
+        }
+        if self.link.is_none() {
+            match self.open() {
+                Ok(link) => {
+                    let mut settings = self.config.settings.clone();
+                    settings.source = link.source;
+                    if self.machine.settings().source != link.source {
+                        self.machine = Machine::new(settings);
+                    }
+                    self.link = Some(link);
+                }
+                Err(error) => {
+                    self.reason = format!("{}: {error}", self.config.interface);
+                    self.odd("interface", &self.reason.clone());
+                    return;
+                }
+            }
+        }
+        if self.machine.state() == State::Initialize {
+            // Whatever a former daemon left: somebody else may be active by now.
+            self.disown(ownership);
+        }
+        self.machine.mended(now);
+        self.machine.start(now);
+        self.act(ownership);
+    }
+
+    fn open(&self) -> Result<Link, String> {
+        let name = &self.config.interface;
+        let (source, mac) = addresses(name, self.config.is_v4)?;
+        let ifindex = nix::net::if_::if_nametoindex(name.as_str()).map_err(|e| e.to_string())?;
+        let socket = VrrpSocket::open(name, ifindex, self.config.is_v4);
+        let announcer = Announcer::open(ifindex);
+        Ok(Link {
+            socket: socket.map_err(|error| error.to_string())?,
+            announcer: announcer.map_err(|error| error.to_string())?,
+            source,
+            mac,
+        })
+    }
+
+    /// Leaves in order.
+    pub fn stop(&mut self, ownership: &mut dyn Ownership) {
+        self.machine.stop();
+        self.act(ownership);
+        self.disown(ownership);
+    }
+
+    /// What the machine says, in its order.
+    fn act(&mut self, ownership: &mut dyn Ownership) {
+        while let Some(action) = self.machine.next_action() {
+            match action {
+                Action::Own(true) => self.own(ownership),
+                Action::Own(false) => self.disown(ownership),
+                Action::Advertise(priority) => {
+                    // The lease counts from before backups start to wait.
+                    if priority != LEAVING && self.machine.state() == State::Active {
+                        self.own(ownership);
+                    }
+                    self.advertise(priority);
+                }
+                Action::Announce => {
+                    self.announce();
+                    let now = now();
+                    self.announcements = ANNOUNCED_AFTER
+                        .iter()
+                        .filter_map(|after| now.checked_add(*after))
+                        .collect();
+                }
+                Action::Changed { from, to, reason } => self.note(from, to, &reason),
+            }
+        }
+    }
+
+    fn own(&mut self, ownership: &mut dyn Ownership) {
+        let interval = self.config.settings.interval;
+        let lease = self
+            .config
+            .lease
+            .then(|| now().checked_add(interval * MISSED))
+            .flatten();
+        if let Err(error) = ownership.own(self.config.owner, lease) {
+            self.odd(
+                "ownership",
+                &format!("the data path can't be told: {error}"),
+            );
+        }
+    }
+
+    fn disown(&mut self, ownership: &mut dyn Ownership) {
+        self.announcements.clear();
+        if let Err(error) = ownership.disown(self.config.owner) {
+            self.odd(
+                "ownership",
+                &format!("the data path can't be told: {error}"),
+            );
+        }
+    }
+
+    fn advertise(&mut self, priority: u8) {
+        let Some(link) = &self.link else {
+            return;
+        };
+        let settings = self.machine.settings();
+        let advertisement = Advertisement {
+            version: settings.version,
+            vrid: settings.vrid,
+            priority,
+            interval: settings.interval,
+            addresses: settings.addresses.clone(),
+        };
+        let group = if self.config.is_v4 {
+            GROUP_V4.into()
+        } else {
+            GROUP_V6.into()
+        };
+        let to = match self.config.peers.as_slice() {
+            [] => vec![group],
+            peers => peers.to_vec(),
+        };
+        let mut failed = None;
+        for destination in to {
+            let ends = Ends {
+                source: link.source,
+                destination,
+            };
+            let message = advertisement.encode(&ends, self.config.checksum);
+            match link.socket.send(&message, &ends) {
+                Ok(()) => self.counts.sent += 1,
+                Err(error) => failed = Some(error),
+            }
+        }
+        if let Some(error) = failed {
+            self.odd("send", &format!("advertisements can't be sent: {error}"));
+        }
+    }
+
+    fn announce(&mut self) {
+        let Some(link) = &self.link else {
+            return;
+        };
+        let frames = self.config.announced.iter();
+        let sent: Result<Vec<()>, _> = frames
+            .map(|address| link.announcer.send(&announce::frame(*address, link.mac)))
+            .collect();
+        if let Err(error) = sent {
+            self.odd("announce", &format!("announcements can't be sent: {error}"));
+        }
+    }
+
+    fn note(&mut self, from: State, to: State, reason: &Reason) {
+        self.reason = shown(reason);
+        self.changed = now();
+        self.counts.became_active += u64::from(to == State::Active);
+        tracing::info!(
+            vrid = self.config.settings.vrid,
+            family = family(self.config.is_v4),
+            interface = self.config.interface,
+            was = name(from),
+            now = name(to),
+            priority = self.machine.priority(),
+            reason = self.reason,
+            "VRRP state changed"
+        );
+    }
+
+    /// As of `now`, which is `unix` in seconds since the Unix epoch.
+    pub fn status(&self, now: Instant, unix: u64) -> VrrpStatus {
+        let settings = self.machine.settings();
+        let peer = self.machine.active_peer();
+        VrrpStatus {
+            vrid: settings.vrid,
+            family: family(self.config.is_v4).to_owned(),
+            interface: self.config.interface.clone(),
+            state: name(self.machine.state()).to_owned(),
+            reason: self.reason.clone(),
+            since: unix.saturating_sub(now.saturating_duration_since(self.changed).as_secs()),
+            priority: self.machine.priority(),
+            interval_ms: u64::try_from(settings.interval.as_millis()).unwrap_or(u64::MAX),
+            version: settings.version.into(),
+            addresses: self.config.announced.clone(),
+            source: self.link.as_ref().map(|link| link.source),
+            active_peer: peer.map(|(address, _)| address),
+            active_priority: peer.map(|(_, priority)| priority),
+            ..self.counts.clone()
+        }
+    }
+}
+
+#[allow(clippy::disallowed_methods, reason = "part of the shell")]
+fn now() -> Instant {
+    Instant::now()
+}
+
+fn family(is_v4: bool) -> &'static str {
+    if is_v4 { "IPv4" } else { "IPv6" }
+}
+
+fn name(state: State) -> &'static str {
+    match state {
+        State::Initialize => "initialize",
+        State::Backup => "backup",
+        State::Active => "active",
+        State::Fault => "fault",
+    }
+}
+
+fn shown(reason: &Reason) -> String {
+    match reason {
+        Reason::Started => "started".into(),
+        Reason::Stopped => "stopped".into(),
+        Reason::OwnsAddresses => "has the addresses itself (priority 255)".into(),
+        Reason::Silence => "nobody advertises".into(),
+        Reason::PeerLeft => "the active one has left".into(),
+        Reason::Better(peer) => format!("{peer} advertises a better priority"),
+        Reason::Overslept(silent) => {
+            format!("was silent for {silent:?}; somebody else may be active")
+        }
+        Reason::Broken(why) => why.clone(),
+        Reason::Mended => "its interface carries frames again".into(),
+    }
+}
+
+fn words(oddity: Oddity, advertisement: &Advertisement) -> (&'static str, String) {
+    match oddity {
+        Oddity::Version => (
+            "other_version",
+            format!(
+                "speaks version {}; give both the same `version`",
+                u8::from(advertisement.version)
+            ),
+        ),
+        Oddity::Interval => (
+            "other_interval",
+            format!(
+                "advertises every {:?}; give both the same interval",
+                advertisement.interval
+            ),
+        ),
+        Oddity::Addresses => (
+            "other_addresses",
+            format!(
+                "advertises {:?}, which is another list",
+                advertisement.addresses
+            ),
+        ),
+        Oddity::TwoOwners => (
+            "two_owners",
+            "has priority 255, too; only one node can have the addresses itself".into(),
+        ),
+    }
+}
+
+/// The primary address of an interface, its first of IPv4 or its link-local one
+/// (RFC 9568 §1.7), and its MAC address.
+fn addresses(interface: &str, is_v4: bool) -> Result<(IpAddr, Mac), String> {
+    let (mut source, mut mac) = (None, None);
+    let all = getifaddrs().map_err(|error| error.to_string())?;
+    for one in all.filter(|one| one.interface_name == interface) {
+        let Some(address) = one.address else {
+            continue;
+        };
+        if let Some(link) = address.as_link_addr() {
+            mac = mac.or(link.addr());
+        }
+        let v4 = address.as_sockaddr_in().filter(|_| is_v4);
+        let v6 = address.as_sockaddr_in6().filter(|_| !is_v4);
+        let v6 = v6.map(|v6| v6.ip()).filter(|v6| v6.is_unicast_link_local());
+        let found = v4.map(|v4| IpAddr::from(v4.ip())).or(v6.map(IpAddr::from));
+        source = source.or(found);
+    }
+    let needed = if is_v4 {
+        "has no IPv4 address"
+    } else {
+        "has no link-local address"
+    };
+    Ok((source.ok_or(needed)?, mac.ok_or("has no MAC address")?))
+}

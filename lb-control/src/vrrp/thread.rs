@@ -1,0 +1,273 @@
+//! Runs the virtual routers of this node on a thread of its own, which waits for
+//! nothing but the network and the clock.
+
+#![allow(clippy::disallowed_methods, reason = "the shell reads the clock")]
+
+use std::{
+    io,
+    io::{Read as _, Write as _},
+    net::IpAddr,
+    os::fd::AsFd as _,
+    os::unix::net::UnixStream,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        mpsc::{self, Receiver, Sender},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use nix::{
+    poll::{PollFd, PollFlags, ppoll},
+    sys::time::{TimeSpec, TimeValLike as _},
+};
+
+use super::{codec::ChecksumForm, machine::Settings, router::Router};
+use crate::status::VrrpStatus;
+
+/// One virtual router of this node: a VRID and a family on an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RouterConfig {
+    /// The interface.
+    pub interface: String,
+    /// Whether it is of IPv4.
+    pub is_v4: bool,
+    /// What the machine needs to know; its `source` is found out here.
+    pub settings: Settings,
+    /// Addresses that are announced, and owned: the virtual ones but for the
+    /// link-local one that IPv6 asks for.
+    pub announced: Vec<IpAddr>,
+    /// Form of the checksum that is sent.
+    pub checksum: ChecksumForm,
+    /// Who is told; empty: the group.
+    pub peers: Vec<IpAddr>,
+    /// Its word in the data path.
+    pub owner: u16,
+    /// The data path owns for as long as advertisements are believed, and not
+    /// until it is told otherwise.
+    pub lease: bool,
+}
+
+/// Where the data path keeps what it owns.
+pub trait Ownership: Send {
+    /// From now on, until `until` or without end, this word is owned.
+    ///
+    /// # Errors
+    /// It can't be written; in words.
+    fn own(&mut self, word: u16, until: Option<Instant>) -> Result<(), String>;
+
+    /// From now on this word is not owned.
+    ///
+    /// # Errors
+    /// It can't be written; in words.
+    fn disown(&mut self, word: u16) -> Result<(), String>;
+}
+
+/// What the thread is told.
+enum Command {
+    Configure(Vec<RouterConfig>),
+    /// The links that carry frames.
+    Links(Vec<String>),
+    Stop(Sender<()>),
+}
+
+/// The running thread. Dropping it stops the virtual routers in order.
+#[derive(Debug)]
+pub struct Vrrp {
+    commands: Sender<Command>,
+    wake: UnixStream,
+    status: Arc<Mutex<Vec<VrrpStatus>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// How long a stop may take.
+const STOPPED_WITHIN: Duration = Duration::from_secs(2);
+
+impl Vrrp {
+    /// Starts the thread, in the network namespace of the calling one, without any
+    /// virtual router.
+    ///
+    /// # Errors
+    /// There is no thread to be had.
+    pub fn start(ownership: Box<dyn Ownership>) -> io::Result<Self> {
+        let (commands, receiver) = mpsc::channel();
+        let (wake, woken) = UnixStream::pair()?;
+        wake.set_nonblocking(true)?;
+        woken.set_nonblocking(true)?;
+        let status = Arc::<Mutex<Vec<VrrpStatus>>>::default();
+        let runner = Runner {
+            commands: receiver,
+            woken,
+            status: Arc::clone(&status),
+            ownership,
+            routers: Vec::new(),
+            links: Vec::new(),
+        };
+        let thread = std::thread::Builder::new()
+            .name("vrrp".into())
+            .spawn(move || runner.run())?;
+        Ok(Self {
+            commands,
+            wake,
+            status,
+            thread: Some(thread),
+        })
+    }
+
+    /// These are the virtual routers from now on. Those that stay as they are go
+    /// on; those that are gone leave in order.
+    pub fn configure(&self, routers: Vec<RouterConfig>) {
+        self.tell(Command::Configure(routers));
+    }
+
+    /// These links carry frames; virtual routers on others can't forward.
+    pub fn links(&self, names: Vec<String>) {
+        self.tell(Command::Links(names));
+    }
+
+    /// What the virtual routers do.
+    pub fn status(&self) -> Vec<VrrpStatus> {
+        lock(&self.status).clone()
+    }
+
+    fn tell(&self, command: Command) {
+        // Whoever has ended says so in the log.
+        let _ = self.commands.send(command);
+        // A full pipe wakes it as well.
+        let _ = (&self.wake).write(&[1]);
+    }
+}
+
+impl Drop for Vrrp {
+    fn drop(&mut self) {
+        let (stopped, is_stopped) = mpsc::channel();
+        self.tell(Command::Stop(stopped));
+        // In order or not: nobody waits for ever.
+        let _ = is_stopped.recv_timeout(STOPPED_WITHIN);
+        if let Some(thread) = self.thread.take()
+            && thread.is_finished()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+struct Runner {
+    commands: Receiver<Command>,
+    woken: UnixStream,
+    status: Arc<Mutex<Vec<VrrpStatus>>>,
+    ownership: Box<dyn Ownership>,
+    routers: Vec<Router>,
+    links: Vec<String>,
+}
+
+impl Runner {
+    fn run(mut self) {
+        be_punctual();
+        loop {
+            self.wait();
+            // What waits is read before the time is looked at.
+            for router in &mut self.routers {
+                router.read(self.ownership.as_mut());
+            }
+            let now = Instant::now();
+            for router in &mut self.routers {
+                router.tick(now, self.ownership.as_mut());
+            }
+            if let Some(stopped) = self.obey() {
+                self.publish();
+                let _ = stopped.send(());
+                return;
+            }
+            self.publish();
+        }
+    }
+
+    /// Until something comes, or the first of the timers is due.
+    fn wait(&self) {
+        let due = self.routers.iter().filter_map(Router::due).min();
+        let time = due.map(|due| {
+            let time = due.saturating_duration_since(Instant::now());
+            TimeSpec::nanoseconds(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
+        });
+        let sockets = self.routers.iter().filter_map(Router::socket);
+        let mut waiting: Vec<PollFd<'_>> = sockets
+            .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
+            .collect();
+        waiting.push(PollFd::new(self.woken.as_fd(), PollFlags::POLLIN));
+        // A signal wakes it for nothing.
+        let _ = ppoll(&mut waiting, time, None);
+    }
+
+    /// Does as it was told. Whom to tell that all has ended.
+    fn obey(&mut self) -> Option<Sender<()>> {
+        let mut bytes = [0; 64];
+        while matches!((&self.woken).read(&mut bytes), Ok(1..)) {}
+        while let Ok(command) = self.commands.try_recv() {
+            match command {
+                Command::Configure(wanted) => self.configure(wanted),
+                Command::Links(names) => {
+                    self.links = names;
+                    self.follow_links();
+                }
+                Command::Stop(stopped) => {
+                    self.configure(Vec::new());
+                    return Some(stopped);
+                }
+            }
+        }
+        None
+    }
+
+    fn configure(&mut self, wanted: Vec<RouterConfig>) {
+        let (stay, go): (Vec<Router>, Vec<Router>) = std::mem::take(&mut self.routers)
+            .into_iter()
+            .partition(|router| wanted.contains(router.config()));
+        for mut router in go {
+            router.stop(self.ownership.as_mut());
+        }
+        self.routers = stay;
+        for config in wanted {
+            if !self.routers.iter().any(|r| *r.config() == config) {
+                self.routers.push(Router::new(config));
+            }
+        }
+        self.follow_links();
+    }
+
+    fn follow_links(&mut self) {
+        let now = Instant::now();
+        for router in &mut self.routers {
+            let carries = self.links.contains(&router.config().interface);
+            router.follow_link(now, carries, self.ownership.as_mut());
+        }
+    }
+
+    fn publish(&self) {
+        let unix = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let now = Instant::now();
+        let rows = self.routers.iter().map(|router| router.status(now, unix));
+        *lock(&self.status) = rows.collect();
+    }
+}
+
+/// Ahead of what isn't as urgent, where that is allowed. Nothing here runs for
+/// long.
+fn be_punctual() {
+    const PRIORITY: i32 = 50;
+    let parameters = libc::sched_param {
+        sched_priority: PRIORITY,
+    };
+    // SAFETY: of this thread, and the parameters live through the call.
+    let result = unsafe { libc::sched_setscheduler(0, libc::SCHED_RR, &raw const parameters) };
+    if result != 0 {
+        let error = io::Error::last_os_error();
+        tracing::info!(%error, "VRRP runs without real-time priority");
+    }
+}
