@@ -11,6 +11,7 @@ pub mod machine;
 mod router;
 pub mod socket;
 pub mod thread;
+mod words;
 
 #[cfg(test)]
 mod rfc_tests;

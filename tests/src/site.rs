@@ -265,6 +265,26 @@ impl Site {
         )
     }
 
+    /// Waits until the checks say this of a backend, in words that hold `words`.
+    pub fn wait_health(
+        &self,
+        service: &str,
+        backend: &str,
+        health: &str,
+        words: &str,
+    ) -> Result<()> {
+        let what = format!("{backend} of {service} to be {health}");
+        wait_ok(what, Duration::from_secs(10), || {
+            let row = self.backend(service, backend)?;
+            let text = row["last_result"].as_str().unwrap_or_default();
+            ensure!(
+                row["health"] == health && text.contains(words),
+                "it is {row}"
+            );
+            Ok(())
+        })
+    }
+
     /// Dropped packets by service (empty for none) and reason, those that are
     /// not zero.
     pub fn drops(&self) -> Result<BTreeMap<(String, String), u64>> {

@@ -1,17 +1,12 @@
 //! Health checks of real servers.
 
-use std::time::Duration;
-
-use anyhow::{Result, ensure};
+use anyhow::ensure;
 use lb_tests::{
     check,
     config::Config,
-    process::wait_ok,
     site::Site,
     topology::{Kind, Options},
 };
-
-const SOON: Duration = Duration::from_secs(10);
 
 const SERVICE: &str = "web-v4";
 
@@ -27,18 +22,6 @@ fn by_http(config: &mut Config, rest: &str) {
     }
 }
 
-fn wait_health(site: &Site, backend: &str, health: &str, result: &str) -> Result<()> {
-    wait_ok(format!("{backend} to be {health}"), SOON, || {
-        let row = site.backend(SERVICE, backend)?;
-        let text = row["last_result"].as_str().unwrap_or_default();
-        ensure!(
-            row["health"] == health && text.contains(result),
-            "it is {row}"
-        );
-        Ok(())
-    })
-}
-
 #[test]
 fn an_http_check_believes_the_right_answer_alone() {
     check(|| {
@@ -46,10 +29,10 @@ fn an_http_check_believes_the_right_answer_alone() {
             by_http(config, "expect: {body_regex: \"^backend-[12]\"}");
         })?;
         for backend in ["backend-1", "backend-2"] {
-            wait_health(&site, backend, "up", "status 200")?;
+            site.wait_health(SERVICE, backend, "up", "status 200")?;
         }
         // It serves, and says the wrong thing.
-        wait_health(&site, "backend-3", "down", "doesn't match the body")?;
+        site.wait_health(SERVICE, "backend-3", "down", "doesn't match the body")?;
         let asked = site.web[2].access_log()?;
         let check = asked.iter().find(|line| line.uri == "/healthz?deep=1");
         ensure!(
@@ -59,14 +42,14 @@ fn an_http_check_believes_the_right_answer_alone() {
 
         by_http(&mut site.config, "expect: {headers: {x-server: backend}}");
         site.reload()?;
-        wait_health(&site, "backend-3", "up", "status 200")?;
+        site.wait_health(SERVICE, "backend-3", "up", "status 200")?;
         site.web[1].kill9()?;
-        wait_health(&site, "backend-2", "down", "connection refused")?;
+        site.wait_health(SERVICE, "backend-2", "down", "connection refused")?;
 
         by_http(&mut site.config, "expect: {status: [\"300-399\", 404]}");
         site.reload()?;
-        wait_health(
-            &site,
+        site.wait_health(
+            SERVICE,
             "backend-1",
             "down",
             "status 200; expected 300-399, 404",

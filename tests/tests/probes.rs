@@ -35,18 +35,6 @@ fn check_by(config: &mut Config, checks: &[String]) {
     }
 }
 
-fn wait_health(site: &Site, service: &str, backend: &str, health: &str, words: &str) -> Result<()> {
-    wait_ok(format!("{backend} to be {health}"), SOON, || {
-        let row = site.backend(service, backend)?;
-        let text = row["last_result"].as_str().unwrap_or_default();
-        ensure!(
-            row["health"] == health && text.contains(words),
-            "it is {row}"
-        );
-        Ok(())
-    })
-}
-
 fn wait_shares(site: &Site, service: &str, expected: [f64; 3]) -> Result<()> {
     // The least interval between two changes of shares is 10 s.
     wait_ok("the shares to follow the load", SOON * 3, || {
@@ -199,9 +187,9 @@ fn every_type_of_check_asks_a_real_server_and_believes_it() {
         site.reload()?;
         for service in ["web-v4", "web-v6"] {
             for backend in ["backend-1", "backend-2"] {
-                wait_health(&site, service, backend, "up", "")?;
+                site.wait_health(service, backend, "up", "")?;
             }
-            wait_health(&site, service, "backend-3", "down", "exit status 1")?;
+            site.wait_health(service, "backend-3", "down", "exit status 1")?;
         }
         for pool in ["web-v4", "web-v6"] {
             let checks = probed(&site, &format!("{pool}/backend-1"))?;
@@ -222,24 +210,22 @@ fn every_type_of_check_asks_a_real_server_and_believes_it() {
         }
 
         agents[0].says("drain # for a nap\n")?;
-        wait_health(
-            &site,
+        site.wait_health(
             "web-v4",
             "backend-1",
             "overloaded",
             "says drain (for a nap)",
         )?;
         agents[0].says("up\n")?;
-        wait_health(&site, "web-v4", "backend-1", "up", "")?;
+        site.wait_health("web-v4", "backend-1", "up", "")?;
         mail[0].says("421 too busy\r\n")?;
-        wait_health(&site, "web-v4", "backend-1", "overloaded", "421 too busy")?;
+        site.wait_health("web-v4", "backend-1", "overloaded", "421 too busy")?;
         mail[0].says("554 go away\r\n")?;
-        wait_health(&site, "web-v4", "backend-1", "down", "554 go away")?;
+        site.wait_health("web-v4", "backend-1", "down", "554 go away")?;
 
         let second = &site.topology.backends[1].ns;
         second.sysctl("net/ipv4/icmp_echo_ignore_all", "1")?;
-        wait_health(
-            &site,
+        site.wait_health(
             "web-v4",
             "backend-2",
             "overloaded",
@@ -249,9 +235,9 @@ fn every_type_of_check_asks_a_real_server_and_believes_it() {
         ensure!(checks["ping"]["verdict"] == "timeout", "{checks:?}");
         ensure!(checks["udp"]["verdict"] == "pass", "{checks:?}");
         second.sysctl("net/ipv4/icmp_echo_ignore_all", "0")?;
-        wait_health(&site, "web-v4", "backend-2", "up", "")?;
+        site.wait_health("web-v4", "backend-2", "up", "")?;
         site.echo[1].process.kill9()?;
-        wait_health(&site, "web-v4", "backend-2", "down", "connection refused")?;
+        site.wait_health("web-v4", "backend-2", "down", "connection refused")?;
 
         check_by(
             &mut site.config,
@@ -263,7 +249,7 @@ fn every_type_of_check_asks_a_real_server_and_believes_it() {
             }
         });
         site.reload()?;
-        wait_health(&site, "web-v4", "backend-3", "up", "exit status 0")?;
+        site.wait_health("web-v4", "backend-3", "up", "exit status 0")?;
         let refused = site.daemon.ctl_output(&["probe", "web-v4/nobody"])?;
         let said = String::from_utf8_lossy(&refused.stderr).into_owned();
         ensure!(
@@ -291,24 +277,18 @@ fn a_ping_of_full_size_finds_a_link_that_swallows_it() {
         check_by(&mut site.config, &["type: ping".into()]);
         site.reload()?;
         for service in ["web-v4", "web-v6"] {
-            wait_health(&site, service, "backend-1", "up", "answered")?;
+            site.wait_health(service, "backend-1", "up", "answered")?;
         }
         check_by(&mut site.config, &["type: ping, packet_size: 1500".into()]);
         site.reload()?;
         for service in ["web-v4", "web-v6"] {
-            wait_health(&site, service, "backend-1", "down", "no answer within")?;
-            wait_health(&site, service, "backend-2", "up", "answered")?;
+            site.wait_health(service, "backend-1", "down", "no answer within")?;
+            site.wait_health(service, "backend-2", "up", "answered")?;
         }
         check_by(&mut site.config, &["type: ping, packet_size: 1501".into()]);
         site.reload()?;
         for service in ["web-v4", "web-v6"] {
-            wait_health(
-                &site,
-                service,
-                "backend-2",
-                "down",
-                "too large for the path",
-            )?;
+            site.wait_health(service, "backend-2", "down", "too large for the path")?;
         }
         Ok(())
     });
@@ -353,28 +333,28 @@ fn shares_follow_the_load_that_agents_and_snmp_tell() {
         ] {
             check_by(&mut site.config, &[access]);
             site.reload()?;
-            wait_health(&site, service, "backend-1", "up", "80 of 100: 80 % busy")?;
+            site.wait_health(service, "backend-1", "up", "80 of 100: 80 % busy")?;
             // 0.2, 0.8 and 0.8 are free.
             wait_shares(&site, service, [0.2 / 1.8, 0.8 / 1.8, 0.8 / 1.8])?;
         }
         // Keys are those of an agent that is gone; another has others.
         loads[0].process.kill9()?;
-        wait_health(&site, "web-v6", "backend-1", "down", "connection refused")?;
+        site.wait_health("web-v6", "backend-1", "down", "connection refused")?;
         loads[0] = Snmpd::start(&site.topology.backends[0].ns, 20)?;
-        wait_health(&site, "web-v6", "backend-1", "up", "20 of 100: 20 % busy")?;
+        site.wait_health("web-v6", "backend-1", "up", "20 of 100: 20 % busy")?;
 
         check_by(
             &mut site.config,
             &[format!("type: snmp, oid: {LOAD}.7, community: se-cret")],
         );
         site.reload()?;
-        wait_health(&site, "web-v4", "backend-2", "down", "is no number: ")?;
+        site.wait_health("web-v4", "backend-2", "down", "is no number: ")?;
         check_by(
             &mut site.config,
             &[format!("type: snmp, oid: {LOAD}, community: wrong")],
         );
         site.reload()?;
-        wait_health(&site, "web-v4", "backend-2", "down", "no answer within")?;
+        site.wait_health("web-v4", "backend-2", "down", "no answer within")?;
         let config = fs::read_to_string(site.daemon.config_path())?;
         let log = site.daemon.log();
         ensure!(

@@ -16,8 +16,6 @@ use lb_tests::{
     topology::{Kind, Options, Topology},
 };
 
-const SOON: Duration = Duration::from_secs(10);
-
 /// Has all pools checked like this.
 fn check_by(config: &mut Config, keys: &str) {
     for pool in config
@@ -29,18 +27,6 @@ fn check_by(config: &mut Config, keys: &str) {
             "health: [{{{keys}, interval: 300ms, timeout: 250ms, rise: 1, fall: 2}}]"
         )];
     }
-}
-
-fn wait_health(site: &Site, service: &str, backend: &str, health: &str, words: &str) -> Result<()> {
-    wait_ok(format!("{backend} to be {health}"), SOON, || {
-        let row = site.backend(service, backend)?;
-        let text = row["last_result"].as_str().unwrap_or_default();
-        ensure!(
-            row["health"] == health && text.contains(words),
-            "it is {row}"
-        );
-        Ok(())
-    })
 }
 
 /// What the kernel has of ours on the balancer: rules, table and device.
@@ -74,11 +60,11 @@ fn be_strict(t: &Topology) -> Result<()> {
 fn probes_go_the_clients_way(mut site: Site) -> Result<()> {
     for service in ["web-v4", "web-v6"] {
         for backend in ["backend-1", "backend-2", "backend-3"] {
-            wait_health(&site, service, backend, "up", "status 200")?;
+            site.wait_health(service, backend, "up", "status 200")?;
         }
     }
     for service in ["dns-v4", "dns-v6"] {
-        wait_health(&site, service, "backend-1", "up", "1 records")?;
+        site.wait_health(service, "backend-1", "up", "1 records")?;
     }
     // A few rounds more.
     std::thread::sleep(Duration::from_secs(2));
@@ -127,7 +113,7 @@ fn probes_go_the_clients_way(mut site: Site) -> Result<()> {
     }
     site.web[2].kill9()?;
     for service in ["web-v4", "web-v6"] {
-        wait_health(&site, service, "backend-3", "down", "connection refused")?;
+        site.wait_health(service, "backend-3", "down", "connection refused")?;
     }
     let output = site.daemon.ctl_output(&["probe", "web-v4/backend-1"])?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -147,7 +133,7 @@ fn probes_go_the_clients_way(mut site: Site) -> Result<()> {
     site.daemon.kill9()?;
     site.daemon.launch()?;
     site.wait_ready()?;
-    wait_health(&site, "web-v4", "backend-1", "up", "status 200")?;
+    site.wait_health("web-v4", "backend-1", "up", "status 200")?;
     site.daemon.stop()?;
     site.daemon.detach()?;
     let left = left_behind(&balancer)?;
@@ -268,7 +254,7 @@ fn a_server_without_the_vip_on_its_loopback_is_found_out() {
         })?;
         let services = ["web-v4", "web-v6"];
         for service in services {
-            wait_health(&site, service, "backend-1", "up", "connected")?;
+            site.wait_health(service, "backend-1", "up", "connected")?;
         }
         let lo = |verb: &str| -> Result<()> {
             let mut batch = String::new();
@@ -283,27 +269,21 @@ fn a_server_without_the_vip_on_its_loopback_is_found_out() {
         lo("del")?;
         for service in services {
             // It was answering: silence is overload first. It gets no new flows.
-            wait_health(
-                &site,
-                service,
-                "backend-1",
-                "overloaded",
-                "no answer within",
-            )?;
+            site.wait_health(service, "backend-1", "overloaded", "no answer within")?;
             let row = site.backend(service, "backend-1")?;
             ensure!(row["slot_share"] == 0.0, "{row}");
-            wait_health(&site, service, "backend-2", "up", "connected")?;
+            site.wait_health(service, "backend-2", "up", "connected")?;
         }
         lo("add")?;
         for service in services {
-            wait_health(&site, service, "backend-1", "up", "connected")?;
+            site.wait_health(service, "backend-1", "up", "connected")?;
         }
         lo("del")?;
         check_by(&mut site.config, "type: tcp, via: address");
         site.reload()?;
         // To itself it is as well as ever.
         for service in services {
-            wait_health(&site, service, "backend-1", "up", "connected")?;
+            site.wait_health(service, "backend-1", "up", "connected")?;
         }
         Ok(())
     });
@@ -326,14 +306,14 @@ fn a_tunnel_that_loses_full_packets_is_found_out() {
             .exec(&["ip", "link", "set", &port, "mtu", "1400"])?;
         let services = ["web-v4", "web-v6"];
         for service in services {
-            wait_health(&site, service, "backend-1", "up", "status 200")?;
+            site.wait_health(service, "backend-1", "up", "status 200")?;
         }
         check_by(&mut site.config, "type: http, full_size: true");
         site.reload()?;
         for service in services {
             let words = "connected, waiting for the response";
-            wait_health(&site, service, "backend-1", "down", words)?;
-            wait_health(&site, service, "backend-2", "up", "status 200")?;
+            site.wait_health(service, "backend-1", "down", words)?;
+            site.wait_health(service, "backend-2", "up", "status 200")?;
         }
         Ok(())
     });

@@ -52,12 +52,17 @@ struct Keepalived {
 
 impl Keepalived {
     fn prepare(t: &Topology, case: Case) -> Result<Self> {
+        Self::prepare_in(t, 2, &configuration(t, case))
+    }
+
+    /// In the subnet 10.`net`.0.0/24, whose switch is the topology's.
+    fn prepare_in(t: &Topology, net: u8, configuration: &str) -> Result<Self> {
         let ns = Netns::new("keepalived")?;
         ns.feed(
             &["ip", "-batch", "-"],
             &format!(
                 "link set lo up\nlink add eth0 type veth peer name keepalived netns {}\n\
-                 addr add 10.2.0.20/24 dev eth0\naddr add fd00:2::20/64 dev eth0 nodad\n\
+                 addr add 10.{net}.0.20/24 dev eth0\naddr add fd00:{net}::20/64 dev eth0 nodad\n\
                  link set eth0 up\n",
                 t.switch.name()
             ),
@@ -67,7 +72,7 @@ impl Keepalived {
             "link set keepalived master br0\nlink set keepalived up\n",
         )?;
         let dir = TempDir::new()?;
-        fs::write(dir.join("keepalived.conf"), configuration(t, case))?;
+        fs::write(dir.join("keepalived.conf"), configuration)?;
         Ok(Self {
             ns,
             process: None,
@@ -78,6 +83,9 @@ impl Keepalived {
     fn start(&mut self) -> Result<()> {
         let path = |name: &str| self.dir.join(name).display().to_string();
         let (conf, pid, vrrp) = (path("keepalived.conf"), path("pid"), path("vrrp.pid"));
+        for stale in [&pid, &vrrp] {
+            let _ = fs::remove_file(stale);
+        }
         let mut command = self.ns.command("keepalived");
         command
             .args(["-n", "-l", "-D", "-P", "-f", &conf, "-p", &pid, "-r", &vrrp])
@@ -464,5 +472,105 @@ fn a_node_without_a_carrier_declares_itself_failed_and_comes_back() {
         set("up")?;
         wait_state(&site, "active")?;
         wait_other(&other, &vips, false)
+    });
+}
+
+/// The servers' gateway on the inside of NAT with two arms.
+const GATEWAY: &str = "10.3.0.250";
+
+fn inside(priority: u8) -> String {
+    format!(
+        "global_defs {{ router_id other }}\nvrrp_instance inside {{\n  state BACKUP\n  interface eth0\n  \
+         virtual_router_id 52\n  priority {priority}\n  advert_int 0.1\n  version 3\n  \
+         virtual_ipaddress {{ {GATEWAY}/32 }}\n}}\n"
+    )
+}
+
+/// State and reason by VRID.
+fn states(site: &Site) -> Result<Vec<(u64, String, String)>> {
+    let text = |row: &Value, key: &str| row[key].as_str().unwrap_or_default().to_owned();
+    let rows = rows(site)?.into_iter();
+    let mut states: Vec<_> = rows
+        .map(|row| {
+            let vrid = row["vrid"].as_u64().unwrap_or_default();
+            (vrid, text(&row, "state"), text(&row, "reason"))
+        })
+        .collect();
+    states.sort();
+    Ok(states)
+}
+
+fn wait_states(site: &Site, expected: [(u64, &str, &str); 2]) -> Result<()> {
+    wait_ok(format!("{expected:?}"), SOON, || {
+        let states = states(site)?;
+        let is_right = states.len() == 2
+            && states.iter().zip(expected).all(|(now, wanted)| {
+                (now.0, now.1.as_str()) == (wanted.0, wanted.1) && now.2.contains(wanted.2)
+            });
+        ensure!(is_right, "{states:?}");
+        Ok(())
+    })
+}
+
+/// Where the balancer is the servers' gateway, outside and inside go together.
+#[test]
+fn a_sync_group_moves_outside_and_inside_together() {
+    check(|| {
+        let topology = Topology::new(Kind::NatTwoArmed, &Options::default())?;
+        let mut other = Keepalived::prepare_in(&topology, 3, &inside(100))?;
+        let common = "priority: 150, advertisement_interval: 100ms, checksum: pseudo-header, \
+                      sync_group: site";
+        let vrrp = format!(
+            "vrrp:\n  - {{vrid: 51, interface: eth0, addresses: [{}], {common}}}\n  \
+             - {{vrid: 52, interface: eth1, addresses: [{GATEWAY}], {common}}}",
+            topology.vip4
+        );
+        let site = Site::full_in(topology, |config| config.extra.push(vrrp))?;
+        let gateway: IpAddr = GATEWAY.parse()?;
+        let server = &site.topology.backends[0].ns;
+        let is_answered = || server.exec(&["ping", "-c1", "-W1", GATEWAY]).map(drop);
+        wait_states(&site, [(51, "active", ""), (52, "active", "")])?;
+        wait_ok("the gateway to answer", SOON, is_answered)?;
+        other.start()?;
+        std::thread::sleep(Duration::from_secs(1));
+        wait_other(&other, &[gateway], false)?;
+
+        // No outside: no use as a gateway either.
+        let outside = site.topology.balancer_ports[0].clone();
+        let set = |state: &str| {
+            let argv = ["ip", "link", "set", &outside.interface, state];
+            outside.ns.exec(&argv).map(drop)
+        };
+        set("down")?;
+        let lost = "eth0 carries no frames";
+        wait_states(
+            &site,
+            [(51, "fault", lost), (52, "fault", "its sync group: eth0")],
+        )?;
+        wait_other(&other, &[gateway], true)?;
+        set("up")?;
+        wait_states(&site, [(51, "active", ""), (52, "active", "")])?;
+        wait_other(&other, &[gateway], false)?;
+
+        // A better one on the inside takes the outside along.
+        other.kill9()?;
+        fs::write(other.dir.join("keepalived.conf"), inside(200))?;
+        other.start()?;
+        let better = "advertises a better priority";
+        let together = [(51, "backup", "its sync group did"), (52, "backup", better)];
+        wait_states(&site, together)?;
+        // Nobody is better outside; it waits for the inside all the same.
+        std::thread::sleep(Duration::from_secs(3));
+        wait_states(&site, together)?;
+        let log = site.daemon.log();
+        other.kill9()?;
+        wait_states(&site, [(51, "active", ""), (52, "active", "")])?;
+        let took = site.daemon.log().len() - log.len();
+        ensure!(
+            took < 4000,
+            "it changed again and again:\n{}",
+            site.daemon.log()
+        );
+        Ok(())
     });
 }

@@ -88,3 +88,105 @@ pub(super) fn check(service: &Service, pool: &Pool, path: &Path, errors: &Errors
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::{config::parse, model::ProbePath};
+
+    fn errors(dataplane: &str, check: &str, forwarding: &str) -> String {
+        let text = format!(
+            "interfaces: [{{name: eth0}}]\ndataplane: {{probes: {{{dataplane}}}}}\n\
+             full_nat: {{addresses: [10.0.2.1], ports: \"2000-2099\"}}\n\
+             pools: {{web: {{backends: [{{name: a, address: 10.0.1.11}}], health: [{{{check}}}]}}}}\n\
+             services: [{{name: s, address: 10.0.0.1, port: 80, protocol: tcp, \
+             forwarding: {forwarding}, pool: web}}]\n"
+        );
+        match parse(&text, "f.yaml") {
+            Ok(_) => String::new(),
+            Err(errors) => errors.to_string(),
+        }
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_its_place() {
+        let udp = "type: udp, send: x, answer: optional";
+        for (dataplane, check, forwarding, expected) in [
+            (
+                "mark: 0x10, mask: 0xf",
+                "type: tcp",
+                "nat",
+                "probes.mark: the mark 0x10 has bits that the mask 0xf",
+            ),
+            ("mark: 0", "type: tcp", "nat", "probes.mark: found `0`"),
+            (
+                "table: 254",
+                "type: tcp",
+                "nat",
+                "probes.table: 253 to 255 are the kernel's own",
+            ),
+            (
+                "first_port: 61441",
+                "type: tcp",
+                "nat",
+                "first_port: found `61441`; allowed: a number from 1024 to 61440",
+            ),
+            (
+                "",
+                "type: ping, via: service",
+                "l2-dsr",
+                "health[0].via: a check of type ping asks the server itself",
+            ),
+            (
+                "",
+                "type: tcp, via: vip",
+                "l2-dsr",
+                "allowed: address, service",
+            ),
+            (
+                "",
+                "type: tcp, via: service, port: 81",
+                "nat",
+                "to port 81, but nat leads to one port",
+            ),
+            (
+                "",
+                "type: tcp, via: service, port: 81",
+                "full-nat",
+                "full-nat leads to one port",
+            ),
+            (
+                "",
+                &format!("{udp}, via: service"),
+                "nat",
+                "set `answer: required`",
+            ),
+            ("", &format!("{udp}, via: service"), "l2-dsr", ""),
+            ("", "type: tcp, via: service, port: 81", "l2-dsr", ""),
+            (
+                "mark: 1, mask: 1, table: 7, first_port: 40000",
+                "type: tcp, via: address",
+                "nat",
+                "",
+            ),
+        ] {
+            let found = errors(dataplane, check, forwarding);
+            assert!(
+                found.contains(expected) && found.is_empty() == expected.is_empty(),
+                "{dataplane}; {check}; {forwarding}\n  found    {found}\n  expected {expected}"
+            );
+        }
+    }
+
+    #[test]
+    fn the_defaults_fit_together() {
+        let ProbePath {
+            mark,
+            mask,
+            first_port,
+            ..
+        } = ProbePath::default();
+        assert_eq!(mark & !mask, 0);
+        // Above what Linux gives to connections (ip_local_port_range), and whole.
+        assert!(first_port > 60_999 && u32::from(first_port) <= super::LAST_FIRST_PORT);
+    }
+}

@@ -30,8 +30,10 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
         "addresses",
         "checksum",
         "unicast_peers",
+        "track",
+        "sync_group",
     ];
-    let later = ["track", "virtual_mac", "sync_group", "notify"];
+    let later = ["virtual_mac", "notify"];
     let fields = at.fields(&known, &later)?;
     let vrid = fields.required("vrid")?.read(value::number(1..=255));
     let interface = fields.required("interface")?.read(value::interface);
@@ -68,9 +70,21 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
             .get("unicast_peers")
             .map(addresses)
             .unwrap_or_default(),
+        needs: fields.get("track").map(tracked).unwrap_or_default(),
+        sync_group: fields.optional("sync_group", value::name),
     };
     check(&fields, &vrrp);
     Some(vrrp)
+}
+
+fn tracked(at: &At<'_>) -> Vec<String> {
+    let fields = at.fields(&["interfaces"], &["reference_hosts", "scripts", "services"]);
+    let names = fields.as_ref().and_then(|f| f.get("interfaces"));
+    let names = names.map(At::items).unwrap_or_default();
+    names
+        .iter()
+        .filter_map(|at| at.read(value::interface))
+        .collect()
 }
 
 fn addresses(at: &At<'_>) -> Vec<std::net::IpAddr> {
@@ -138,11 +152,15 @@ pub(super) fn check_all(model: &Model, errors: &Errors) {
                 ),
             );
         }
-        let interfaces = &model.interfaces;
-        if !interfaces
-            .iter()
-            .any(|interface| interface.name == vrrp.interface)
-        {
+        let is_ours = |name: &String| model.interfaces.iter().any(|i| i.name == *name);
+        let tracked = vrrp.needs.iter().enumerate();
+        for (number, name) in tracked.filter(|(_, name)| !is_ours(name)) {
+            errors.add(
+                path.key("track").key("interfaces").index(number),
+                format!("{name} is not among `interfaces`; only those are followed"),
+            );
+        }
+        if !is_ours(&vrrp.interface) {
             errors.add(
                 path.key("interface"),
                 format!(
@@ -236,8 +254,12 @@ mod tests {
                 "vrrp[1].addresses[0]: 10.0.0.1 is listed twice",
             ),
             (
-                &format!("- {{{one}, track: {{}}}}"),
-                "`track` is not supported by this version yet",
+                &format!("- {{{one}, track: {{interfaces: [eth1, eth7]}}}}"),
+                "vrrp[0].track.interfaces[1]: eth7 is not among `interfaces`",
+            ),
+            (
+                &format!("- {{{one}, virtual_mac: true}}"),
+                "`virtual_mac` is not supported by this version yet",
             ),
         ] {
             let errors = routers(text).err().unwrap_or_default();

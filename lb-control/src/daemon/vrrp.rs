@@ -119,6 +119,8 @@ fn router(vrrp: &model::Vrrp, is_v4: bool, lease: bool) -> Option<RouterConfig> 
             ChecksumForm::Message
         },
         peers: of_family(&vrrp.peers),
+        needs: vrrp.needs.clone(),
+        group: vrrp.sync_group.clone(),
         owner: owner_word(vrrp.vrid, is_v4),
         lease,
     })
@@ -137,4 +139,58 @@ fn link_local(vrid: u8) -> Ipv6Addr {
         0xfe00,
         0x0200 | u16::from(vrid),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn vrrp(addresses: &[&str]) -> model::Vrrp {
+        model::Vrrp {
+            vrid: 51,
+            interface: "eth0".into(),
+            priority: 150,
+            interval: Duration::from_secs(1),
+            version: 3,
+            preempt: true,
+            preempt_delay: Duration::ZERO,
+            startup_delay: Duration::ZERO,
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            pseudo_header: false,
+            peers: vec!["192.0.2.2".parse().unwrap()],
+            needs: Vec::new(),
+            sync_group: None,
+        }
+    }
+
+    fn addresses(router: &RouterConfig) -> Vec<String> {
+        let all = router.settings.addresses.iter();
+        all.map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn each_family_is_a_virtual_router_with_a_word_of_its_own() {
+        let both = vrrp(&["192.0.2.10", "2001:db8::10", "192.0.2.11"]);
+        let v4 = router(&both, true, true).unwrap();
+        assert_eq!(addresses(&v4), ["192.0.2.10", "192.0.2.11"]);
+        assert_eq!((v4.owner, v4.peers.len(), v4.lease), (51, 1, true));
+        let v6 = router(&both, false, false).unwrap();
+        assert_eq!((v6.owner, v6.peers.len(), v6.lease), (256 + 51, 0, false));
+        assert_eq!(router(&vrrp(&["192.0.2.10"]), false, true), None);
+    }
+
+    #[test]
+    fn ipv6_begins_with_a_link_local_address() {
+        let made = router(&vrrp(&["2001:db8::10"]), false, true).unwrap();
+        assert_eq!(
+            addresses(&made),
+            ["fe80::200:5eff:fe00:233", "2001:db8::10"]
+        );
+        // Which isn't owned or announced: nobody asked for it.
+        assert_eq!(made.announced.len(), 1);
+        let given = router(&vrrp(&["2001:db8::10", "fe80::1"]), false, true).unwrap();
+        assert_eq!(addresses(&given), ["fe80::1", "2001:db8::10"]);
+    }
 }

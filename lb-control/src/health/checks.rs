@@ -131,3 +131,105 @@ fn timing(check: &Check) -> Timing {
         hold_down_limit: check.hold_down_limit,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        config::parse,
+        model::{CheckKind, Ping},
+    };
+
+    /// Target, service, for the first backend of the pool `web`.
+    fn ways_of(check: &str, services: &str) -> Vec<String> {
+        let text = format!(
+            "interfaces: [{{name: eth0}}]\n\
+             pools: {{web: {{backends: [{{name: a, address: 10.0.1.11}}], health: [{{{check}}}]}}}}\n\
+             services: [{services}]\n"
+        );
+        let model = parse(&text, "f.yaml").unwrap_or_else(|e| panic!("{e}"));
+        let backends = checked_backends(&model);
+        assert_eq!(backends.len(), 1);
+        let shown = backends[0].checks.iter().map(|(key, _)| {
+            let way = key
+                .through
+                .as_ref()
+                .map(|t| (t.service.as_str(), t.address));
+            match way {
+                Some((service, backend)) => format!("{} by {service} to {backend}", key.target),
+                None => key.target.to_string(),
+            }
+        });
+        shown.collect()
+    }
+
+    const DSR: &str =
+        "{name: dsr, address: 10.0.0.1, port: 80, protocol: tcp, forwarding: l2-dsr, pool: web}";
+    const NAT: &str =
+        "{name: nat, address: 10.0.0.2, port: 81, protocol: tcp, forwarding: nat, pool: web}";
+    const QUIC: &str =
+        "{name: quic, address: 10.0.0.1, port: 443, protocol: udp, forwarding: l2-dsr, pool: web}";
+
+    #[test]
+    fn what_is_not_translated_is_checked_through_the_vip() {
+        assert_eq!(
+            ways_of("type: tcp", DSR),
+            ["10.0.0.1:80 by dsr to 10.0.1.11"]
+        );
+        assert_eq!(ways_of("type: tcp", NAT), ["10.0.1.11:81"]);
+        let both = format!("{DSR}, {NAT}");
+        assert_eq!(
+            ways_of("type: tcp", &both),
+            ["10.0.0.1:80 by dsr to 10.0.1.11", "10.0.1.11:81"]
+        );
+        assert_eq!(
+            ways_of("type: tcp, via: service", &both),
+            [
+                "10.0.0.1:80 by dsr to 10.0.1.11",
+                "10.0.0.2:81 by nat to 10.0.1.11"
+            ]
+        );
+        assert_eq!(
+            ways_of("type: tcp, via: address", &both),
+            ["10.0.1.11:80", "10.0.1.11:81"]
+        );
+        assert_eq!(
+            ways_of("type: tcp, port: 8080", DSR),
+            ["10.0.0.1:8080 by dsr to 10.0.1.11"]
+        );
+    }
+
+    #[test]
+    fn a_check_goes_by_the_services_of_its_own_protocol() {
+        let both = format!("{DSR}, {QUIC}");
+        assert_eq!(
+            ways_of("type: tcp", &both),
+            ["10.0.0.1:80 by dsr to 10.0.1.11"]
+        );
+        assert_eq!(
+            ways_of("type: udp, send: x", &both),
+            ["10.0.0.1:443 by quic to 10.0.1.11"]
+        );
+        // There is none of its protocol.
+        assert_eq!(
+            ways_of("type: tcp, port: 80", QUIC),
+            ["10.0.0.1:80 by quic to 10.0.1.11"]
+        );
+    }
+
+    #[test]
+    fn what_concerns_the_whole_server_is_asked_of_it_once() {
+        let both = format!("{DSR}, {NAT}");
+        assert_eq!(ways_of("type: ping", &both), ["10.0.1.11:0"]);
+        assert_eq!(
+            ways_of("type: exec, command: [/bin/true]", &both),
+            ["10.0.1.11:80"]
+        );
+        assert_eq!(
+            ways_of("type: snmp, oid: 1.3.6.1", &both),
+            ["10.0.1.11:161"]
+        );
+        assert_eq!(ways_of("type: agent, port: 9", &both), ["10.0.1.11:9"]);
+        assert!(!CheckKind::Ping(Ping::default()).has_connection());
+    }
+}

@@ -30,6 +30,10 @@ pub struct Vrrp {
     pub pseudo_header: bool,
     /// Who is told; empty: the group.
     pub peers: Vec<IpAddr>,
+    /// Other interfaces that it needs.
+    pub needs: Vec<String>,
+    /// Those of one name are active, backups or failed together.
+    pub sync_group: Option<String>,
 }
 
 /// Which owner words there are, by VRID and family. 0 is everybody's.

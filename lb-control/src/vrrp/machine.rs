@@ -70,6 +70,8 @@ pub enum Reason {
     Silence,
     /// Who was active has left.
     PeerLeft,
+    /// Another virtual router of its sync group went there.
+    Group,
     /// Somebody else advertises a higher priority, or the same from a higher
     /// address.
     Better(IpAddr),
@@ -134,6 +136,8 @@ pub struct Machine {
     preempt_from: Option<Instant>,
     /// Whoever was last heard to be active.
     active: Option<(IpAddr, u8)>,
+    /// Its sync group can't become active.
+    held: bool,
     /// The last thing heard was that somebody leaves.
     peer_left: bool,
     actions: VecDeque<Action>,
@@ -151,6 +155,7 @@ impl Machine {
             hold_until: None,
             preempt_from: None,
             active: None,
+            held: false,
             peer_left: false,
             actions: VecDeque::new(),
             settings,
@@ -212,6 +217,41 @@ impl Machine {
     pub fn mended(&mut self, now: Instant) {
         if self.state == State::Fault {
             self.able(now, Reason::Mended);
+        }
+    }
+
+    /// Its sync group is a backup: an active one leaves, and listens.
+    pub fn yield_with_group(&mut self, now: Instant) {
+        if self.state != State::Active {
+            return;
+        }
+        self.actions.push_back(Action::Own(false));
+        self.actions.push_back(Action::Advertise(LEAVING));
+        self.change(State::Backup, Reason::Group);
+        self.last_sent = None;
+        self.active_interval = self.settings.interval;
+        self.listen(now, self.down_interval());
+    }
+
+    /// Whether another one of its sync group could not become active, so that this
+    /// one doesn't claim by itself.
+    pub fn hold(&mut self, held: bool) {
+        self.held = held;
+    }
+
+    /// Whether it keeps its sync group from becoming active.
+    pub fn is_in_the_way(&self) -> bool {
+        match self.state {
+            State::Backup => self.active.is_some(),
+            State::Initialize | State::Fault => true,
+            State::Active => false,
+        }
+    }
+
+    /// Its sync group is active: a backup claims.
+    pub fn claim_with_group(&mut self, now: Instant) {
+        if self.state == State::Backup {
+            self.become_active(now, Reason::Group);
         }
     }
 
@@ -368,6 +408,10 @@ impl Machine {
     fn claim(&mut self, now: Instant) {
         if let Some(until) = self.hold_until.filter(|until| *until > now) {
             self.timer = Some(until);
+            return;
+        }
+        if self.held {
+            self.listen(now, self.down_interval());
             return;
         }
         let reason = if self.peer_left {

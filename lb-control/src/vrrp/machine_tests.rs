@@ -425,3 +425,51 @@ fn an_active_one_that_overslept_lets_go_before_it_hears() {
         ]
     );
 }
+
+#[test]
+fn a_sync_group_takes_its_members_along() {
+    let mut bench = Bench::at(State::Active, settings(150));
+    bench.machine.yield_with_group(bench.now);
+    assert_eq!(
+        bench.actions(),
+        [
+            Action::Own(false),
+            Action::Advertise(LEAVING),
+            changed(State::Active, State::Backup, Reason::Group)
+        ]
+    );
+    assert_eq!(bench.due(), Some(SECOND * 3 + SKEW));
+    bench.machine.claim_with_group(bench.now);
+    assert_eq!(bench.actions(), became_active(150, Reason::Group));
+    for state in [State::Initialize, State::Fault] {
+        let mut bench = Bench::at(state, settings(150));
+        bench.machine.claim_with_group(bench.now);
+        bench.machine.yield_with_group(bench.now);
+        assert_eq!((bench.machine.state(), bench.actions()), (state, vec![]));
+    }
+}
+
+#[test]
+fn who_is_held_by_its_group_claims_with_it_alone() {
+    let mut bench = Bench::at(State::Backup, settings(150));
+    bench.machine.hold(true);
+    for _ in 0..3 {
+        let due = bench.due().unwrap();
+        assert_eq!(due, SECOND * 3 + SKEW);
+        bench.wait(due);
+        assert_eq!(
+            (bench.machine.state(), bench.actions()),
+            (State::Backup, vec![])
+        );
+    }
+    bench.machine.claim_with_group(bench.now);
+    assert_eq!(bench.actions(), became_active(150, Reason::Group));
+    // Who hears somebody better is in the way of the others; who hears nobody, or
+    // somebody worse, is not.
+    let mut bench = Bench::at(State::Backup, settings(150));
+    assert!(!bench.machine.is_in_the_way());
+    bench.hear(&advertisement(100), address(1));
+    assert!(!bench.machine.is_in_the_way());
+    bench.hear(&advertisement(200), address(1));
+    assert!(bench.machine.is_in_the_way());
+}

@@ -12,6 +12,7 @@ use super::{
     machine::{Action, Machine, Oddity, Reason, State},
     socket::VrrpSocket,
     thread::{Ownership, RouterConfig},
+    words::{family, name, shown, words},
 };
 use crate::status::VrrpStatus;
 use nix::ifaddrs::getifaddrs;
@@ -42,6 +43,16 @@ pub struct Router {
     announcements: Vec<Instant>,
     counts: VrrpStatus,
     odd: BTreeMap<String, Instant>,
+    moved: Option<Move>,
+}
+
+/// What the members of a group do together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Move {
+    /// From active to backup.
+    LetGo,
+    /// To active.
+    Claimed,
 }
 
 /// What needs the interface.
@@ -64,6 +75,7 @@ impl Router {
             announcements: Vec::new(),
             counts: VrrpStatus::default(),
             odd: BTreeMap::new(),
+            moved: None,
         }
     }
 
@@ -182,13 +194,17 @@ impl Router {
         }
     }
 
-    /// Its interface carries frames, or not.
-    pub fn follow_link(&mut self, now: Instant, carries: bool, ownership: &mut dyn Ownership) {
-        if !carries {
-            self.machine
-                .broken(&format!("{} carries no frames", self.config.interface));
+    /// The interfaces that it needs carry frames, or it is said why not.
+    pub fn follow_links(
+        &mut self,
+        now: Instant,
+        broken: Option<&str>,
+        ownership: &mut dyn Ownership,
+    ) {
+        if let Some(why) = broken {
+            self.machine.broken(why);
             self.act(ownership);
-            // It may come back as another one.
+            // Its own may come back as another one.
             self.link = None;
             return;
         }
@@ -230,6 +246,32 @@ impl Router {
             source,
             mac,
         })
+    }
+
+    /// Whether it keeps its group from becoming active.
+    pub fn is_in_the_way(&self) -> bool {
+        self.machine.is_in_the_way()
+    }
+
+    /// Whether another member of its group is in the way.
+    pub fn hold(&mut self, held: bool) {
+        self.machine.hold(held);
+    }
+
+    /// What its group has to do as well, once.
+    pub fn take_move(&mut self) -> Option<Move> {
+        self.moved.take()
+    }
+
+    /// Another member of its group has let go, or has claimed.
+    pub fn follow_group(&mut self, now: Instant, done: Move, ownership: &mut dyn Ownership) {
+        match done {
+            Move::LetGo => self.machine.yield_with_group(now),
+            Move::Claimed => self.machine.claim_with_group(now),
+        }
+        self.act(ownership);
+        // It follows, and is not followed for that.
+        self.moved = None;
     }
 
     /// Leaves in order.
@@ -344,6 +386,11 @@ impl Router {
     fn note(&mut self, from: State, to: State, reason: &Reason) {
         self.reason = shown(reason);
         self.changed = now();
+        self.moved = match (from, to) {
+            (State::Active, State::Backup) => Some(Move::LetGo),
+            (_, State::Active) => Some(Move::Claimed),
+            _ => self.moved,
+        };
         self.counts.became_active += u64::from(to == State::Active);
         tracing::info!(
             vrid = self.config.settings.vrid,
@@ -383,65 +430,6 @@ impl Router {
 #[allow(clippy::disallowed_methods, reason = "part of the shell")]
 fn now() -> Instant {
     Instant::now()
-}
-
-fn family(is_v4: bool) -> &'static str {
-    if is_v4 { "IPv4" } else { "IPv6" }
-}
-
-fn name(state: State) -> &'static str {
-    match state {
-        State::Initialize => "initialize",
-        State::Backup => "backup",
-        State::Active => "active",
-        State::Fault => "fault",
-    }
-}
-
-fn shown(reason: &Reason) -> String {
-    match reason {
-        Reason::Started => "started".into(),
-        Reason::Stopped => "stopped".into(),
-        Reason::OwnsAddresses => "has the addresses itself (priority 255)".into(),
-        Reason::Silence => "nobody advertises".into(),
-        Reason::PeerLeft => "the active one has left".into(),
-        Reason::Better(peer) => format!("{peer} advertises a better priority"),
-        Reason::Overslept(silent) => {
-            format!("was silent for {silent:?}; somebody else may be active")
-        }
-        Reason::Broken(why) => why.clone(),
-        Reason::Mended => "its interface carries frames again".into(),
-    }
-}
-
-fn words(oddity: Oddity, advertisement: &Advertisement) -> (&'static str, String) {
-    match oddity {
-        Oddity::Version => (
-            "other_version",
-            format!(
-                "speaks version {}; give both the same `version`",
-                u8::from(advertisement.version)
-            ),
-        ),
-        Oddity::Interval => (
-            "other_interval",
-            format!(
-                "advertises every {:?}; give both the same interval",
-                advertisement.interval
-            ),
-        ),
-        Oddity::Addresses => (
-            "other_addresses",
-            format!(
-                "advertises {:?}, which is another list",
-                advertisement.addresses
-            ),
-        ),
-        Oddity::TwoOwners => (
-            "two_owners",
-            "has priority 255, too; only one node can have the addresses itself".into(),
-        ),
-    }
 }
 
 /// The primary address of an interface, its first of IPv4 or its link-local one

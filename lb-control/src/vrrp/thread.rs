@@ -22,7 +22,11 @@ use nix::{
     sys::time::{TimeSpec, TimeValLike as _},
 };
 
-use super::{codec::ChecksumForm, machine::Settings, router::Router};
+use super::{
+    codec::ChecksumForm,
+    machine::Settings,
+    router::{Move, Router},
+};
 use crate::status::VrrpStatus;
 
 /// One virtual router of this node: a VRID and a family on an interface.
@@ -41,11 +45,23 @@ pub struct RouterConfig {
     pub checksum: ChecksumForm,
     /// Who is told; empty: the group.
     pub peers: Vec<IpAddr>,
+    /// Other interfaces that it needs.
+    pub needs: Vec<String>,
+    /// Those of one group are active, backups or failed together.
+    pub group: Option<String>,
     /// Its word in the data path.
     pub owner: u16,
     /// The data path owns for as long as advertisements are believed, and not
     /// until it is told otherwise.
     pub lease: bool,
+}
+
+impl RouterConfig {
+    /// The interfaces that it can't do without.
+    pub fn interfaces(&self) -> impl Iterator<Item = &str> {
+        let own = std::iter::once(&self.interface);
+        own.chain(&self.needs).map(String::as_str)
+    }
 }
 
 /// Where the data path keeps what it owns.
@@ -174,10 +190,12 @@ impl Runner {
             for router in &mut self.routers {
                 router.read(self.ownership.as_mut());
             }
+            self.hold_groups();
             let now = Instant::now();
             for router in &mut self.routers {
                 router.tick(now, self.ownership.as_mut());
             }
+            self.keep_together(now);
             if let Some(stopped) = self.obey() {
                 self.publish();
                 let _ = stopped.send(());
@@ -241,9 +259,68 @@ impl Runner {
 
     fn follow_links(&mut self) {
         let now = Instant::now();
+        let broken: Vec<Option<String>> = self
+            .routers
+            .iter()
+            .map(|router| {
+                let needed = || router.config().interfaces();
+                let own = needed().find(|name| !self.links.iter().any(|link| link == name));
+                own.map(|name| format!("{name} carries no frames"))
+            })
+            .collect();
+        let groups: Vec<Option<String>> = self
+            .routers
+            .iter()
+            .map(|r| r.config().group.clone())
+            .collect();
+        for (index, router) in self.routers.iter_mut().enumerate() {
+            let own = broken.get(index).cloned().flatten();
+            // One that fails takes its group along.
+            let group = router.config().group.clone();
+            let others = groups.iter().zip(&broken);
+            let others = others.filter(|(other, _)| group.is_some() && **other == group);
+            let theirs = others.filter_map(|(_, why)| why.as_ref()).next();
+            let why = own.or(theirs.map(|why| format!("its sync group: {why}")));
+            router.follow_links(now, why.as_deref(), self.ownership.as_mut());
+        }
+        self.keep_together(now);
+    }
+
+    /// Nobody of a group claims while another one of it could not.
+    fn hold_groups(&mut self) {
+        let in_the_way: Vec<Option<String>> = self
+            .routers
+            .iter()
+            .filter(|router| router.is_in_the_way())
+            .map(|router| router.config().group.clone())
+            .collect();
         for router in &mut self.routers {
-            let carries = self.links.contains(&router.config().interface);
-            router.follow_link(now, carries, self.ownership.as_mut());
+            let group = &router.config().group;
+            let held = group.is_some() && in_the_way.contains(group);
+            router.hold(held && !router.is_in_the_way());
+        }
+    }
+
+    /// Has the members of each group follow the one that has just changed. Who lets
+    /// go goes before who claims.
+    fn keep_together(&mut self, now: Instant) {
+        let moves: Vec<(Option<String>, Move)> = self
+            .routers
+            .iter_mut()
+            .filter_map(|router| Some((router.config().group.clone(), router.take_move()?)))
+            .filter(|(group, _)| group.is_some())
+            .collect();
+        for wanted in [Move::LetGo, Move::Claimed] {
+            for (group, _) in moves.iter().filter(|(_, done)| *done == wanted) {
+                let has_let_go = moves.contains(&(group.clone(), Move::LetGo));
+                if wanted == Move::Claimed && has_let_go {
+                    continue;
+                }
+                let members = self.routers.iter_mut();
+                for router in members.filter(|router| router.config().group == *group) {
+                    router.follow_group(now, wanted, self.ownership.as_mut());
+                }
+            }
         }
     }
 
