@@ -33,6 +33,8 @@ pub fn to_member(frame: &Frame<'_>, parsed: &Parsed, handed: &Handed) -> Verdict
     };
     match forward(frame, parsed, member, handed) {
         Ok(verdict) => verdict,
+        // Only that one its sender can do something about.
+        Err(reason) if handed.detail == PROBE && reason != DropReason::TooBig => Verdict::LOST,
         Err(reason) => frame.refuse(parsed, member.service, reason),
     }
 }

@@ -20,7 +20,7 @@ use crate::{
     packet::{Ethernet, MacWords, Packet},
     parse::{self, Parsed},
     select,
-    verdict::{NO_SERVICE, Verdict},
+    verdict::Verdict,
 };
 
 const ETHER_IPV4: u16 = 0x0800;
@@ -85,7 +85,8 @@ fn send(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     match to_member(frame, parsed, id, member) {
         Ok(verdict) => verdict,
         Err(DropReason::TooBig) => frame.refuse(parsed, member.service, DropReason::TooBig),
-        Err(reason) => Verdict::drop(NO_SERVICE, reason as u32),
+        // Its check runs out of time and says so.
+        Err(_) => Verdict::LOST,
     }
 }
 
@@ -159,7 +160,7 @@ fn answered(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
         }
         let port = member.vip_port;
         if nat::rewrite(&frame.packet, parsed, End::Source, member.vip, port).is_err() {
-            return Some(Verdict::drop(NO_SERVICE, DropReason::Malformed as u32));
+            return Some(Verdict::LOST);
         }
     } else if tuple.source != member.vip {
         return None;
@@ -169,7 +170,7 @@ fn answered(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
     if frame.has_tags_of(link) {
         frame.ethernet.set_destination(mac);
     } else if head::retag(frame, parsed, &mac, link) == 0 {
-        return Some(Verdict::drop(NO_SERVICE, DropReason::NoHeadroom as u32));
+        return Some(Verdict::LOST);
     }
     Some(Verdict::send(link.ifindex, frame.ingress.ifindex))
 }

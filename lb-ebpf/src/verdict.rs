@@ -28,6 +28,9 @@ impl Verdict {
     /// Back out of the interface it came in by.
     pub const BOUNCE: Self = Self(xdp_action::XDP_TX as u64);
 
+    /// Nobody gets it, and nobody is told: it is no traffic.
+    pub const LOST: Self = Self(xdp_action::XDP_ABORTED as u64);
+
     /// Out of interface `ifindex`, for a packet that came in by `ingress`.
     #[inline(always)]
     pub const fn send(ifindex: u32, ingress: u32) -> Self {

@@ -18,7 +18,7 @@ use lb_control::{
     config, metrics,
     status::{
         BackendStatus, Histogram, InterfaceStatus, PoolHealth, PoolStatus, ProbeStatus,
-        ServiceStatus, Snapshot,
+        ServiceStatus, Snapshot, VrrpStatus,
     },
 };
 use lb_tests::process::workspace_program;
@@ -182,6 +182,10 @@ fn metric_names() -> BTreeSet<String> {
         },
         certificate_expiry: Some(1),
         ..ProbeStatus::default()
+    }];
+    snapshot.vrrp = vec![VrrpStatus {
+        rejected: [("ttl".to_owned(), 1)].into(),
+        ..VrrpStatus::default()
     }];
     let page = metrics::text(&snapshot).unwrap();
     let types = page.lines().filter_map(|l| l.strip_prefix("# TYPE "));
