@@ -2,8 +2,7 @@
 //! 3768).
 //!
 //! [`codec`] reads and writes messages; [`machine`] decides, without a clock or a
-//! socket; [`thread`] runs all of
-//! it. May import [`crate::status`] only.
+//! socket; [`thread`] runs all of it. May import [`crate::status`] only.
 
 pub mod announce;
 pub mod codec;

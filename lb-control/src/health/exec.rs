@@ -27,6 +27,10 @@ use crate::model::Exec;
 /// Bytes of its output that are kept; the rest is read and thrown away.
 const MOST_OUTPUT: usize = 4096;
 
+/// The step of a probe that may not start its program yet. When it runs out of time
+/// there, that says nothing of the backend.
+pub(super) const WAITING: &str = "waiting for other programs to end";
+
 /// Programs of checks find others here.
 const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 
@@ -36,8 +40,7 @@ const SEARCH_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sb
 /// # Errors
 /// The program can't be run.
 pub async fn probe(key: &CheckKey, exec: &Exec, programs: &Semaphore, trace: &Trace) -> Outcome {
-    trace.step("waiting for other programs to end");
-    // Without an answer in time it is the balancer that is too slow.
+    trace.step(WAITING);
     let _permit = programs
         .acquire()
         .await

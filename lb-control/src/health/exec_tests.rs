@@ -1,7 +1,13 @@
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
 use super::*;
-use crate::{health::testing::probe_once, model::CheckKind};
+use crate::{
+    health::{
+        probe::{self, Tools},
+        testing::{TIMEOUT, key_of, probe_once},
+    },
+    model::CheckKind,
+};
 
 /// Of whoever runs the tests.
 fn user() -> String {
@@ -115,4 +121,16 @@ async fn a_program_that_takes_too_long_is_killed_with_all_that_it_started() {
         }
         assert!(!lives(id), "process {id} was left behind");
     }
+}
+
+#[tokio::test]
+async fn who_waits_for_other_programs_says_nothing_of_the_backend() {
+    let tools = std::sync::Arc::new(Tools {
+        programs: Semaphore::new(0),
+        ..Tools::default()
+    });
+    let key = key_of(check(&["/bin/true"], false), target());
+    let found = probe::run(&key, TIMEOUT, &tools, &Trace::start()).await;
+    assert_eq!(found.verdict, Verdict::NotMade, "{found:?}");
+    assert!(found.words.contains("too many programs"), "{found:?}");
 }

@@ -165,6 +165,10 @@ async fn dispatch(
 /// Nothing came in time.
 fn silence(timeout: Duration, trace: &Trace) -> Found {
     let words = match trace.last() {
+        Some(exec::WAITING) => {
+            let words = "could not check: too many programs of checks run at a time";
+            return Found::new(Verdict::NotMade, words);
+        }
         Some(step) => format!("no answer within {timeout:?}: {step}"),
         None => format!("no answer within {timeout:?}"),
     };
