@@ -164,6 +164,8 @@ fn way_of_replies(scene: &Scene, report: &mut SceneReport) -> Result<()> {
     view::headline("which way do the replies go? a capture on the balancer's links");
     let t = &scene.topology;
     let vips = t.vips();
+    // The balancer's own probes of the service go the same ways.
+    let own = vips.map(|vip| t.balancer.address(vip));
     let capture = |of: fn((IpAddr, IpAddr)) -> IpAddr| -> Result<Vec<Capture>> {
         let ports = t.balancer_ports.iter();
         ports
@@ -171,7 +173,9 @@ fn way_of_replies(scene: &Scene, report: &mut SceneReport) -> Result<()> {
                 Capture::start(&port.ns, &port.interface, move |frame| {
                     View::parse(&frame.bytes).is_ok_and(|view| {
                         view.tcp_flags().is_some()
-                            && view.addresses().is_some_and(|a| vips.contains(&of(a)))
+                            && view.addresses().is_some_and(|a| {
+                                vips.contains(&of(a)) && !own.contains(&a.0) && !own.contains(&a.1)
+                            })
                     })
                 })
             })

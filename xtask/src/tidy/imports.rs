@@ -195,7 +195,7 @@ mod tests {
         assert_eq!(
             found,
             [
-                "lb-control/src/vrrp.rs:2: `vrrp` may not import `sync::Message`; it may import nothing"
+                "lb-control/src/vrrp.rs:2: `vrrp` may not import `sync::Message`; it may import status"
             ]
         );
     }
