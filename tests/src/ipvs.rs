@@ -47,7 +47,8 @@ pub fn balance(t: &Topology) -> Result<()> {
     ns.feed(&["ipvsadm", "-R"], &services)
 }
 
-/// Connections and datagrams that IPVS has balanced to a VIP.
+/// Connections and datagrams that IPVS has balanced to a VIP, up to two seconds
+/// ago.
 pub fn balanced(t: &Topology, vip: IpAddr) -> Result<u64> {
     let text = t
         .balancer

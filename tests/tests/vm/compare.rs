@@ -4,12 +4,14 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    time::Duration,
 };
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     ipvs,
     machine::in_machine,
+    process::wait_ok,
     servers::Nginx,
     site::{Site, WEB, dig, family},
     topology::{Kind, Options, Topology},
@@ -108,12 +110,16 @@ fn as_ipvs_does(kind: Kind) -> Result<()> {
     ipvs::balance(&t)?;
     let theirs = ask(&t, &web, "ipvs")?;
     for vip in t.vips() {
-        // Or the comparison is with something else.
-        let balanced = ipvs::balanced(&t, vip)?;
-        ensure!(
-            balanced >= 2 * REQUESTS as u64,
-            "{vip}: IPVS balanced {balanced} only"
-        );
+        // Or the comparison is with something else. What IPVS shows is as old
+        // as its estimator's last round, which is one in two seconds.
+        wait_ok("IPVS to count", Duration::from_secs(5), || {
+            let balanced = ipvs::balanced(&t, vip)?;
+            ensure!(
+                balanced >= 2 * REQUESTS as u64,
+                "{vip}: IPVS balanced {balanced} only"
+            );
+            Ok(())
+        })?;
     }
     let servers: BTreeMap<_, _> = t.backends.iter().map(|b| (&b.name, ())).collect();
     ensure!(

@@ -50,8 +50,10 @@ fn backends_decapsulate_ipip_and_gue_of_all_families() {
                     let pages = curl(&t.balancer.ns, target, &name, 2, false);
                     let pages = pages.map_err(|e| e.context(format!("{name} {encap}")))?;
                     let carried = t.balancer.ns.counters("out")?.tx_packets;
+                    // SYN, acknowledgement, request and FIN each, at the least:
+                    // the answer's acknowledgements may go with the FIN.
                     ensure!(
-                        pages.len() == 2 && carried >= 10,
+                        pages.len() == 2 && carried >= 8,
                         "{name} {encap}: {carried} packets in the tunnel"
                     );
                     t.balancer.ns.exec(&["ip", "link", "del", "out"])?;
