@@ -399,7 +399,7 @@ impl Program {
 
     /// Runs one frame through the program.
     pub fn run(&self, frame: &[u8]) -> Result<Outcome> {
-        run(self.lb()?, frame)
+        run(self.lb()?, frame, None)
     }
 
     /// Runs one frame through the program on the device that probes come in by.
@@ -408,6 +408,7 @@ impl Program {
         run(
             program.context("the object lacks a program")?.try_into()?,
             frame,
+            None,
         )
     }
 
@@ -417,11 +418,13 @@ impl Program {
     }
 }
 
-fn run(program: &Xdp, frame: &[u8]) -> Result<Outcome> {
+/// Runs one frame through a program, in the given `struct xdp_md` if there is one.
+fn run(program: &Xdp, frame: &[u8], context: Option<&[u8]>) -> Result<Outcome> {
     let mut out = vec![0; frame.len() + 256];
     let result = program.test_run(TestRunOptions {
         data_in: Some(frame),
         data_out: Some(&mut out),
+        ctx_in: context,
         ..TestRunOptions::new()
     })?;
     out.truncate(result.data_size_out as usize);

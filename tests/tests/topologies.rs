@@ -1,7 +1,11 @@
 //! Real clients, real servers, the real daemon: every topology and both
 //! families, TCP and UDP, native and generic mode, offloads as they occur.
 
-use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Result, ensure};
 use lb_tests::{
@@ -289,21 +293,22 @@ fn under_dsr_replies_do_not_cross_the_balancer() {
         let t = &site.topology;
         let port = &t.balancer_ports[0];
         let vips = t.vips();
-        // Answers to health checks are the balancer's own.
+        // Health checks and their answers are the balancer's own.
         let own = vips.map(|vip| t.balancer.address(vip));
-        let from_vip = Capture::start(&port.ns, &port.interface, move |frame| {
-            View::parse(&frame.bytes).is_ok_and(|view| {
-                view.protocol == lb_tests::packet::protocol::TCP
-                    && view
-                        .addresses()
-                        .is_some_and(|(source, to)| vips.contains(&source) && !own.contains(&to))
+        // One filter both ways, so that silence proves something.
+        let capture = |of: fn((IpAddr, IpAddr)) -> (IpAddr, IpAddr)| {
+            Capture::start(&port.ns, &port.interface, move |frame| {
+                View::parse(&frame.bytes).is_ok_and(|view| {
+                    view.protocol == lb_tests::packet::protocol::TCP
+                        && view
+                            .addresses()
+                            .map(of)
+                            .is_some_and(|(vip, peer)| vips.contains(&vip) && !own.contains(&peer))
+                })
             })
-        })?;
-        // The same filter the other way, so that silence proves something.
-        let to_vip = Capture::start(&port.ns, &port.interface, move |frame| {
-            View::parse(&frame.bytes)
-                .is_ok_and(|view| view.addresses().is_some_and(|(_, to)| vips.contains(&to)))
-        })?;
+        };
+        let from_vip = capture(|(source, to)| (source, to))?;
+        let to_vip = capture(|(source, to)| (to, source))?;
         pages(&site, 20)?;
         let (replies, requests) = (from_vip.stop()?, to_vip.stop()?);
         println!("{requests} packets to the VIPs at the balancer, {replies} from them");

@@ -29,18 +29,7 @@ impl Program {
         for word in [0, length, 0, ifindex, 0, 0] {
             context.extend(word.to_ne_bytes());
         }
-        let mut out = vec![0; frame.len() + 256];
-        let result = self.lb()?.test_run(TestRunOptions {
-            data_in: Some(frame),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        })?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Outcome {
-            action: result.return_value,
-            frame: out,
-        })
+        super::run(self.lb()?, frame, Some(&context))
     }
 
     /// Runs one frame through the program as if the driver had left only
@@ -54,18 +43,7 @@ impl Program {
         for word in [start, end, 0, 1, 0, 0] {
             context.extend(word.to_ne_bytes());
         }
-        let mut out = vec![0; data.len() + 256];
-        let result = self.lb()?.test_run(TestRunOptions {
-            data_in: Some(&data),
-            data_out: Some(&mut out),
-            ctx_in: Some(&context),
-            ..TestRunOptions::new()
-        })?;
-        out.truncate(result.data_size_out as usize);
-        Ok(Outcome {
-            action: result.return_value,
-            frame: out,
-        })
+        super::run(self.lb()?, &data, Some(&context))
     }
 
     /// The kernel's jiffies, as leases in `OWNERS` count them.
