@@ -24,6 +24,7 @@ pub mod metrics;
 pub mod model;
 pub mod neighbours;
 pub mod rates;
+pub mod replication;
 pub mod scheduler;
 pub mod status;
 pub mod vrrp;

@@ -1,5 +1,6 @@
 //! Properties of the way from any configuration to any other.
 
+mod follow;
 mod pools;
 
 use std::{
