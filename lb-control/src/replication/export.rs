@@ -19,6 +19,7 @@ use lb_common::{
     hash::scale,
     slot::SlotWord,
 };
+use serde::{Deserialize, Serialize};
 
 use super::{
     record::{
@@ -43,7 +44,7 @@ pub enum Step {
 }
 
 /// What was told so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Exported {
     /// Entries of both tables, those that are no more included.
     pub flows: u64,

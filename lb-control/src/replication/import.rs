@@ -14,7 +14,7 @@ use lb_common::{
     net::{Addr, Be16, family},
     slot::SlotWord,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::record::{
     Binding, Flow, Gone, Hello, Malformed, MemberEnd, Record, Service, Share, Slot, Source, Which,
@@ -23,7 +23,7 @@ use super::record::{
 use super::world::{Catalogue, World};
 
 /// What is known of a peer's flows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// It has told nothing yet.
@@ -38,7 +38,7 @@ pub enum Standing {
 }
 
 /// What was taken over so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Imported {
     /// Entries, those that are no more included.
     pub flows: u64,

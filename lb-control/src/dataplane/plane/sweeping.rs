@@ -2,9 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::{abi::service_flag, clock::UNIT_SHIFT, member::MemberState};
+use lb_common::{abi::service_flag, clock::UNIT_SHIFT};
 
-use super::{Plane, pools::member_infos};
+use super::Plane;
 use crate::dataplane::{
     apply::execute,
     error::PlaneError,
@@ -24,13 +24,7 @@ impl Plane {
     pub fn sweep(&mut self) -> Result<&SweepReport, PlaneError> {
         let now_ticks = self.now_ticks()?;
         let snapshot = self.loaded.maps.snapshot_without_slots()?;
-        let mut members = member_infos(&snapshot);
-        // Whoever has the flows says who serves them.
-        for member in &mut members {
-            if self.followed.contains(&member.service) && !member.state.serves() {
-                member.state = MemberState::DRAINING;
-            }
-        }
+        let members = self.member_infos(&snapshot);
         let services: BTreeMap<u32, sweep::ServiceInfo> = snapshot
             .entries()
             .map(|s| {
