@@ -26,4 +26,5 @@ pub mod neighbours;
 pub mod rates;
 pub mod scheduler;
 pub mod status;
+pub mod sync;
 pub mod vrrp;
