@@ -7,23 +7,26 @@
 //! clock or a socket; `wire`, `frame`, `handshake`, `window`, `session`, `path` and
 //! `stream` are its parts, `thread` runs it. May import [`crate::status`] only.
 
+mod counts;
+mod frame;
 pub mod handle;
+mod handshake;
+mod link;
+mod path;
+mod peer;
+mod session;
 pub mod settings;
+mod socket;
+mod stream;
 mod thread;
+mod window;
+mod wire;
+
+#[cfg(test)]
+mod testing;
 
 pub use handle::{Change, PeerLinks, Refused, Sinks, StreamEvent, StreamSender, UrgentSender};
 pub use settings::{Key, PathSettings, PeerSettings, Settings};
 
 /// Bytes of the longest message, urgent or of the stream.
 pub const MAX_MESSAGE: usize = 1100;
-
-#[allow(dead_code, reason = "used by what follows")]
-mod frame;
-#[allow(dead_code, reason = "used by what follows")]
-mod handshake;
-#[allow(dead_code, reason = "used by what follows")]
-mod path;
-#[allow(dead_code, reason = "used by what follows")]
-mod window;
-#[allow(dead_code, reason = "used by what follows")]
-mod wire;

@@ -323,3 +323,7 @@ impl Drop for PeerLinks {
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+#[path = "handle_tests.rs"]
+mod tests;

@@ -19,8 +19,6 @@ use super::{
 const PATTERN: &str = "Noise_NNpsk0_25519_ChaChaPoly_BLAKE2s";
 /// Bytes of an ephemeral key.
 const EPHEMERAL: usize = 32;
-/// Bytes of the longest name.
-pub const MAX_NAME: usize = 255;
 
 /// What a node says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
