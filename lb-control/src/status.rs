@@ -33,6 +33,9 @@ pub struct Snapshot {
     /// Virtual routers.
     #[serde(default)]
     pub vrrp: Vec<VrrpStatus>,
+    /// Links to peers.
+    #[serde(default)]
+    pub sync: Vec<LinkStatus>,
 }
 
 /// The daemon and its data path.

@@ -1,6 +1,6 @@
 //! What a node knows of its links before they are made.
 
-use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
+use std::{fmt, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 
@@ -18,6 +18,16 @@ impl Key {
     /// These bytes.
     pub const fn new(bytes: [u8; Self::BYTES]) -> Self {
         Self(bytes)
+    }
+
+    /// A fresh one.
+    ///
+    /// # Errors
+    /// The system has no random numbers.
+    pub fn generate() -> io::Result<Self> {
+        let mut bytes = [0; Self::BYTES];
+        getrandom::fill(&mut bytes).map_err(|error| io::Error::other(error.to_string()))?;
+        Ok(Self(bytes))
     }
 
     /// From 64 hexadecimal digits or base64, with white space around it.
@@ -121,6 +131,13 @@ mod tests {
             Key::parse(" AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=\n"),
             Ok(key)
         );
+    }
+
+    #[test]
+    fn a_fresh_key_is_another_one_each_time() {
+        let fresh = Key::generate().unwrap();
+        assert_eq!(Key::parse(&fresh.to_hexadecimal()), Ok(fresh.clone()));
+        assert_ne!(Key::generate().unwrap(), fresh);
     }
 
     #[test]
