@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    mem::MaybeUninit,
+    io::Read as _,
     net::SocketAddr,
     os::unix::fs::PermissionsExt as _,
     time::{Duration, Instant},
@@ -252,13 +252,9 @@ fn captured(namespace: &Netns, count: usize) -> Result<Vec<Vec<u8>>> {
         let mut all = Vec::new();
         while all.len() < count {
             ensure!(Instant::now() < end, "only {} datagrams came", all.len());
-            let mut buffer = [MaybeUninit::new(0); 2048];
-            let length = socket.recv(&mut buffer)?;
-            // SAFETY: the buffer was initialised, and recv(2) fills so much of it.
-            let bytes: Vec<u8> = buffer[..length]
-                .iter()
-                .map(|b| unsafe { b.assume_init() })
-                .collect();
+            let mut buffer = [0; 2048];
+            let length = (&socket).read(&mut buffer)?;
+            let bytes = &buffer[..length];
             // IPv4 without options, UDP.
             if bytes.len() > 28 && bytes[22..24] == PORT.to_be_bytes() {
                 all.push(bytes[28..].to_vec());

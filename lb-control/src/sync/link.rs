@@ -11,7 +11,6 @@ use super::{
     counts::Counts,
     frame::Writer,
     path::Path,
-    session::Session,
     settings::Key,
     stream::{receive::Incoming, send::Outgoing},
 };
@@ -369,19 +368,14 @@ impl Link {
     /// The best path, and the next best one.
     fn best_paths(&self, now: Instant) -> (usize, usize) {
         let time_out = self.path_time_out();
-        let alive = |path: &&(usize, &Path)| path.1.is_alive(now, time_out);
-        let all: Vec<(usize, &Path)> = self.paths.iter().enumerate().collect();
-        let mut order: Vec<usize> = all
-            .iter()
-            .filter(alive)
-            .filter(|(_, path)| path.heard_by_peer())
-            .map(|(index, _)| *index)
-            .collect();
-        if order.is_empty() {
-            order = all.iter().filter(alive).map(|(index, _)| *index).collect();
-        }
-        let first = order.first().copied().unwrap_or(0);
-        (first, order.get(1).copied().unwrap_or(first))
+        let alive = || {
+            let all = self.paths.iter().enumerate();
+            all.filter(|(_, path)| path.is_alive(now, time_out))
+        };
+        let mut both_ways = alive().filter(|(_, path)| path.heard_by_peer());
+        let best = both_ways.next().or_else(|| alive().next());
+        let best = best.map_or(0, |(index, _)| index);
+        (best, both_ways.next().map_or(best, |(index, _)| index))
     }
 
     /// An acknowledgement that is due, and the next packet.
@@ -412,7 +406,7 @@ impl Link {
 
     /// The session that is in force.
     #[cfg(test)]
-    fn session(&self) -> Option<&Session> {
+    fn session(&self) -> Option<&super::session::Session> {
         self.sessions.current()
     }
 }

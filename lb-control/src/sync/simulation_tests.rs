@@ -124,6 +124,39 @@ fn a_cut_path_is_seen_and_the_stream_goes_by_another() {
 }
 
 #[test]
+fn a_path_that_carries_one_way_alone_carries_nothing_of_the_stream() {
+    let mut network = Network::up(5, 2);
+    network.run(Duration::from_secs(1));
+    network.cut_from = vec![(0, 0)];
+    network.run(Duration::from_secs(1));
+    let path = &network.links[0].paths()[0];
+    assert!(path.is_alive(network.now, network.links[0].path_time_out()) && !path.heard_by_peer());
+    network.sent.clear();
+    send_all(&mut network, 0, 500);
+    let large = network
+        .sent
+        .iter()
+        .filter(|(by, _, datagram)| *by == 0 && datagram.len() > 200);
+    assert!(large.map(|(_, path, _)| *path).all(|path| path == 1));
+    assert_eq!(network.links[0].stream_status(network.now).resent, 0);
+}
+
+#[test]
+fn a_peer_that_hears_and_is_not_heard_comes_to_know_that_the_link_is_down() {
+    for deaf in 0..2 {
+        let mut network = Network::up(6, 1);
+        network.run(Duration::from_secs(1));
+        network.cut_from = vec![(1 - deaf, 0)];
+        network.run(Duration::from_secs(8));
+        assert!(network.links.iter().all(|link| !link.is_up()), "{deaf}");
+        network.cut_from.clear();
+        network.run_until(|n| n.are_up());
+        send_all(&mut network, 0, 50);
+        send_all(&mut network, 1, 50);
+    }
+}
+
+#[test]
 fn a_short_cut_of_all_paths_costs_nothing_and_a_long_one_begins_anew() {
     let mut network = Network::up(3, 2);
     network.drain();
@@ -153,8 +186,6 @@ fn a_short_cut_of_all_paths_costs_nothing_and_a_long_one_begins_anew() {
 
 #[test]
 fn a_cut_that_only_one_side_gave_up_on_begins_anew_for_both() {
-    // What goes from the first to the second side is lost: the second gives up, and
-    // says so by silence.
     for deaf in 0..2 {
         let mut network = Network::up(4 + deaf as u64, 1);
         network.run(Duration::from_secs(1));

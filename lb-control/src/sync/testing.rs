@@ -62,6 +62,8 @@ pub struct Network {
     pub weather: Weather,
     /// Paths that carry nothing.
     pub cut: Vec<usize>,
+    /// Paths that carry nothing that this side sends.
+    pub cut_from: Vec<(usize, usize)>,
     /// A reader that takes nothing.
     pub is_reader_slow: [bool; 2],
     /// All that was sent: by whom, path, datagram.
@@ -101,6 +103,7 @@ impl Network {
             urgent: Default::default(),
             weather: Weather::default(),
             cut: Vec::new(),
+            cut_from: Vec::new(),
             is_reader_slow: [false; 2],
             sent: Vec::new(),
             on_the_way: BTreeMap::new(),
@@ -196,6 +199,9 @@ impl Network {
     }
 
     fn carry(&mut self, to: usize, path: usize, datagram: Vec<u8>) {
+        if self.cut_from.contains(&(1 - to, path)) {
+            return;
+        }
         let copies = 1 + u64::from(self.numbers.percent(self.weather.double));
         for _ in 0..copies {
             if self.numbers.percent(self.weather.loss) {
