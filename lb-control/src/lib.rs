@@ -27,4 +27,5 @@ pub mod rates;
 pub mod replication;
 pub mod scheduler;
 pub mod status;
+pub mod sync;
 pub mod vrrp;

@@ -25,6 +25,7 @@ use super::{
     persistence, preview,
     probe_way::ProbeWay,
     probes, settings,
+    sync::Peers,
     vrrp::VirtualRouters,
 };
 use crate::{
@@ -113,6 +114,7 @@ struct Daemon {
     health_changed: bool,
     probe_way: ProbeWay,
     routers: VirtualRouters,
+    peers: Peers,
     neighbours: Neighbours,
     targets: Vec<Target>,
     groups: SolicitedNodes,
@@ -328,6 +330,7 @@ impl Daemon {
             health: &health,
             adopted: self.adopted,
             vrrp: self.routers.status(),
+            sync: self.peers.status(),
         };
         let snapshot = self.observer.snapshot(&view, Now::read());
         if snapshot.status.readiness.ready && !self.told_ready {
@@ -399,6 +402,7 @@ impl Daemon {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         // First of all: another node waits to be told.
         drop(std::mem::take(&mut self.routers));
+        drop(std::mem::take(&mut self.peers));
         self.write_health();
         self.neighbours.stop().await;
         tracing::info!(

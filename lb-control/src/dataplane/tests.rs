@@ -128,6 +128,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
         services,
         full_nat: None,
         vrrp: Vec::new(),
+        sync: None,
     }
 }
 

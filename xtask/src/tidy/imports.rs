@@ -18,7 +18,7 @@ const MODULES: &[(&str, &[&str])] = &[
     ("health", &["model"]),
     ("neighbours", &["model"]),
     ("vrrp", &["status"]),
-    ("sync", &[]),
+    ("sync", &["status"]),
     ("api", &["status"]),
     ("metrics", &["status"]),
     ("rates", &["status"]),

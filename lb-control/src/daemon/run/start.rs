@@ -26,6 +26,7 @@ use crate::{
         observe::Observer,
         probe_way::ProbeWay,
         settings,
+        sync::{self, Peers},
         vrrp::VirtualRouters,
     },
     dataplane::{
@@ -82,6 +83,8 @@ impl Daemon {
             ),
             None => None,
         };
+        // Whatever is wrong with the key is known before anything is attached.
+        sync::settings(&candidate.model).map_err(not_started)?;
         settings::establish(&candidate.model, &options.state_dir).map_err(not_started)?;
         let plane = Plane::open(&candidate.model).map_err(not_started)?;
         let adopted = plane.adopted();
@@ -173,6 +176,7 @@ impl Daemon {
             health_changed: false,
             probe_way,
             routers: VirtualRouters::default(),
+            peers: Peers::default(),
             neighbours,
             targets,
             groups: SolicitedNodes::default(),
@@ -195,6 +199,8 @@ impl Daemon {
             controller,
             _locks: locks,
         };
+        let links = sync::settings(&daemon.controller.model).map_err(not_started)?;
+        daemon.peers.follow(links).map_err(not_started)?;
         // Whoever becomes active has all its services in the maps by now.
         let plane = &daemon.controller.data_path;
         let followed = daemon.routers.follow(&daemon.controller.model, plane);
