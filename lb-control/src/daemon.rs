@@ -16,6 +16,7 @@ mod preview;
 mod probe_way;
 mod probes;
 mod reload;
+mod replication;
 mod retry;
 pub mod run;
 mod settings;

@@ -10,12 +10,14 @@ use serde::{Deserialize, Serialize};
 
 mod pool;
 mod probe;
+mod replication;
 pub mod request;
 mod sync;
 mod vrrp;
 
 pub use pool::PoolHealth;
 pub use probe::{Histogram, ProbeStatus};
+pub use replication::{Exported, Imported, ReplicationStatus, Standing};
 pub use sync::{LinkStatus, PathStatus, StreamStatus, UrgentStatus};
 pub use vrrp::VrrpStatus;
 

@@ -11,10 +11,10 @@ use crate::{
     model::owner_word,
     replication::{
         export::{Exporter, Step},
-        import::{Importer, Own, Standing},
+        import::{Importer, Own},
         world::Catalogue,
     },
-    status::{ReplicationStatus, VrrpStatus},
+    status::{LinkStatus, ReplicationStatus, Standing, VrrpStatus},
     sync::{Change, StreamEvent, StreamSender},
 };
 
@@ -102,6 +102,11 @@ impl Replication {
         self.owned.iter().copied().chain(always).collect()
     }
 
+    /// Whether there is a peer.
+    pub fn is_used(&self) -> bool {
+        !self.peers.is_empty()
+    }
+
     /// When [`Self::tick`] wants to be called.
     pub fn due(&self) -> Option<Instant> {
         let is_linked = self.peers.values().any(|peer| peer.stream.is_some());
@@ -158,7 +163,9 @@ impl Replication {
                     peer.told = Some((stream.sent(), began));
                 }
             }
-            if let Some((_, began)) = peer.told.take_if(|(sent, _)| stream.acknowledged() >= *sent)
+            if let Some((_, began)) = peer
+                .told
+                .take_if(|(sent, _)| stream.acknowledged() >= *sent)
             {
                 peer.current = Some(began);
             }
@@ -197,7 +204,10 @@ impl Replication {
         for peer in self.peers.values_mut() {
             changed |= peer.importer.disown(&names);
         }
-        let followed = self.peers.values().flat_map(|p| p.importer.adopted().keys());
+        let followed = self
+            .peers
+            .values()
+            .flat_map(|p| p.importer.adopted().keys());
         let followed = followed.filter_map(|name| catalogue.names.get(name).copied());
         let followed = followed.collect();
         plane.follow(followed);
@@ -223,31 +233,29 @@ impl Replication {
         peers.any(|peer| *peer.importer.standing() == Standing::InSync)
     }
 
-    /// What is replicated with each peer.
-    pub fn status(&self, now: Instant) -> Vec<ReplicationStatus> {
-        let rows = self.peers.iter().map(|(name, peer)| {
-            let stream = peer.stream.as_ref();
-            let waiting = stream.map_or(0, |s| s.sent().saturating_sub(s.acknowledged()));
-            let lag = peer
-                .current
-                .map(|then| now.saturating_duration_since(then).as_millis() as u64);
-            ReplicationStatus {
-                peer: name.to_string(),
-                tells: peer.exporter.is_live() && stream.is_some(),
-                services: if stream.is_some() { self.owned.len() as u64 } else { 0 },
-                waiting,
-                lag_ms: lag,
+    /// Adds what is replicated to what the links do.
+    pub fn complete(&self, links: &mut [LinkStatus], now: Instant) {
+        for link in links {
+            let Some(peer) = self.peers.get(link.peer.as_str()) else {
+                continue;
+            };
+            let is_linked = peer.stream.is_some();
+            let lag = |then: Instant| now.saturating_duration_since(then).as_millis();
+            link.replication = ReplicationStatus {
+                tells: is_linked && peer.exporter.is_live(),
+                services: if is_linked { self.owned.len() } else { 0 },
+                lag_ms: peer.current.map(|then| lag(then) as u64),
                 sent: peer.exporter.counts(),
                 hears: peer.importer.standing().clone(),
                 received: peer.importer.counts(),
-            }
-        });
-        rows.collect()
+            };
+        }
     }
 
-    /// Peers that aren't configured any more.
-    pub fn keep_only(&mut self, names: &BTreeSet<Arc<str>>) {
-        self.peers.retain(|name, _| names.contains(name));
+    /// Forgets the peers that aren't configured any more.
+    pub fn keep_only(&mut self, links: &[LinkStatus]) {
+        let is_known = |name: &str| links.iter().any(|link| link.peer == name);
+        self.peers.retain(|name, _| is_known(name));
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use crate::{
     model::Model,
     status::LinkStatus,
-    sync::{Key, PathSettings, PeerLinks, PeerSettings, Settings, Sinks},
+    sync::{Key, PathSettings, PeerLinks, PeerSettings, Settings, Sinks, StreamEvent},
 };
 
 /// Events of the streams that wait for their reader.
@@ -23,12 +23,25 @@ const MOST_KEY_BYTES: u64 = 4096;
 const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 
 /// The links, where the configuration has any.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Peers {
     links: Option<PeerLinks>,
+    stream: mpsc::Sender<StreamEvent>,
 }
 
 impl Peers {
+    /// No links, and where what comes by their streams can be read.
+    pub fn new() -> (Self, mpsc::Receiver<StreamEvent>) {
+        let (stream, events) = mpsc::channel(ROOM);
+        (
+            Self {
+                links: None,
+                stream,
+            },
+            events,
+        )
+    }
+
     /// These are the links from now on; links that stay as they are go on. Starts
     /// their thread with the first and ends it with the last of them.
     ///
@@ -39,7 +52,7 @@ impl Peers {
             (_, None) => self.links = None,
             (Some(links), Some(settings)) => links.configure(settings),
             (None, Some(settings)) => {
-                let links = PeerLinks::start(settings, sinks());
+                let links = PeerLinks::start(settings, self.sinks());
                 self.links = Some(links.map_err(|error| format!("sync: {error}"))?);
             }
         }
@@ -53,15 +66,17 @@ impl Peers {
             .map(PeerLinks::status)
             .unwrap_or_default()
     }
-}
 
-/// Nothing is made of what comes: the link counts it.
-fn sinks() -> Sinks {
-    let (stream, mut events) = mpsc::channel(ROOM);
-    tokio::spawn(async move { while events.recv().await.is_some() {} });
-    Sinks {
-        urgent: Box::new(|_, _| {}),
-        stream,
+    /// Ends them.
+    pub fn stop(&mut self) {
+        self.links = None;
+    }
+
+    fn sinks(&self) -> Sinks {
+        Sinks {
+            urgent: Box::new(|_, _| {}),
+            stream: self.stream.clone(),
+        }
     }
 }
 

@@ -11,6 +11,7 @@ use std::{
     sync::atomic::Ordering::Relaxed,
 };
 
+use crate::status::Exported;
 use lb_common::{
     abi::{PersistEntry, PersistKey, method},
     binding::{self, BindingState, Use},
@@ -19,7 +20,6 @@ use lb_common::{
     hash::scale,
     slot::SlotWord,
 };
-use serde::{Deserialize, Serialize};
 
 use super::{
     record::{
@@ -41,23 +41,6 @@ pub enum Step {
     More,
     /// The link has no room now.
     Full,
-}
-
-/// What was told so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exported {
-    /// Entries of both tables, those that are no more included.
-    pub flows: u64,
-    /// Slots.
-    pub slots: u64,
-    /// Bindings of full NAT.
-    pub bindings: u64,
-    /// Sources and their servers.
-    pub sources: u64,
-    /// Bytes of messages.
-    pub bytes: u64,
-    /// Times that all was told from the beginning.
-    pub bulks: u64,
 }
 
 /// Of one peer.

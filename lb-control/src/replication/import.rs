@@ -6,6 +6,7 @@ use std::{
     sync::{Arc, atomic::Ordering::Relaxed},
 };
 
+use crate::status::{Imported, Standing};
 use lb_common::{
     abi::VipKey,
     binding::{self, Imported as ImportedBinding, Use},
@@ -14,51 +15,12 @@ use lb_common::{
     net::{Addr, Be16, family},
     slot::SlotWord,
 };
-use serde::{Deserialize, Serialize};
 
 use super::record::{
     Binding, Flow, Gone, Hello, Malformed, MemberEnd, Record, Service, Share, Slot, Source, Which,
     decode,
 };
 use super::world::{Catalogue, World};
-
-/// What is known of a peer's flows.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Standing {
-    /// It has told nothing yet.
-    #[default]
-    Waiting,
-    /// It tells all that it has.
-    Bulk,
-    /// All that it has told is here.
-    InSync,
-    /// Its flows can't be taken over, for this reason in words.
-    Incompatible(String),
-}
-
-/// What was taken over so far.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Imported {
-    /// Entries, those that are no more included.
-    pub flows: u64,
-    /// Slots.
-    pub slots: u64,
-    /// Bindings of full NAT.
-    pub bindings: u64,
-    /// Sources and their servers.
-    pub sources: u64,
-    /// Records of services that this node owns itself.
-    pub own: u64,
-    /// Records of services or members that this node doesn't have.
-    pub unknown: u64,
-    /// Records that there was no room for.
-    pub refused: u64,
-    /// Messages that could not be read.
-    pub malformed: u64,
-    /// Entries, slots and bindings that the peer had no more.
-    pub stale: u64,
-}
 
 /// What whoever has the data path has to do then.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -20,10 +20,11 @@ use proptest::prelude::*;
 
 use super::{
     export::{Exporter, Step},
-    import::{Effects, Importer, Own, Standing},
+    import::{Effects, Importer, Own},
     record::{Hello, MemberEnd, Record},
     world::{Catalogue, Service, World},
 };
+use crate::status::Standing;
 
 const BUCKETS: u32 = 64;
 const SIZE: u32 = 61;

@@ -4,6 +4,8 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::ReplicationStatus;
+
 /// What the link to a peer does, for people and for metrics.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LinkStatus {
@@ -27,6 +29,9 @@ pub struct LinkStatus {
     pub urgent: UrgentStatus,
     /// Datagrams that were thrown away, by reason.
     pub rejected: BTreeMap<String, u64>,
+    /// What is replicated by it.
+    #[serde(default)]
+    pub replication: ReplicationStatus,
 }
 
 /// One way to a peer.

@@ -235,6 +235,7 @@ impl Peer {
             stream,
             urgent: link.urgent_status().clone(),
             rejected: link.rejected_by_name(),
+            ..LinkStatus::default()
         }
     }
 }

@@ -14,10 +14,11 @@ const MODULES: &[(&str, &[&str])] = &[
     // arithmetic, which would otherwise exist twice.
     ("config", &["model", "scheduler"]),
     ("scheduler", &["model"]),
-    ("dataplane", &["model", "scheduler"]),
+    ("dataplane", &["model", "replication", "scheduler"]),
     ("health", &["model"]),
     ("neighbours", &["model"]),
     ("vrrp", &["status"]),
+    ("replication", &["status"]),
     ("sync", &["status"]),
     ("api", &["status"]),
     ("metrics", &["status"]),

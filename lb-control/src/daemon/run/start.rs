@@ -25,6 +25,7 @@ use crate::{
         lock::DirectoryLock,
         observe::Observer,
         probe_way::ProbeWay,
+        replication::Replication,
         settings,
         sync::{self, Peers},
         vrrp::VirtualRouters,
@@ -166,6 +167,7 @@ impl Daemon {
         if let Some(error) = controller.applies.error.clone().filter(|_| !adopted) {
             return Err(not_started(error));
         }
+        let (peers, streams) = Peers::new();
         let mut daemon = Self {
             adopted,
             observer: Observer::new(started),
@@ -176,7 +178,8 @@ impl Daemon {
             health_changed: false,
             probe_way,
             routers: VirtualRouters::default(),
-            peers: Peers::default(),
+            peers,
+            replication: Replication::default(),
             neighbours,
             targets,
             groups: SolicitedNodes::default(),
@@ -188,6 +191,7 @@ impl Daemon {
             inbox: Some(Inbox {
                 commands,
                 health: health_changes,
+                streams,
                 views,
                 clients,
                 reload: signal_of(SignalKind::hangup())?,
