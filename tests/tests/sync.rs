@@ -49,7 +49,7 @@ impl Pair {
                 &format!(
                     "addr add 10.9.0.{node}/24 dev cable0\naddr add fd00:9::{node}/64 dev cable1 nodad\n\
                      link set cable0 up\nlink set cable1 up\n\
-                     link add lan0 type dummy\nlink set lan0 up\n"
+                     link add lan0 type veth peer name lan1\nlink set lan0 up\nlink set lan1 up\n"
                 ),
             )?;
         }
@@ -70,7 +70,7 @@ impl Pair {
     }
 
     fn key_file(&self, node: usize) -> std::path::PathBuf {
-        self.keys.join(format!("key{node}"))
+        self.keys.join(&format!("key{node}"))
     }
 
     fn write_key(&self, node: usize, key: &str) -> Result<()> {
@@ -275,7 +275,8 @@ fn noise(captured: &[Vec<u8>]) -> Vec<Vec<u8>> {
     };
     let mut all = captured.to_vec();
     for datagram in captured {
-        all.push(datagram[..random() % datagram.len()].to_vec());
+        // Less than the shortest.
+        all.push(datagram[..random() % 40].to_vec());
         let mut changed = datagram.clone();
         changed[24] ^= 1;
         // A nonce that was not seen.
