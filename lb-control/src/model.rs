@@ -19,6 +19,7 @@ mod defence;
 mod persistence;
 mod pool;
 mod probe;
+mod track;
 mod vrrp;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
@@ -28,6 +29,9 @@ pub use persistence::Persistence;
 pub use pool::{PoolPolicy, WhenAllDown};
 pub use probe::{
     Agent, Dns, Exec, Ping, Secret, Smtp, Snmp, SnmpAccess, SnmpAuthentication, SnmpPrivacy, Udp,
+};
+pub use track::{
+    Effect, Notify, Script, Track, TrackedInterface, TrackedScript, TrackedService,
 };
 pub use vrrp::{Vrrp, owner_word};
 

@@ -15,7 +15,7 @@ mod vrrp;
 
 pub use pool::PoolHealth;
 pub use probe::{Histogram, ProbeStatus};
-pub use vrrp::VrrpStatus;
+pub use vrrp::{NotifyStatus, PriorityPart, TrackerStatus, VrrpStatus};
 
 /// Everything, as of one second's tick.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

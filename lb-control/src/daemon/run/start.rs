@@ -163,6 +163,7 @@ impl Daemon {
         if let Some(error) = controller.applies.error.clone().filter(|_| !adopted) {
             return Err(not_started(error));
         }
+        let routers = VirtualRouters::default();
         let mut daemon = Self {
             adopted,
             observer: Observer::new(started),
@@ -172,7 +173,6 @@ impl Daemon {
             health,
             health_changed: false,
             probe_way,
-            routers: VirtualRouters::default(),
             neighbours,
             targets,
             groups: SolicitedNodes::default(),
@@ -185,12 +185,14 @@ impl Daemon {
                 commands,
                 health: health_changes,
                 views,
+                trackers: routers.changes(),
                 clients,
                 reload: signal_of(SignalKind::hangup())?,
                 terminate: signal_of(SignalKind::terminate())?,
                 interrupt: signal_of(SignalKind::interrupt())?,
             }),
             control: None,
+            routers,
             handle,
             controller,
             _locks: locks,
