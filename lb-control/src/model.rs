@@ -30,9 +30,7 @@ pub use pool::{PoolPolicy, WhenAllDown};
 pub use probe::{
     Agent, Dns, Exec, Ping, Secret, Smtp, Snmp, SnmpAccess, SnmpAuthentication, SnmpPrivacy, Udp,
 };
-pub use track::{
-    Effect, Notify, Script, Track, TrackedInterface, TrackedScript, TrackedService,
-};
+pub use track::{Effect, Notify, Script, Track, TrackedInterface, TrackedScript, TrackedService};
 pub use vrrp::{Vrrp, owner_word};
 
 /// Everything one node does.

@@ -32,11 +32,14 @@ pub struct Fifo {
 impl Fifo {
     /// At this path, where it is created if it isn't there.
     pub fn new(path: PathBuf) -> Self {
-        Self {
+        let mut fifo = Self {
             path,
             open: None,
             told: false,
-        }
+        };
+        let opened = fifo.reopen();
+        fifo.tell(opened.err().map(|error| error.to_string()));
+        fifo
     }
 
     /// Writes a line, or not. What goes wrong is logged once until it goes right.
@@ -48,17 +51,26 @@ impl Fifo {
             }
             Err(error) => (Wrote::Failed, Some(error.to_string())),
         };
+        self.tell(why);
+        wrote
+    }
+
+    fn tell(&mut self, why: Option<String>) {
         if let Some(why) = why.as_ref().filter(|_| !self.told) {
             tracing::warn!(fifo = %self.path.display(), why, "lines for `notify.fifo` are dropped");
         }
         self.told = why.is_some();
-        wrote
+    }
+
+    fn reopen(&mut self) -> io::Result<()> {
+        self.open = None;
+        self.open = Some(self.open()?);
+        Ok(())
     }
 
     fn try_write(&mut self, line: &str) -> io::Result<()> {
         if !self.is_still_there() {
-            self.open = None;
-            self.open = Some(self.open()?);
+            self.reopen()?;
         }
         let mut file = self.open.as_ref().ok_or(ErrorKind::NotFound)?;
         match file.write(line.as_bytes())? {

@@ -83,7 +83,8 @@ impl Notifier {
     /// Those of this configuration are told from now on.
     pub fn follow(&self, model: &Model) {
         let routers = model.vrrp.iter().flat_map(|vrrp| {
-            let targets = [true, false].map(|is_v4| ((vrrp.vrid, is_v4), target(model, vrrp, is_v4)));
+            let targets =
+                [true, false].map(|is_v4| ((vrrp.vrid, is_v4), target(model, vrrp, is_v4)));
             targets.into_iter()
         });
         let targets = routers.filter_map(|(instance, target)| Some((instance, target?)));
@@ -224,7 +225,9 @@ impl Dispatcher {
                 // Members that have the same tell it once.
                 let mut told = Vec::new();
                 for (instance, outlet) in &mut self.outlets {
-                    let Target { notify, group: of, .. } = &outlet.target;
+                    let Target {
+                        notify, group: of, ..
+                    } = &outlet.target;
                     let key = (notify.command.clone(), notify.fifo.clone());
                     if of.as_ref() == Some(group) && !told.contains(&key) {
                         told.push(key);
@@ -278,9 +281,8 @@ impl Outlet {
                     "too many runs of `notify.command` wait; the oldest is dropped"
                 );
             }
-            let waiting = runs.waiting.len();
             count(counts, instance, |all| {
-                all.waiting = waiting;
+                all.waiting = runs.waiting.len();
                 if dropped.is_some() {
                     add(&mut all.command, "dropped");
                 }
@@ -304,12 +306,7 @@ impl Drop for Runs {
 }
 
 impl Runs {
-    fn start(
-        instance: Instance,
-        target: &Target,
-        exec: Exec,
-        counts: &Arc<Mutex<Counts>>,
-    ) -> Self {
+    fn start(instance: Instance, target: &Target, exec: Exec, counts: &Arc<Mutex<Counts>>) -> Self {
         let waiting = Arc::new(Waiting {
             queue: Mutex::new((Queue::new(MOST_WAITING), false)),
             changed: Wake::new(),
@@ -317,12 +314,9 @@ impl Runs {
         let (own, counts, target) = (Arc::clone(&waiting), Arc::clone(counts), target.clone());
         let task = tokio::spawn(async move {
             while let Some(event) = own.pop().await {
+                count(&counts, instance, |all| all.waiting = own.len());
                 let result = run(instance, &target, &exec, &event).await;
-                let waiting = own.len();
-                count(&counts, instance, |all| {
-                    all.waiting = waiting;
-                    add(&mut all.command, result);
-                });
+                count(&counts, instance, |all| add(&mut all.command, result));
             }
         });
         Self { waiting, task }
@@ -382,7 +376,10 @@ async fn run(instance: Instance, target: &Target, exec: &Exec, event: &Event) ->
         Ok(Ok(status)) if status.success() => return "succeeded",
         Ok(Ok(status)) => ("failed", status.to_string()),
         Ok(Err(why)) => ("not_run", why),
-        Err(_) => ("timeout", super::scripts::took_too_long(target.notify.timeout)),
+        Err(_) => (
+            "timeout",
+            super::scripts::took_too_long(target.notify.timeout),
+        ),
     };
     tracing::warn!(
         command = argv.join(" "),

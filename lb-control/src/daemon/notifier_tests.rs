@@ -60,7 +60,12 @@ async fn every_change_runs_the_command_in_order_and_the_end_waits_for_it() {
     let notifier = Notifier::start();
     notifier.follow(&model(vec![telling(51, &noting(&file), LONG)]));
     let mut listener = notifier.listener();
-    for state in [State::Backup, State::Active, State::Fault, State::Initialize] {
+    for state in [
+        State::Backup,
+        State::Active,
+        State::Fault,
+        State::Initialize,
+    ] {
         listener(change(51, state));
     }
     // Nobody has asked to be told of this one.
@@ -138,7 +143,12 @@ async fn more_than_can_wait_drops_the_oldest_and_the_last_is_told() {
     })
     .await
     .unwrap();
-    assert_eq!(notifier.status((51, true)).unwrap().waiting, MOST_WAITING);
+    // One of them may run already.
+    let waiting = notifier.status((51, true)).unwrap().waiting;
+    assert!(
+        (MOST_WAITING - 1..=MOST_WAITING).contains(&waiting),
+        "{waiting}"
+    );
     fs::write(&gate, "").unwrap();
     let counts = Arc::clone(&notifier.counts);
     notifier.finish(LONG).await;

@@ -184,7 +184,9 @@ mod tests {
         let mut missing = script("");
         missing.exec.command = vec!["/nonexistent/check".into()];
         let outcome = run(&missing).await;
-        assert!(matches!(&outcome, Outcome::NotMade(words) if words.contains("/nonexistent/check")));
+        assert!(
+            matches!(&outcome, Outcome::NotMade(words) if words.contains("/nonexistent/check"))
+        );
     }
 
     /// Waits until a script is as it should be.

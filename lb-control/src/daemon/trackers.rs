@@ -63,15 +63,13 @@ impl Trackers {
     }
 
     fn of(&self, vrrp: &Vrrp, seen: &Seen<'_>) -> Vec<TrackerStatus> {
-        let status = |kind: &str, name: &str, effect: Effect, (ok, reason)| {
-            TrackerStatus {
-                kind: kind.to_owned(),
-                name: name.to_owned(),
-                ok,
-                weight: effect.weight(),
-                reason,
-                since: 0,
-            }
+        let status = |kind: &str, name: &str, effect: Effect, (ok, reason)| TrackerStatus {
+            kind: kind.to_owned(),
+            name: name.to_owned(),
+            ok,
+            weight: effect.weight(),
+            reason,
+            since: 0,
         };
         let interfaces = vrrp.track.interfaces.iter().map(|tracked| {
             let found = carries(seen.links, &tracked.name);
@@ -166,7 +164,8 @@ fn serves(seen: &Seen<'_>, tracked: &TrackedService) -> (bool, String) {
     let names = pool.backends.iter().map(|backend| backend.name.as_str());
     let usable = names.filter(|name| is_usable(name)).count();
     let words = format!(
-        "{usable} usable backends, at least {} needed",
+        "{usable} of {} backends are usable, at least {} needed",
+        pool.backends.len(),
         tracked.minimum_backends
     );
     (usable >= tracked.minimum_backends, words)

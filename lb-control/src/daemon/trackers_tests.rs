@@ -87,7 +87,7 @@ fn a_service_needs_so_many_backends_that_take_new_flows() {
         name: "shop".into(),
         ok,
         weight: Some(-20),
-        reason: format!("{usable} usable backends, at least 2 needed"),
+        reason: format!("{usable} of 3 backends are usable, at least 2 needed"),
         since,
     };
     let told = |tracker| Some(vec![(51, vec![tracker])]);

@@ -67,11 +67,7 @@ fn program(argv: &[String]) -> &str {
     argv.first().map_or("", String::as_str)
 }
 
-fn command(
-    argv: &[String],
-    user: &str,
-    environment: &[(&str, &str)],
-) -> Result<Command, String> {
+fn command(argv: &[String], user: &str, environment: &[(&str, &str)]) -> Result<Command, String> {
     let mut command = Command::new(program(argv));
     command
         .args(argv.iter().skip(1))

@@ -137,7 +137,10 @@ impl Groups {
         for (group, state) in members {
             now.entry(group).or_default().push(*state);
         }
-        let gone = self.0.keys().filter(|group| !now.contains_key(group.as_str()));
+        let gone = self
+            .0
+            .keys()
+            .filter(|group| !now.contains_key(group.as_str()));
         let gone = gone.map(|group| (group.clone(), State::Initialize));
         let there = now.iter().filter_map(|(group, states)| {
             let state = together(states)?;
@@ -241,7 +244,10 @@ mod tests {
         .enumerate()
         {
             let members: Vec<_> = states.iter().map(|s| ("site".to_owned(), *s)).collect();
-            let expected: Vec<_> = expected.map(|s| ("site".to_owned(), s)).into_iter().collect();
+            let expected: Vec<_> = expected
+                .map(|s| ("site".to_owned(), s))
+                .into_iter()
+                .collect();
             assert_eq!(groups.follow(&members), expected, "step {number}");
         }
     }

@@ -260,7 +260,10 @@ impl Runner {
             .partition(|router| wanted.contains(router.config()));
         for mut router in go {
             router.stop(self.ownership.as_mut());
-            router.take_changes().into_iter().for_each(&mut self.listener);
+            router
+                .take_changes()
+                .into_iter()
+                .for_each(&mut self.listener);
         }
         self.routers = stay;
         for config in wanted {
@@ -347,7 +350,10 @@ impl Runner {
 
     fn tell_changes(&mut self) {
         for router in &mut self.routers {
-            router.take_changes().into_iter().for_each(&mut self.listener);
+            router
+                .take_changes()
+                .into_iter()
+                .for_each(&mut self.listener);
         }
         let members: Vec<_> = self
             .routers

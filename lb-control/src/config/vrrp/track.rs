@@ -122,9 +122,11 @@ fn effect(node: &Node) -> Read<Effect> {
     let weight = match node {
         Node::Text(text) if text == "fault" => return Ok(Effect::Fault),
         Node::Integer(0) => {
-            return Err("a weight of 0 would change nothing; allowed: fault, -254 to -1, \
+            return Err(
+                "a weight of 0 would change nothing; allowed: fault, -254 to -1, \
                         1 to 254"
-                .into());
+                    .into(),
+            );
         }
         Node::Integer(number) => i64::try_from(*number).ok(),
         _ => None,

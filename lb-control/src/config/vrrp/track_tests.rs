@@ -24,7 +24,10 @@ fn each_kind_of_tracker_has_its_own_default() {
     .track;
     assert_eq!(track.interfaces[0].effect, Effect::Fault);
     let script = &track.scripts[0];
-    assert_eq!((script.name.as_str(), script.effect), ("uplink", Effect::Fault));
+    assert_eq!(
+        (script.name.as_str(), script.effect),
+        ("uplink", Effect::Fault)
+    );
     assert_eq!(script.script.exec.user, "nobody");
     assert_eq!(script.script.interval, Duration::from_secs(2));
     assert_eq!(script.script.timeout, Duration::from_secs(1));
