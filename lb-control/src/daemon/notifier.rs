@@ -190,7 +190,7 @@ impl Dispatcher {
             }
             lock(&self.counts)
                 .entry(instance)
-                .or_insert_with(NotifyStatus::default)
+                .or_default()
                 .prepare(&target.notify);
             let fifo = target.notify.fifo.clone().map(Fifo::new);
             let command = target.notify.command.clone();
