@@ -67,7 +67,7 @@ impl Node {
         config.services.push(service);
         config.extra.push(format!(
             "vrrp:\n  - vrid: 51\n    interface: eth0\n    priority: {priority}\n    \
-             advertisement_interval: 100ms\n    addresses: [{vip}]\n    track:\n      scripts:\n        \
+             advertisement_interval: 100ms\n    addresses: [{vip}]\n    sync_group: site\n    track:\n      scripts:\n        \
              - {{name: uplink, {}, {timing}, weight: -20}}\n        \
              - {{name: disk, {}, {timing}}}\n      services: [shop]\n    notify: {}",
             command("uplink"),
@@ -117,10 +117,16 @@ fn notify(dir: &TempDir, name: &str, before: &str) -> String {
     )
 }
 
-fn in_words(name: &str, expected: &[(&str, u8)]) -> Vec<String> {
+/// What is told: of the virtual router, and of the group that it is alone in.
+fn in_words(name: &str, group: &str, expected: &[(&str, u8)]) -> Vec<String> {
     let all = expected.iter();
-    all.map(|(state, priority)| format!("INSTANCE {name} {state} {priority}"))
-        .collect()
+    let both = |(state, priority): &(&str, u8)| {
+        [
+            format!("INSTANCE {name} {state} {priority}"),
+            format!("GROUP {group} {state} 0"),
+        ]
+    };
+    all.flat_map(both).collect()
 }
 
 /// A second balancer on the switch of the first, at 10.2.0.21.
@@ -230,8 +236,8 @@ fn trackers_move_the_owner_and_others_are_told() {
         ensure!(
             notify["command"]["succeeded"] == 0
                 && notify["command"]["timeout"] == 0
-                && notify["waiting"] == 6
-                && notify["fifo"]["written"] == 7,
+                && notify["waiting"] == 13
+                && notify["fifo"]["written"] == 14,
             "{row}"
         );
         second.set("hang", false)?;
@@ -248,7 +254,7 @@ fn trackers_move_the_owner_and_others_are_told() {
             ("STOP", 140),
         ];
         ensure!(
-            told.lines().eq(in_words("VI_2", &expected)),
+            told.lines().eq(in_words("VI_2", "site", &expected)),
             "lb2 was told of:\n{told}"
         );
 
@@ -267,13 +273,15 @@ fn trackers_move_the_owner_and_others_are_told() {
         ];
         let told = fs::read_to_string(first.flags.join("told"))?;
         ensure!(
-            told.lines().eq(in_words("VI_1", &expected)),
+            told.lines().eq(in_words("VI_1", "site", &expected)),
             "lb1 was told of:\n{told}"
         );
         let mut in_fifo = String::new();
         fifo.read_to_string(&mut in_fifo)?;
         ensure!(
-            in_fifo.lines().eq(in_words("\"VI_1\"", &expected)),
+            in_fifo
+                .lines()
+                .eq(in_words("\"VI_1\"", "\"site\"", &expected)),
             "its FIFO has:\n{in_fifo}"
         );
         Ok(())
