@@ -42,7 +42,8 @@ struct Target {
 }
 
 enum Message {
-    Targets(BTreeMap<Instance, Target>),
+    /// Of each virtual router, who is told of it.
+    Targets(BTreeMap<Instance, Option<Target>>),
     Changed(StateChange),
     Finish(oneshot::Sender<()>),
 }
@@ -82,12 +83,14 @@ impl Notifier {
 
     /// Those of this configuration are told from now on.
     pub fn follow(&self, model: &Model) {
-        let routers = model.vrrp.iter().flat_map(|vrrp| {
-            let targets =
-                [true, false].map(|is_v4| ((vrrp.vrid, is_v4), target(model, vrrp, is_v4)));
-            targets.into_iter()
+        let instances = model
+            .vrrp
+            .iter()
+            .flat_map(|vrrp| [(vrrp, true), (vrrp, false)]);
+        let targets = instances.map(|(vrrp, is_v4)| {
+            let instance = (vrrp.vrid, is_v4);
+            (instance, target(model, vrrp, is_v4))
         });
-        let targets = routers.filter_map(|(instance, target)| Some((instance, target?)));
         self.tell(Message::Targets(targets.collect()));
     }
 
@@ -178,13 +181,19 @@ impl Dispatcher {
         }
     }
 
-    fn follow(&mut self, targets: BTreeMap<Instance, Target>) {
-        // Those that are gone are still to be told that they stopped.
+    fn follow(&mut self, targets: BTreeMap<Instance, Option<Target>>) {
+        // Of a virtual router that is gone it is still to be told that it stopped.
         self.outlets.retain(|instance, outlet| {
-            let was_gone = std::mem::replace(&mut outlet.is_gone, !targets.contains_key(instance));
-            !(was_gone && outlet.is_gone)
+            let is_gone = !targets.contains_key(instance);
+            let was_gone = std::mem::replace(&mut outlet.is_gone, is_gone);
+            !(was_gone && is_gone)
         });
         for (instance, target) in targets {
+            let Some(target) = target else {
+                self.outlets.remove(&instance);
+                lock(&self.counts).remove(&instance);
+                continue;
+            };
             if self.outlets.get(&instance).map(|o| &o.target) == Some(&target) {
                 continue;
             }
@@ -255,8 +264,11 @@ impl NotifyStatus {
     }
 }
 
+/// Of those that are still to be told.
 fn count(counts: &Mutex<Counts>, instance: Instance, note: impl FnOnce(&mut NotifyStatus)) {
-    note(lock(counts).entry(instance).or_default());
+    if let Some(status) = lock(counts).get_mut(&instance) {
+        note(status);
+    }
 }
 
 fn add(results: &mut BTreeMap<String, u64>, result: &str) {

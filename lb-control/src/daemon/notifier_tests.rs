@@ -196,6 +196,33 @@ async fn who_is_gone_is_still_told_that_it_stopped() {
     assert!(fs::read_to_string(&file).unwrap().contains("STOP"));
 }
 
+#[tokio::test]
+async fn who_is_not_to_be_told_any_more_is_not() {
+    let directory = Directory::new("notifier-no-more");
+    let file = directory.0.join("told");
+    let notifier = Notifier::start();
+    let telling = telling(51, &noting(&file), LONG);
+    notifier.follow(&model(vec![telling.clone()]));
+    let mut listener = notifier.listener();
+    listener(change(51, State::Backup));
+    notifier.follow(&model(vec![Vrrp {
+        notify: None,
+        ..telling
+    }]));
+    listener(change(51, State::Active));
+    time::timeout(LONG, async {
+        // What came before it is still run.
+        while !file.exists() {
+            time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .unwrap();
+    notifier.finish(LONG).await;
+    let told = fs::read_to_string(&file).unwrap();
+    assert!(!told.contains("MASTER"), "{told}");
+}
+
 #[test]
 fn each_family_has_a_name_of_its_own() {
     let mut both = telling(51, "", LONG);
