@@ -2,14 +2,17 @@
 //! 3768).
 //!
 //! [`codec`] reads and writes messages; [`machine`] decides, without a clock or a
-//! socket; [`thread`] runs all of it. May import [`crate::status`] only.
+//! socket; [`thread`] runs all of it;
+//! [`trackers`] has the arithmetic of what is watched, [`notify`] what others are told. May import [`crate::status`] only.
 
 pub mod announce;
 pub mod codec;
 pub mod machine;
+pub mod notify;
 mod router;
 pub mod socket;
 pub mod thread;
+pub mod trackers;
 mod words;
 
 #[cfg(test)]

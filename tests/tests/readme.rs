@@ -17,8 +17,8 @@ use lb_control::{
     cli::Cli,
     config, metrics,
     status::{
-        BackendStatus, Histogram, InterfaceStatus, LinkStatus, PathStatus, PoolHealth, PoolStatus,
-        ProbeStatus, ServiceStatus, Snapshot, VrrpStatus,
+        BackendStatus, Histogram, InterfaceStatus, LinkStatus, NotifyStatus, PathStatus,
+        PoolHealth, PoolStatus, ProbeStatus, ServiceStatus, Snapshot, TrackerStatus, VrrpStatus,
     },
 };
 use lb_tests::process::workspace_program;
@@ -200,6 +200,12 @@ fn metric_names() -> BTreeSet<String> {
     }];
     snapshot.vrrp = vec![VrrpStatus {
         rejected: [("ttl".to_owned(), 1)].into(),
+        trackers: vec![TrackerStatus::default()],
+        notify: Some(NotifyStatus {
+            command: [("failed".to_owned(), 1)].into(),
+            fifo: [("written".to_owned(), 1)].into(),
+            waiting: 0,
+        }),
         ..VrrpStatus::default()
     }];
     let page = metrics::text(&snapshot).unwrap();

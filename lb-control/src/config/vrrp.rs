@@ -1,5 +1,7 @@
 //! `vrrp`: the virtual routers.
 
+mod track;
+
 use std::time::Duration;
 
 use super::{
@@ -32,8 +34,9 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
         "unicast_peers",
         "track",
         "sync_group",
+        "notify",
     ];
-    let later = ["virtual_mac", "notify"];
+    let later = ["virtual_mac"];
     let fields = at.fields(&known, &later)?;
     let vrid = fields.required("vrid")?.read(value::number(1..=255));
     let interface = fields.required("interface")?.read(value::interface);
@@ -49,8 +52,13 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
         Node::Integer(number) => value::choice(&Node::Text(number.to_string()), &versions, &[]),
         other => value::choice(other, &versions, &[]),
     });
+    let vrid = vrid.map(|vrid| u8::try_from(vrid).unwrap_or(u8::MAX));
+    let track = fields.get("track").map(track::track).unwrap_or_default();
+    let notify = fields
+        .get("notify")
+        .and_then(|at| track::notify(at, vrid.unwrap_or_default()));
     let vrrp = Vrrp {
-        vrid: u8::try_from(vrid?).unwrap_or(u8::MAX),
+        vrid: vrid?,
         interface: interface?,
         priority: u8::try_from(fields.or("priority", 100, value::number(1..=255))).unwrap_or(100),
         interval: fields.or(
@@ -70,21 +78,12 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
             .get("unicast_peers")
             .map(addresses)
             .unwrap_or_default(),
-        needs: fields.get("track").map(tracked).unwrap_or_default(),
+        track,
+        notify,
         sync_group: fields.optional("sync_group", value::name),
     };
     check(&fields, &vrrp);
     Some(vrrp)
-}
-
-fn tracked(at: &At<'_>) -> Vec<String> {
-    let fields = at.fields(&["interfaces"], &["reference_hosts", "scripts", "services"]);
-    let names = fields.as_ref().and_then(|f| f.get("interfaces"));
-    let names = names.map(At::items).unwrap_or_default();
-    names
-        .iter()
-        .filter_map(|at| at.read(value::interface))
-        .collect()
 }
 
 fn addresses(at: &At<'_>) -> Vec<std::net::IpAddr> {
@@ -153,13 +152,7 @@ pub(super) fn check_all(model: &Model, errors: &Errors) {
             );
         }
         let is_ours = |name: &String| model.interfaces.iter().any(|i| i.name == *name);
-        let tracked = vrrp.needs.iter().enumerate();
-        for (number, name) in tracked.filter(|(_, name)| !is_ours(name)) {
-            errors.add(
-                path.key("track").key("interfaces").index(number),
-                format!("{name} is not among `interfaces`; only those are followed"),
-            );
-        }
+        track::check(model, vrrp, &path, errors);
         if !is_ours(&vrrp.interface) {
             errors.add(
                 path.key("interface"),

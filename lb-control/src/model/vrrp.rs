@@ -4,6 +4,8 @@ use std::{net::IpAddr, time::Duration};
 
 use serde::Serialize;
 
+use super::{Notify, Track};
+
 /// A virtual router: one VRID on one interface. Its addresses of IPv4 and those of
 /// IPv6 are decided on independently (RFC 9568 §1.2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,8 +32,10 @@ pub struct Vrrp {
     pub pseudo_header: bool,
     /// Who is told; empty: the group.
     pub peers: Vec<IpAddr>,
-    /// Other interfaces that it needs.
-    pub needs: Vec<String>,
+    /// What it watches beside its peers.
+    pub track: Track,
+    /// Who is told of its state.
+    pub notify: Option<Notify>,
     /// Those of one name are active, backups or failed together.
     pub sync_group: Option<String>,
 }

@@ -14,8 +14,11 @@ use super::{
     thread::{Ownership, RouterConfig},
     words::{family, name, shown, words},
 };
-use crate::status::VrrpStatus;
+use super::{notify::StateChange, trackers};
+use crate::status::{TrackerStatus, VrrpStatus};
 use nix::ifaddrs::getifaddrs;
+
+mod tracking;
 
 /// After it became active: announcements may be lost, and switches slow.
 const ANNOUNCED_AFTER: [Duration; 3] = [
@@ -44,6 +47,8 @@ pub struct Router {
     counts: VrrpStatus,
     odd: BTreeMap<String, Instant>,
     moved: Option<Move>,
+    trackers: Vec<TrackerStatus>,
+    changes: Vec<StateChange>,
 }
 
 /// What the members of a group do together.
@@ -76,6 +81,8 @@ impl Router {
             counts: VrrpStatus::default(),
             odd: BTreeMap::new(),
             moved: None,
+            trackers: Vec::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -202,6 +209,9 @@ impl Router {
         ownership: &mut dyn Ownership,
     ) {
         if let Some(why) = broken {
+            if self.machine.state() == State::Initialize {
+                self.reason = why.to_owned();
+            }
             self.machine.broken(why);
             self.act(ownership);
             // Its own may come back as another one.
@@ -215,6 +225,7 @@ impl Router {
                     settings.source = link.source;
                     if self.machine.settings().source != link.source {
                         self.machine = Machine::new(settings);
+                        self.weigh();
                     }
                     self.link = Some(link);
                 }
@@ -392,6 +403,7 @@ impl Router {
             _ => self.moved,
         };
         self.counts.became_active += u64::from(to == State::Active);
+        self.note_change(to);
         tracing::info!(
             vrid = self.config.settings.vrid,
             family = family(self.config.is_v4),
@@ -416,6 +428,8 @@ impl Router {
             reason: self.reason.clone(),
             since: unix.saturating_sub(now.saturating_duration_since(self.changed).as_secs()),
             priority: self.machine.priority(),
+            priority_parts: trackers::parts(self.config.settings.priority, &self.trackers),
+            trackers: self.trackers.clone(),
             interval_ms: u64::try_from(settings.interval.as_millis()).unwrap_or(u64::MAX),
             version: settings.version.into(),
             addresses: self.config.announced.clone(),
