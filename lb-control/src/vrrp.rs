@@ -6,8 +6,12 @@
 
 pub mod announce;
 pub mod codec;
+mod group;
+mod link;
 pub mod machine;
+pub mod packet;
 mod router;
+mod schedule;
 pub mod socket;
 pub mod thread;
 mod words;

@@ -5,6 +5,8 @@ use std::{
     time::Instant,
 };
 
+use lb_common::virtual_mac;
+
 use crate::{
     dataplane::{owners::OwnerWords, plane::Plane},
     model::{self, Model, owner_word},
@@ -21,6 +23,8 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct VirtualRouters {
     thread: Option<Vrrp>,
+    /// What a former daemon left in the data path is gone.
+    has_tidied: bool,
 }
 
 struct Words(OwnerWords);
@@ -33,6 +37,11 @@ impl Ownership for Words {
     fn disown(&mut self, word: u16) -> Result<(), String> {
         self.0.disown(word).map_err(|error| error.to_string())
     }
+
+    fn place_mac(&mut self, word: u16, device: Option<u32>) -> Result<(), String> {
+        let placed = self.0.place_mac(word, device);
+        placed.map_err(|error| error.to_string())
+    }
 }
 
 impl VirtualRouters {
@@ -41,8 +50,15 @@ impl VirtualRouters {
     /// # Errors
     /// There is no thread, or the data path can't be told; in words.
     pub fn follow(&mut self, model: &Model, plane: &Plane) -> Result<(), String> {
+        let words = || plane.owner_words(model).map_err(|e| e.to_string());
+        if !self.has_tidied {
+            let kept: Vec<u16> = routers(model).iter().map(|router| router.owner).collect();
+            let tidied = words()?.forget_macs_but(&kept);
+            tidied.map_err(|error| error.to_string())?;
+            self.has_tidied = true;
+        }
         if self.thread.is_none() && !model.vrrp.is_empty() {
-            let words = plane.owner_words(model).map_err(|e| e.to_string())?;
+            let words = words()?;
             let thread = Vrrp::start(Box::new(Words(words)));
             self.thread = Some(thread.map_err(|error| format!("VRRP: {error}"))?);
         }
@@ -122,6 +138,9 @@ fn router(vrrp: &model::Vrrp, is_v4: bool, lease: bool) -> Option<RouterConfig> 
         needs: vrrp.needs.clone(),
         group: vrrp.sync_group.clone(),
         owner: owner_word(vrrp.vrid, is_v4),
+        virtual_mac: vrrp
+            .virtual_mac
+            .then(|| virtual_mac::of(owner_word(vrrp.vrid, is_v4))),
         lease,
     })
 }
@@ -162,6 +181,7 @@ mod tests {
             peers: vec!["192.0.2.2".parse().unwrap()],
             needs: Vec::new(),
             sync_group: None,
+            virtual_mac: true,
         }
     }
 
