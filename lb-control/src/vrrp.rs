@@ -7,9 +7,13 @@
 
 pub mod announce;
 pub mod codec;
+mod group;
+mod link;
 pub mod machine;
 pub mod notify;
+pub mod packet;
 mod router;
+mod schedule;
 pub mod socket;
 pub mod thread;
 pub mod trackers;

@@ -17,8 +17,6 @@ use lb_tests::{
 };
 use serde_json::Value;
 
-const SOON: Duration = Duration::from_secs(10);
-
 /// Clients of each family, with an address each.
 const CLIENTS: u8 = 12;
 

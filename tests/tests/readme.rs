@@ -284,6 +284,7 @@ fn every_map_is_explained() {
         map::SERVICE_NAMES,
         map::VIPS,
         map::OWNERS,
+        map::VIRTUAL_MACS,
         map::SLOTS,
         map::MEMBERS,
         map::FLOWS,

@@ -35,8 +35,9 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
         "track",
         "sync_group",
         "notify",
+        "virtual_mac",
     ];
-    let later = ["virtual_mac"];
+    let later = [];
     let fields = at.fields(&known, &later)?;
     let vrid = fields.required("vrid")?.read(value::number(1..=255));
     let interface = fields.required("interface")?.read(value::interface);
@@ -81,6 +82,7 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
         track,
         notify,
         sync_group: fields.optional("sync_group", value::name),
+        virtual_mac: fields.or("virtual_mac", true, value::boolean),
     };
     check(&fields, &vrrp);
     Some(vrrp)
@@ -196,7 +198,12 @@ mod tests {
         let router = &all.unwrap_or_else(|e| panic!("{e}"))[0];
         assert_eq!((router.vrid, router.priority, router.version), (51, 100, 3));
         assert_eq!(router.interval, Duration::from_secs(1));
-        assert!(router.preempt && !router.pseudo_header && router.peers.is_empty());
+        assert!(
+            router.preempt
+                && router.virtual_mac
+                && !router.pseudo_header
+                && router.peers.is_empty()
+        );
         assert_eq!(router.addresses.len(), 2);
     }
 
@@ -251,8 +258,8 @@ mod tests {
                 "vrrp[0].track.interfaces[1]: eth7 is not among `interfaces`",
             ),
             (
-                &format!("- {{{one}, virtual_mac: true}}"),
-                "`virtual_mac` is not supported by this version yet",
+                &format!("- {{{one}, virtual_mac: 7}}"),
+                "virtual_mac: found `7`",
             ),
         ] {
             let errors = routers(text).err().unwrap_or_default();

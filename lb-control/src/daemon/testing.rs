@@ -56,6 +56,7 @@ pub fn vrrp(addresses: &[&str]) -> Vrrp {
         peers: vec!["192.0.2.2".parse().unwrap()],
         track: Track::default(),
         notify: None,
+        virtual_mac: true,
         sync_group: None,
     }
 }

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use lb_common::virtual_mac;
 use tokio::sync::Notify;
 
 use super::{
@@ -33,6 +34,8 @@ pub struct VirtualRouters {
     thread: Option<Vrrp>,
     notifier: Option<Notifier>,
     trackers: Trackers,
+    /// What a former daemon left in the data path is gone.
+    has_tidied: bool,
 }
 
 struct Words(OwnerWords);
@@ -45,6 +48,11 @@ impl Ownership for Words {
     fn disown(&mut self, word: u16) -> Result<(), String> {
         self.0.disown(word).map_err(|error| error.to_string())
     }
+
+    fn place_mac(&mut self, word: u16, device: Option<u32>) -> Result<(), String> {
+        let placed = self.0.place_mac(word, device);
+        placed.map_err(|error| error.to_string())
+    }
 }
 
 impl VirtualRouters {
@@ -53,10 +61,16 @@ impl VirtualRouters {
     /// # Errors
     /// There is no thread, or the data path can't be told; in words.
     pub fn follow(&mut self, model: &Model, plane: &Plane) -> Result<(), String> {
+        let words = || plane.owner_words(model).map_err(|e| e.to_string());
+        if !self.has_tidied {
+            let kept: Vec<u16> = routers(model).iter().map(|router| router.owner).collect();
+            let tidied = words()?.forget_macs_but(&kept);
+            tidied.map_err(|error| error.to_string())?;
+            self.has_tidied = true;
+        }
         if self.thread.is_none() && !model.vrrp.is_empty() {
-            let words = plane.owner_words(model).map_err(|e| e.to_string())?;
             let notifier = Notifier::start();
-            let thread = Vrrp::start(Box::new(Words(words)), notifier.listener());
+            let thread = Vrrp::start(Box::new(Words(words()?)), notifier.listener());
             self.thread = Some(thread.map_err(|error| format!("VRRP: {error}"))?);
             self.notifier = Some(notifier);
         }
@@ -168,6 +182,9 @@ fn router(vrrp: &model::Vrrp, is_v4: bool, lease: bool) -> Option<RouterConfig> 
         peers: of_family(&vrrp.peers),
         group: vrrp.sync_group.clone(),
         owner: owner_word(vrrp.vrid, is_v4),
+        virtual_mac: vrrp
+            .virtual_mac
+            .then(|| virtual_mac::of(owner_word(vrrp.vrid, is_v4))),
         lease,
     })
 }

@@ -36,6 +36,9 @@ pub struct Vrrp {
     pub track: Track,
     /// Who is told of its state.
     pub notify: Option<Notify>,
+    /// The addresses have the virtual router's own MAC address, and not that of the
+    /// interface (RFC 9568 §7.3).
+    pub virtual_mac: bool,
     /// Those of one name are active, backups or failed together.
     pub sync_group: Option<String>,
 }

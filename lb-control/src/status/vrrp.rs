@@ -33,6 +33,8 @@ pub struct VrrpStatus {
     pub addresses: Vec<IpAddr>,
     /// This node's address in it.
     pub source: Option<IpAddr>,
+    /// The MAC address that the virtual addresses have while this node owns them.
+    pub mac: Option<String>,
     /// Whoever was last heard to be active.
     pub active_peer: Option<IpAddr>,
     /// Its priority.

@@ -26,6 +26,7 @@ use super::{
     codec::ChecksumForm,
     machine::Settings,
     notify::{Groups, StateChange, Who},
+    packet::Mac,
     router::{Move, Router},
     trackers::Tracked,
 };
@@ -51,6 +52,8 @@ pub struct RouterConfig {
     pub group: Option<String>,
     /// Its word in the data path.
     pub owner: u16,
+    /// Its MAC address; `None`: that of the interface.
+    pub virtual_mac: Option<Mac>,
     /// The data path owns for as long as advertisements are believed, and not
     /// until it is told otherwise.
     pub lease: bool,
@@ -72,6 +75,13 @@ pub trait Ownership: Send {
     /// # Errors
     /// It can't be written; in words.
     fn disown(&mut self, word: u16) -> Result<(), String>;
+
+    /// From now on the virtual router with this word has its virtual MAC address on
+    /// the device with this index, or nowhere.
+    ///
+    /// # Errors
+    /// It can't be written; in words.
+    fn place_mac(&mut self, word: u16, device: Option<u32>) -> Result<(), String>;
 }
 
 /// What the thread is told.
