@@ -110,7 +110,8 @@ fn every_command_exists_with_its_options() {
                 .filter(|w| !w.is_empty());
             let Some(word) = words.next() else { continue };
             // A sentence about the program that begins a line.
-            if word.starts_with("--") || !word.chars().all(|c| c.is_ascii_lowercase()) {
+            let is_name = |c: char| c.is_ascii_lowercase() || c == '-';
+            if word.starts_with('-') || !word.chars().all(is_name) {
                 continue;
             }
             let found = cli.find_subcommand(word);
