@@ -1,6 +1,6 @@
 //! `vrrp`: the virtual routers.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use super::{
     reader::{At, Errors, Fields, Path},
@@ -15,6 +15,8 @@ const LONGEST: Duration = Duration::from_millis(40_950);
 const LONGEST_DELAY: Duration = Duration::from_secs(3600);
 /// What an advertisement has room for within an Ethernet frame.
 const MOST_ADDRESSES: usize = 64;
+/// Each is asked ten times a second.
+const MOST_REFERENCES: usize = 8;
 
 /// Reads one of them. `None` after an error.
 pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
@@ -49,6 +51,7 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
         Node::Integer(number) => value::choice(&Node::Text(number.to_string()), &versions, &[]),
         other => value::choice(other, &versions, &[]),
     });
+    let (needs, reference_hosts) = fields.get("track").map(tracked).unwrap_or_default();
     let vrrp = Vrrp {
         vrid: u8::try_from(vrid?).unwrap_or(u8::MAX),
         interface: interface?,
@@ -70,24 +73,34 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
             .get("unicast_peers")
             .map(addresses)
             .unwrap_or_default(),
-        needs: fields.get("track").map(tracked).unwrap_or_default(),
+        needs,
         sync_group: fields.optional("sync_group", value::name),
+        reference_hosts,
     };
     check(&fields, &vrrp);
     Some(vrrp)
 }
 
-fn tracked(at: &At<'_>) -> Vec<String> {
-    let fields = at.fields(&["interfaces"], &["reference_hosts", "scripts", "services"]);
-    let names = fields.as_ref().and_then(|f| f.get("interfaces"));
-    let names = names.map(At::items).unwrap_or_default();
-    names
-        .iter()
-        .filter_map(|at| at.read(value::interface))
-        .collect()
+/// Interfaces that it needs, and reference hosts.
+fn tracked(at: &At<'_>) -> (Vec<String>, Vec<IpAddr>) {
+    let known = ["interfaces", "reference_hosts"];
+    let Some(fields) = at.fields(&known, &["scripts", "services"]) else {
+        return Default::default();
+    };
+    let names = fields.get("interfaces").map(At::items).unwrap_or_default();
+    let names = names.iter().filter_map(|at| at.read(value::interface));
+    let hosts = fields.get("reference_hosts");
+    let found = hosts.map(addresses).unwrap_or_default();
+    if let Some(at) = hosts.filter(|_| found.len() > MOST_REFERENCES) {
+        at.error(format!(
+            "found {} reference hosts; allowed: at most {MOST_REFERENCES}",
+            found.len()
+        ));
+    }
+    (names.collect(), found)
 }
 
-fn addresses(at: &At<'_>) -> Vec<std::net::IpAddr> {
+fn addresses(at: &At<'_>) -> Vec<IpAddr> {
     let items = at.items();
     if items.is_empty() && matches!(at.node, Node::List(_)) {
         at.error("found an empty list; allowed: at least one address");
@@ -127,13 +140,27 @@ fn check(fields: &Fields<'_>, vrrp: &Vrrp) {
         );
     }
     for is_v4 in [true, false] {
-        let has = |all: &[std::net::IpAddr]| all.iter().any(|a| a.is_ipv4() == is_v4);
+        let has = |all: &[IpAddr]| all.iter().any(|a| a.is_ipv4() == is_v4);
         if !vrrp.peers.is_empty() && has(&vrrp.addresses) && !has(&vrrp.peers) {
             error(
                 "unicast_peers",
                 "the addresses have a family that no peer has; IPv4 and IPv6 are advertised each by itself",
             );
         }
+        let hosts = &vrrp.reference_hosts;
+        if !hosts.is_empty() && has(&vrrp.addresses) && !has(hosts) {
+            error(
+                "track",
+                "the addresses have a family that no reference host has; IPv4 and IPv6 are proved each by \
+                 itself",
+            );
+        }
+    }
+    if let Some(host) = vrrp.reference_hosts.iter().find(|host| vrrp.addresses.contains(host)) {
+        error(
+            "track",
+            &format!("{host} is a virtual address; a reference host is somebody else, such as the router"),
+        );
     }
 }
 
@@ -256,6 +283,22 @@ mod tests {
             (
                 &format!("- {{{one}, track: {{interfaces: [eth1, eth7]}}}}"),
                 "vrrp[0].track.interfaces[1]: eth7 is not among `interfaces`",
+            ),
+            (
+                &format!("- {{{one}, track: {{reference_hosts: [\"2001:db8::1\"]}}}}"),
+                "track: the addresses have a family that no reference host has",
+            ),
+            (
+                &format!("- {{{one}, track: {{reference_hosts: [10.0.0.1]}}}}"),
+                "track: 10.0.0.1 is a virtual address",
+            ),
+            (
+                &format!("- {{{one}, track: {{reference_hosts: []}}}}"),
+                "reference_hosts: found an empty list",
+            ),
+            (
+                &format!("- {{{one}, track: {{reference_hosts: [{}]}}}}", ["10.0.0.9"; 9].join(", ")),
+                "reference_hosts: found 9 reference hosts; allowed: at most 8",
             ),
             (
                 &format!("- {{{one}, virtual_mac: true}}"),

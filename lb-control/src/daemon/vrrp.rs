@@ -121,6 +121,7 @@ fn router(vrrp: &model::Vrrp, is_v4: bool, lease: bool) -> Option<RouterConfig> 
         peers: of_family(&vrrp.peers),
         needs: vrrp.needs.clone(),
         group: vrrp.sync_group.clone(),
+        references: of_family(&vrrp.reference_hosts),
         owner: owner_word(vrrp.vrid, is_v4),
         lease,
     })
@@ -162,6 +163,7 @@ mod tests {
             peers: vec!["192.0.2.2".parse().unwrap()],
             needs: Vec::new(),
             sync_group: None,
+            reference_hosts: Vec::new(),
         }
     }
 

@@ -34,6 +34,8 @@ pub struct Vrrp {
     pub needs: Vec<String>,
     /// Those of one name are active, backups or failed together.
     pub sync_group: Option<String>,
+    /// Hosts on its segment whose answers prove that it is reached.
+    pub reference_hosts: Vec<IpAddr>,
 }
 
 /// Which owner words there are, by VRID and family. 0 is everybody's.

@@ -12,13 +12,13 @@ use socket2::{Domain, Protocol, Socket, Type};
 /// First byte first.
 pub type Mac = [u8; 6];
 
-const BROADCAST: Mac = [0xff; 6];
+pub(super) const BROADCAST: Mac = [0xff; 6];
 /// Of ff02::1 (RFC 2464 §7).
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-const ETHER_ARP: u16 = 0x0806;
-const ETHER_IPV6: u16 = 0x86dd;
-const ICMPV6: u8 = 58;
+pub(super) const ETHER_ARP: u16 = 0x0806;
+pub(super) const ETHER_IPV6: u16 = 0x86dd;
+pub(super) const ICMPV6: u8 = 58;
 /// Override and router: this host forwards (RFC 4861 §4.4).
 const NA_FLAGS: u8 = 0xa0;
 
@@ -59,12 +59,12 @@ fn unsolicited_na(address: Ipv6Addr, mac: Mac) -> Vec<u8> {
     frame
 }
 
-fn ethernet(to: Mac, from: Mac, kind: u16) -> Vec<u8> {
+pub(super) fn ethernet(to: Mac, from: Mac, kind: u16) -> Vec<u8> {
     [&to[..], &from, &kind.to_be_bytes()].concat()
 }
 
 /// Of ICMPv6 (RFC 4443 §2.3).
-fn checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {
+pub(super) fn checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {
     let pseudo = [
         &source.octets()[..],
         &destination.octets(),

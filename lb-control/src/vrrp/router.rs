@@ -3,19 +3,24 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    os::fd::{AsFd, BorrowedFd},
     time::{Duration, Instant},
 };
 
 use super::{
     announce::{self, Announcer, Mac},
     codec::{Advertisement, ChecksumForm, Ends, GROUP_V4, GROUP_V6, LEAVING, Malformed},
-    machine::{Action, Machine, Oddity, Reason, State},
+    machine::{Action, Hold, Machine, Oddity, Reason, State, Why},
+    references::References,
+    references_socket::Prober,
     socket::VrrpSocket,
     thread::{Ownership, RouterConfig},
-    words::{family, name, shown, words},
+    words::{family, name, shown, waits, words},
 };
 use crate::status::VrrpStatus;
 use nix::ifaddrs::getifaddrs;
+
+mod cooperation;
 
 /// After it became active: announcements may be lost, and switches slow.
 const ANNOUNCED_AFTER: [Duration; 3] = [
@@ -44,6 +49,8 @@ pub struct Router {
     counts: VrrpStatus,
     odd: BTreeMap<String, Instant>,
     moved: Option<Move>,
+    references: References,
+    agreed: cooperation::Agreed,
 }
 
 /// What the members of a group do together.
@@ -59,6 +66,7 @@ pub enum Move {
 struct Link {
     socket: VrrpSocket,
     announcer: Announcer,
+    prober: Option<Prober>,
     source: IpAddr,
     mac: Mac,
 }
@@ -68,6 +76,8 @@ impl Router {
     pub fn new(config: RouterConfig) -> Self {
         Self {
             machine: Machine::new(config.settings.clone()),
+            references: References::new(&config.references, config.settings.interval),
+            agreed: cooperation::Agreed::default(),
             config,
             link: None,
             reason: "waiting for its interface".into(),
@@ -85,8 +95,11 @@ impl Router {
     }
 
     /// What it hears by.
-    pub fn socket(&self) -> Option<&VrrpSocket> {
-        self.link.as_ref().map(|link| &link.socket)
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.link.iter().flat_map(|link| {
+            let prober = link.prober.as_ref().map(AsFd::as_fd);
+            std::iter::once(link.socket.as_fd()).chain(prober)
+        })
     }
 
     /// When it wants to be called next.
@@ -96,11 +109,13 @@ impl Router {
             .poll_timeout()
             .into_iter()
             .chain(announcement)
+            .chain(self.references_due())
             .min()
     }
 
     /// Takes what waits in its socket.
     pub fn read(&mut self, ownership: &mut dyn Ownership) {
+        self.read_answers();
         while let Some(link) = &self.link {
             match link.socket.receive() {
                 Ok(Some(packet)) => {
@@ -183,8 +198,10 @@ impl Router {
 
     /// The time is now `now`, and everything that came before was read.
     pub fn tick(&mut self, now: Instant, ownership: &mut dyn Ownership) {
+        self.count_late(now);
         self.machine.timeout(now);
         self.act(ownership);
+        self.probe(now);
         if self.announcements.iter().any(|at| *at <= now) {
             self.announcements.retain(|at| *at > now);
             if self.announcements.is_empty() {
@@ -206,6 +223,7 @@ impl Router {
             self.act(ownership);
             // Its own may come back as another one.
             self.link = None;
+            self.references.forget();
             return;
         }
         if self.link.is_none() {
@@ -215,6 +233,7 @@ impl Router {
                     settings.source = link.source;
                     if self.machine.settings().source != link.source {
                         self.machine = Machine::new(settings);
+                        self.machine.restrain(self.agreed.restrained);
                     }
                     self.link = Some(link);
                 }
@@ -240,9 +259,16 @@ impl Router {
         let ifindex = nix::net::if_::if_nametoindex(name.as_str()).map_err(|e| e.to_string())?;
         let socket = VrrpSocket::open(name, ifindex, self.config.is_v4);
         let announcer = Announcer::open(ifindex);
+        let prober = if self.references.is_empty() {
+            None
+        } else {
+            let opened = Prober::open(ifindex, self.config.is_v4);
+            Some(opened.map_err(|error| error.to_string())?)
+        };
         Ok(Link {
             socket: socket.map_err(|error| error.to_string())?,
             announcer: announcer.map_err(|error| error.to_string())?,
+            prober,
             source,
             mac,
         })
@@ -251,11 +277,6 @@ impl Router {
     /// Whether it keeps its group from becoming active.
     pub fn is_in_the_way(&self) -> bool {
         self.machine.is_in_the_way()
-    }
-
-    /// Whether another member of its group is in the way.
-    pub fn hold(&mut self, held: bool) {
-        self.machine.hold(held);
     }
 
     /// What its group has to do as well, once.
@@ -312,7 +333,7 @@ impl Router {
         let lease = self
             .config
             .lease
-            .then(|| now().checked_add(interval * MISSED))
+            .then(|| now().checked_add(interval * MISSED + self.agreed.lease))
             .flatten();
         if let Err(error) = ownership.own(self.config.owner, lease) {
             self.odd(
@@ -386,6 +407,7 @@ impl Router {
     fn note(&mut self, from: State, to: State, reason: &Reason) {
         self.reason = shown(reason);
         self.changed = now();
+        self.note_hand_over(reason);
         self.moved = match (from, to) {
             (State::Active, State::Backup) => Some(Move::LetGo),
             (_, State::Active) => Some(Move::Claimed),
@@ -413,7 +435,7 @@ impl Router {
             family: family(self.config.is_v4).to_owned(),
             interface: self.config.interface.clone(),
             state: name(self.machine.state()).to_owned(),
-            reason: self.reason.clone(),
+            reason: self.why_now(),
             since: unix.saturating_sub(now.saturating_duration_since(self.changed).as_secs()),
             priority: self.machine.priority(),
             interval_ms: u64::try_from(settings.interval.as_millis()).unwrap_or(u64::MAX),
@@ -422,6 +444,10 @@ impl Router {
             source: self.link.as_ref().map(|link| link.source),
             active_peer: peer.map(|(address, _)| address),
             active_priority: peer.map(|(_, priority)| priority),
+            handed_over: self.machine.has_handed_over(),
+            isolated: self.is_isolated(),
+            reference_hosts: self.references.len(),
+            reference_hosts_answering: self.references.answering(),
             ..self.counts.clone()
         }
     }

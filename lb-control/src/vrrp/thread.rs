@@ -25,9 +25,14 @@ use nix::{
 use super::{
     codec::ChecksumForm,
     machine::Settings,
+    peering::{Outcome, Peering},
     router::{Move, Router},
 };
 use crate::status::VrrpStatus;
+
+mod peers;
+
+pub use peers::{Peers, Telephone};
 
 /// One virtual router of this node: a VRID and a family on an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +54,8 @@ pub struct RouterConfig {
     pub needs: Vec<String>,
     /// Those of one group are active, backups or failed together.
     pub group: Option<String>,
+    /// Hosts on its segment that prove, by an answer, that it is reached.
+    pub references: Vec<IpAddr>,
     /// Its word in the data path.
     pub owner: u16,
     /// The data path owns for as long as advertisements are believed, and not
@@ -84,6 +91,7 @@ enum Command {
     Configure(Vec<RouterConfig>),
     /// The links that carry frames.
     Links(Vec<String>),
+    Peers(peers::Command),
     Stop(Sender<()>),
 }
 
@@ -91,7 +99,7 @@ enum Command {
 #[derive(Debug)]
 pub struct Vrrp {
     commands: Sender<Command>,
-    wake: UnixStream,
+    wake: Arc<UnixStream>,
     status: Arc<Mutex<Vec<VrrpStatus>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -118,13 +126,15 @@ impl Vrrp {
             ownership,
             routers: Vec::new(),
             links: Vec::new(),
+            peering: Peering::new(peers::epoch()),
+            cooperation: peers::Cooperation::default(),
         };
         let thread = std::thread::Builder::new()
             .name("vrrp".into())
             .spawn(move || runner.run())?;
         Ok(Self {
             commands,
-            wake,
+            wake: Arc::new(wake),
             status,
             thread: Some(thread),
         })
@@ -147,11 +157,15 @@ impl Vrrp {
     }
 
     fn tell(&self, command: Command) {
-        // Whoever has ended says so in the log.
-        let _ = self.commands.send(command);
-        // A full pipe wakes it as well.
-        let _ = (&self.wake).write(&[1]);
+        send(&self.commands, &self.wake, command);
     }
+}
+
+fn send(commands: &Sender<Command>, wake: &UnixStream, command: Command) {
+    // Whoever has ended says so in the log.
+    let _ = commands.send(command);
+    // A full pipe wakes it as well.
+    let _ = (&*wake).write(&[1]);
 }
 
 impl Drop for Vrrp {
@@ -179,6 +193,8 @@ struct Runner {
     ownership: Box<dyn Ownership>,
     routers: Vec<Router>,
     links: Vec<String>,
+    peering: Peering,
+    cooperation: peers::Cooperation,
 }
 
 impl Runner {
@@ -190,39 +206,42 @@ impl Runner {
             for router in &mut self.routers {
                 router.read(self.ownership.as_mut());
             }
-            self.hold_groups();
+            self.obey();
             let now = Instant::now();
+            self.cooperate(now);
+            self.hold_groups(now);
             for router in &mut self.routers {
                 router.tick(now, self.ownership.as_mut());
             }
             self.keep_together(now);
-            if let Some(stopped) = self.obey() {
-                self.publish();
+            self.cooperate(now);
+            self.publish();
+            if let Some(stopped) = self.has_stopped(now) {
                 let _ = stopped.send(());
                 return;
             }
-            self.publish();
         }
     }
 
     /// Until something comes, or the first of the timers is due.
     fn wait(&self) {
-        let due = self.routers.iter().filter_map(Router::due).min();
+        let due = self.routers.iter().filter_map(Router::due);
+        let due = due.chain(self.peering.poll_timeout()).min();
         let time = due.map(|due| {
             let time = due.saturating_duration_since(Instant::now());
             TimeSpec::nanoseconds(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
         });
-        let sockets = self.routers.iter().filter_map(Router::socket);
+        let sockets = self.routers.iter().flat_map(Router::sockets);
         let mut waiting: Vec<PollFd<'_>> = sockets
-            .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
+            .map(|socket| PollFd::new(socket, PollFlags::POLLIN))
             .collect();
         waiting.push(PollFd::new(self.woken.as_fd(), PollFlags::POLLIN));
         // A signal wakes it for nothing.
         let _ = ppoll(&mut waiting, time, None);
     }
 
-    /// Does as it was told. Whom to tell that all has ended.
-    fn obey(&mut self) -> Option<Sender<()>> {
+    /// Does as it was told.
+    fn obey(&mut self) {
         let mut bytes = [0; 64];
         while matches!((&self.woken).read(&mut bytes), Ok(1..)) {}
         while let Ok(command) = self.commands.try_recv() {
@@ -232,13 +251,10 @@ impl Runner {
                     self.links = names;
                     self.follow_links();
                 }
-                Command::Stop(stopped) => {
-                    self.configure(Vec::new());
-                    return Some(stopped);
-                }
+                Command::Peers(command) => self.obey_peers(command),
+                Command::Stop(stopped) => self.stop(stopped),
             }
         }
-        None
     }
 
     fn configure(&mut self, wanted: Vec<RouterConfig>) {
@@ -251,7 +267,9 @@ impl Runner {
         self.routers = stay;
         for config in wanted {
             if !self.routers.iter().any(|r| *r.config() == config) {
-                self.routers.push(Router::new(config));
+                let mut router = Router::new(config);
+                router.restrain(self.peering.waits_for_sync(Instant::now()));
+                self.routers.push(router);
             }
         }
         self.follow_links();
@@ -287,7 +305,7 @@ impl Runner {
     }
 
     /// Nobody of a group claims while another one of it could not.
-    fn hold_groups(&mut self) {
+    fn hold_groups(&mut self, now: Instant) {
         let in_the_way: Vec<Option<String>> = self
             .routers
             .iter()
@@ -297,7 +315,7 @@ impl Runner {
         for router in &mut self.routers {
             let group = &router.config().group;
             let held = group.is_some() && in_the_way.contains(group);
-            router.hold(held && !router.is_in_the_way());
+            router.hold_with_group(now, held && !router.is_in_the_way());
         }
     }
 
@@ -329,7 +347,10 @@ impl Runner {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
         let now = Instant::now();
-        let rows = self.routers.iter().map(|router| router.status(now, unix));
+        let rows = self.routers.iter().map(|router| VrrpStatus {
+            peers_active: self.peering.active_peers(router.id(), now),
+            ..router.status(now, unix)
+        });
         *lock(&self.status) = rows.collect();
     }
 }
