@@ -373,12 +373,7 @@ impl Machine {
         } else {
             // New in RFC 9568: at once, so that bridges learn where the address is.
             self.advertise(now);
-            let again = self.healed.and_then(|last| last.checked_add(HEALED_AGAIN));
-            if again.is_none_or(|again| again <= now) {
-                // Both were active; hosts may believe the other one.
-                self.healed = Some(now);
-                self.actions.push_back(Action::Announce);
-            }
+            self.healed(now);
         }
     }
 

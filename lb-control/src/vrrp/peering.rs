@@ -53,6 +53,8 @@ pub struct View {
     pub preempts: bool,
     /// The last thing it heard was that somebody leaves.
     pub peer_left: bool,
+    /// It is a backup because it handed over.
+    pub is_handed_over: bool,
     /// Nobody was heard on its segment for a down interval.
     pub is_silent: bool,
     /// It would claim, but for this.
@@ -102,6 +104,7 @@ impl View {
             group: None,
             preempts: machine.preempts(),
             peer_left: machine.peer_left(),
+            is_handed_over: machine.is_handed_over(),
             is_silent: machine.is_silent(now),
             waits,
             doubts: machine.doubts_from().is_some_and(|from| from <= now),
@@ -136,11 +139,20 @@ pub enum Order {
         peer: PeerName,
         /// Its address on the segment.
         from: IpAddr,
-        /// It may preempt when it comes back.
-        leaving: bool,
+        /// It may preempt later.
+        may_return: bool,
     },
-    /// This peer is asked to take over.
-    BeginHandOver(PeerName, IpAddr),
+    /// A peer is asked to take over.
+    BeginHandOver {
+        /// Which.
+        peer: PeerName,
+        /// Its address on the segment.
+        to: IpAddr,
+        /// This node may preempt later.
+        may_return: bool,
+    },
+    /// Another one was active at the same time.
+    Healed,
     /// It has.
     HandedOver,
     /// It has not.
@@ -160,9 +172,14 @@ impl Order {
             Self::TakeOver {
                 peer,
                 from,
-                leaving,
-            } => machine.take_over(now, peer, *from, DEAF, *leaving),
-            Self::BeginHandOver(peer, to) => machine.begin_hand_over(peer, *to),
+                may_return,
+            } => machine.take_over(now, peer, *from, DEAF, *may_return),
+            Self::BeginHandOver {
+                peer,
+                to,
+                may_return,
+            } => machine.begin_hand_over(peer, *to, *may_return),
+            Self::Healed => machine.healed(now),
             Self::HandedOver => machine.handed_over(now),
             Self::Keep => machine.keep(now),
             Self::LetGo => machine.let_go(now),
@@ -315,6 +332,10 @@ impl Peering {
                 known.in_sync = in_sync;
                 for report in routers {
                     let earlier = known.routers.insert(report.id, (report, now));
+                    if earlier.is_some_and(|earlier| was_active_meanwhile(&report, earlier, now)) {
+                        self.effects
+                            .push_back(Effect::Order(report.id, Order::Healed));
+                    }
                     let was_active = earlier.filter(|(was, _)| was.state == State::Active);
                     let has_ended = matches!(report.state, State::Fault | State::Initialize);
                     if let Some((was, _)) = was_active.filter(|_| has_ended) {
@@ -330,6 +351,9 @@ impl Peering {
 
     /// Decides.
     pub fn tick(&mut self, now: Instant) {
+        if self.wait_for_sync.is_some_and(|until| until <= now) {
+            self.wait_for_sync = None;
+        }
         self.report(now);
         self.follow_hand_overs(now);
         let mut orders = Vec::new();
@@ -430,10 +454,14 @@ impl Peering {
         self.waits_for_sync(now) || active.is_some_and(|(_, report, _)| report.taken)
     }
 
-    /// An advertisement is overdue, or a backup doesn't hear this node.
+    /// An advertisement is overdue, a backup doesn't hear this node, or whoever is
+    /// active has no proof.
     fn doubts(&self, view: &View, now: Instant) -> bool {
         match view.report.state {
-            State::Backup => view.doubts,
+            State::Backup => {
+                let active = self.active(view.report.id, now);
+                view.doubts || active.is_some_and(|(_, r, _)| r.hosts > 0 && !r.proof)
+            }
             State::Active => {
                 let mut reports = self.peers.values().map(|p| p.fresh(view.report.id, now));
                 reports.any(|report| report.is_some_and(|(report, _)| report.deaf))
@@ -461,6 +489,15 @@ impl Peering {
         let skew = view.report.interval * (256 - u32::from(best.unwrap_or(u8::MAX))) / 256;
         skew.saturating_sub(LEASE_MARGIN)
     }
+}
+
+/// Whether a backup has been active since its earlier report, as far as that can be
+/// told: a state that is younger than that report has another one before it.
+fn was_active_meanwhile(report: &Report, (earlier, at): (Report, Instant), now: Instant) -> bool {
+    /// What messages and clocks may differ by.
+    const SLACK: Duration = Duration::from_millis(20);
+    let is_younger = now.saturating_duration_since(at) > report.in_state + SLACK;
+    report.state == State::Backup && (earlier.state == State::Active || is_younger)
 }
 
 #[cfg(test)]

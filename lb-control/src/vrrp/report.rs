@@ -101,8 +101,8 @@ pub enum Message {
     Take {
         /// Of this hand-over.
         id: HandOverId,
-        /// The one who hands over ends, and may preempt when it comes back.
-        leaving: bool,
+        /// Whoever hands over may preempt later: it ends, or is broken.
+        may_return: bool,
         /// Whole sync groups.
         routers: Vec<RouterId>,
     },
@@ -156,12 +156,12 @@ impl Message {
             }
             Self::Take {
                 id,
-                leaving,
+                may_return,
                 routers,
             } => {
                 bytes.push(TAKE);
                 put_id(&mut bytes, *id);
-                bytes.push(u8::from(*leaving));
+                bytes.push(u8::from(*may_return));
                 put_routers(&mut bytes, routers);
             }
             Self::Taken(id) => {
@@ -209,7 +209,7 @@ impl Message {
             }
             TAKE => Self::Take {
                 id: rest.id()?,
-                leaving: rest.flag()?,
+                may_return: rest.flag()?,
                 routers: rest.routers()?,
             },
             TAKEN => Self::Taken(rest.id()?),
@@ -395,7 +395,7 @@ mod tests {
         all.extend([
             Message::Take {
                 id,
-                leaving: true,
+                may_return: true,
                 routers: routers.clone(),
             },
             Message::Taken(id),

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Action, LEAVING, Machine, Reason, State};
+use super::{Action, HEALED_AGAIN, LEAVING, Machine, Reason, State};
 
 /// Why a backup doesn't claim although nobody advertises.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +29,16 @@ pub struct Hold {
     pub until: Option<Instant>,
 }
 
+/// It is about to hand over.
+#[derive(Debug)]
+struct Handing {
+    peer: Arc<str>,
+    /// The peer's address.
+    to: IpAddr,
+    /// It preempts as before.
+    may_return: bool,
+}
+
 /// See the module's description.
 #[derive(Debug, Default)]
 pub(super) struct Agreed {
@@ -37,10 +47,11 @@ pub(super) struct Agreed {
     waits: Option<Why>,
     /// It doesn't preempt.
     pub(super) restrained: bool,
-    /// It handed over to who has this address, and doesn't preempt.
+    /// It handed over to who has this address.
+    handed_to: Option<IpAddr>,
+    /// And doesn't preempt.
     yielded: Option<IpAddr>,
-    /// It is about to hand over to this peer, which has this address.
-    handing: Option<(Arc<str>, IpAddr)>,
+    handing: Option<Handing>,
     /// It was handed over to this node, which nobody preempts.
     taken: bool,
     /// Not to listen to this address until then.
@@ -53,6 +64,7 @@ impl Agreed {
         self.handing = None;
         self.waits = None;
         if to != State::Backup {
+            self.handed_to = None;
             self.yielded = None;
         }
         if to != State::Active {
@@ -135,6 +147,11 @@ impl Machine {
         self.agreed.yielded.is_some()
     }
 
+    /// Whether it is a backup because it handed over.
+    pub fn is_handed_over(&self) -> bool {
+        self.agreed.handed_to.is_some()
+    }
+
     /// Whether it was handed over to this node.
     pub fn has_taken(&self) -> bool {
         self.agreed.taken
@@ -177,9 +194,13 @@ impl Machine {
 
     /// A hand-over to this peer begins. It changes nothing yet, but that the first
     /// advertisement of that address ends it.
-    pub fn begin_hand_over(&mut self, peer: &Arc<str>, address: IpAddr) {
+    pub fn begin_hand_over(&mut self, peer: &Arc<str>, to: IpAddr, may_return: bool) {
         if self.state == State::Active {
-            self.agreed.handing = Some((Arc::clone(peer), address));
+            self.agreed.handing = Some(Handing {
+                peer: Arc::clone(peer),
+                to,
+                may_return,
+            });
         }
     }
 
@@ -188,10 +209,11 @@ impl Machine {
         if self.state != State::Active {
             return;
         }
-        if let Some((peer, address)) = self.agreed.handing.take() {
-            self.become_backup(now, Reason::HandedOver(peer), false);
+        if let Some(handing) = self.agreed.handing.take() {
+            self.become_backup(now, Reason::HandedOver(handing.peer), false);
             self.heard = Some(now);
-            self.agreed.yielded = Some(address);
+            self.agreed.handed_to = Some(handing.to);
+            self.agreed.yielded = (!handing.may_return).then_some(handing.to);
         }
     }
 
@@ -204,18 +226,18 @@ impl Machine {
     }
 
     /// It is handed over by this peer, whose advertisements may still be under way
-    /// for `deaf`. With `leaving` it may preempt later.
+    /// for `deaf`. With `may_return` it may preempt later.
     pub fn take_over(
         &mut self,
         now: Instant,
         peer: &Arc<str>,
         from: IpAddr,
         deaf: Duration,
-        leaving: bool,
+        may_return: bool,
     ) {
         if self.state == State::Backup {
             self.become_active(now, Reason::TookOver(Arc::clone(peer)));
-            self.agreed.taken = !leaving;
+            self.agreed.taken = !may_return;
             self.agreed.deaf = now.checked_add(deaf).map(|until| (from, until));
         }
     }
@@ -229,7 +251,7 @@ impl Machine {
     }
 
     pub(super) fn is_handing_over_to(&self, from: IpAddr) -> bool {
-        let to = self.agreed.handing.as_ref().map(|(_, address)| *address);
+        let to = self.agreed.handing.as_ref().map(|handing| handing.to);
         to == Some(from)
     }
 
@@ -262,6 +284,15 @@ impl Machine {
         self.agreed.waits = None;
         if self.agreed.yielded.is_some_and(|to| to != from) {
             self.agreed.yielded = None;
+        }
+    }
+
+    /// Another node was active as well: hosts may believe that one.
+    pub fn healed(&mut self, now: Instant) {
+        let again = self.healed.and_then(|last| last.checked_add(HEALED_AGAIN));
+        if self.state == State::Active && again.is_none_or(|again| again <= now) {
+            self.healed = Some(now);
+            self.actions.push_back(Action::Announce);
         }
     }
 

@@ -22,6 +22,13 @@ const ASK_AGAIN: Duration = Duration::from_millis(20);
 /// by then that has let go, or given up.
 pub const DEAF: Duration = Duration::from_millis(150);
 
+/// An active one without proof waits for so long before it hands over: by then a
+/// peer on the same quiet segment has found out that it has none either.
+const PEER_PROVES_WITHIN: Duration = Duration::from_millis(40);
+
+/// Reference hosts are asked so often at most.
+const NOT_URGENT: Duration = Duration::from_millis(100);
+
 /// What happens by itself is not tried more often than so.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 
@@ -52,6 +59,10 @@ pub(super) struct HandOvers {
     /// Hand-overs of one request, by its token.
     requests: BTreeMap<u64, Outcome>,
     tried: BTreeMap<RouterId, Instant>,
+    /// Better than who is active though both have proof, since when.
+    better: BTreeMap<RouterId, Instant>,
+    /// Active without proof, since when.
+    isolated: BTreeMap<RouterId, Instant>,
 }
 
 #[derive(Debug)]
@@ -68,7 +79,11 @@ struct Giving {
 impl HandOvers {
     pub(super) fn poll_timeout(&self) -> Option<Instant> {
         let timers = self.giving.iter().flat_map(|g| [g.again, g.deadline]);
-        timers.flatten().min()
+        let isolated = self.isolated.iter().map(|(id, since)| {
+            let tried = self.tried.get(id).and_then(|t| t.checked_add(TRY_AGAIN));
+            tried.max(since.checked_add(PEER_PROVES_WITHIN))
+        });
+        timers.chain(isolated).flatten().min()
     }
 
     fn is_giving(&self, id: RouterId) -> bool {
@@ -194,7 +209,7 @@ impl Peering {
         now: Instant,
         peer: PeerName,
         routers: Vec<RouterId>,
-        leaving: bool,
+        may_return: bool,
         token: Option<u64>,
     ) {
         self.handovers.number += 1;
@@ -205,13 +220,17 @@ impl Peering {
         for router in &routers {
             let known = self.peers.get(&peer).and_then(|peer| peer.known(*router));
             if let Some(to) = known.map(|report| report.source) {
-                let order = Order::BeginHandOver(Arc::clone(&peer), to);
+                let order = Order::BeginHandOver {
+                    peer: Arc::clone(&peer),
+                    to,
+                    may_return,
+                };
                 self.effects.push_back(Effect::Order(*router, order));
             }
         }
         let message = Message::Take {
             id,
-            leaving,
+            may_return,
             routers: routers.clone(),
         };
         let message = message.encode();
@@ -237,9 +256,9 @@ impl Peering {
             Message::Reports { .. } => {}
             Message::Take {
                 id,
-                leaving,
+                may_return,
                 routers,
-            } => self.take(peer, id, leaving, routers),
+            } => self.take(peer, id, may_return, routers),
             Message::Taken(id) => match self.given(peer, id) {
                 Some(giving) => {
                     for router in &giving.routers {
@@ -283,7 +302,7 @@ impl Peering {
         }
     }
 
-    fn take(&mut self, peer: &PeerName, id: HandOverId, leaving: bool, routers: Vec<RouterId>) {
+    fn take(&mut self, peer: &PeerName, id: HandOverId, may_return: bool, routers: Vec<RouterId>) {
         let Some(known) = self.peers.get(peer).filter(|known| known.epoch == id.epoch) else {
             self.counts.stale += 1;
             return;
@@ -321,7 +340,7 @@ impl Peering {
                     let order = Order::TakeOver {
                         peer: Arc::clone(peer),
                         from,
-                        leaving,
+                        may_return,
                     };
                     self.effects.push_back(Effect::Order(router, order));
                 }
@@ -381,7 +400,7 @@ impl Peering {
             let unit = self.unit(*id);
             let is_free = !unit.iter().any(|id| self.handovers.is_giving(*id));
             if is_better && is_free && self.successor(now, &unit, Some(peer), false).is_ok() {
-                self.give(now, Arc::clone(peer), unit, false, None);
+                self.give(now, Arc::clone(peer), unit, true, None);
             }
         }
     }
@@ -408,7 +427,7 @@ impl Peering {
         if begun < giving.routers.len() {
             let has_taken = |id: &RouterId| {
                 let view = self.view(*id);
-                view.is_some_and(|view| view.report.handed_over)
+                view.is_some_and(|view| view.is_handed_over)
             };
             if !giving.routers.iter().any(has_taken) {
                 let words = "something else happened on this node meanwhile";
@@ -476,13 +495,24 @@ impl Peering {
     /// An active one without proof hands over to who has it; a backup that hears of
     /// the active one by the peer link alone asks for it if it is the better one.
     fn improve(&mut self, now: Instant, id: RouterId) {
+        let view = self.view(id);
+        let is_isolated = view.is_some_and(|v| v.report.state == State::Active && v.is_isolated());
+        let since = if is_isolated {
+            *self.handovers.isolated.entry(id).or_insert(now)
+        } else {
+            self.handovers.isolated.remove(&id);
+            now
+        };
+        let is_certain = now.saturating_duration_since(since) >= PEER_PROVES_WITHIN;
         let tried = self.handovers.tried.get(&id);
         let is_early = tried.is_some_and(|t| now.saturating_duration_since(*t) < TRY_AGAIN);
         let Some(view) = self.view(id).filter(|_| !is_early) else {
             return;
         };
         match (view.report.state, &view.waits) {
-            (State::Active, _) if view.is_isolated() && !self.handovers.is_giving(id) => {
+            (State::Active, _) if is_certain && !self.handovers.is_giving(id) => {
+                // Whoever has no peer with proof looks again later.
+                self.handovers.tried.insert(id, now);
                 let unit = self.unit(id);
                 let is_active = |id: &RouterId| {
                     let view = self.view(*id);
@@ -491,8 +521,7 @@ impl Peering {
                 if unit.iter().all(is_active)
                     && let Ok(peer) = self.successor(now, &unit, None, true)
                 {
-                    self.handovers.tried.insert(id, now);
-                    self.give(now, peer, unit, false, None);
+                    self.give(now, peer, unit, true, None);
                 }
             }
             (State::Backup, Some(Why::PeerActive(peer))) => {
@@ -500,14 +529,26 @@ impl Peering {
                 let preempts = view.preempts && !self.is_restrained(view, now);
                 let is_better =
                     theirs.is_some_and(|(theirs, _)| is_better(&view.report, theirs, preempts));
-                if is_better && view.report.able {
+                if !is_better || !view.report.able {
+                    self.handovers.better.remove(&id);
+                } else {
+                    // With proof on both sides it isn't urgent; after a cut has
+                    // healed the one is answered a moment before the other.
+                    let is_urgent = theirs.is_some_and(|(theirs, _)| !theirs.proof);
+                    let lasting = view.report.interval.max(NOT_URGENT) * 4;
                     let peer = Arc::clone(peer);
+                    let since = *self.handovers.better.entry(id).or_insert(now);
+                    if !is_urgent && now.saturating_duration_since(since) < lasting {
+                        return;
+                    }
                     let message = Message::Give(self.unit(id)).encode();
                     self.handovers.tried.insert(id, now);
                     self.tell(&peer, message);
                 }
             }
-            _ => {}
+            _ => {
+                self.handovers.better.remove(&id);
+            }
         }
     }
 }

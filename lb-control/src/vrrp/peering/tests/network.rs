@@ -5,8 +5,6 @@ use super::*;
 /// What a message may take to arrive.
 pub const DELAY: Duration = Duration::from_millis(2);
 
-pub const SETTLED: Duration = Duration::from_secs(8);
-
 /// SplitMix64: the same numbers everywhere.
 pub struct Random(pub u64);
 
@@ -60,6 +58,7 @@ pub struct Network {
     /// The peer links of these are cut.
     pub unlinked: Vec<usize>,
     in_flight: BTreeMap<(Instant, u64), (usize, Packet)>,
+    last: BTreeMap<(usize, usize), Instant>,
     number: u64,
     pub nobody: Duration,
     pub several: Duration,
@@ -152,6 +151,7 @@ impl Network {
             quiet: false,
             unlinked: Vec::new(),
             in_flight: BTreeMap::new(),
+            last: BTreeMap::new(),
             number: 0,
             nobody: Duration::ZERO,
             several: Duration::ZERO,
@@ -244,7 +244,7 @@ impl Network {
         for host in probes {
             let place = HOSTS.iter().position(|h| *h == host).unwrap();
             if self.reaches(index, place) && !self.quiet {
-                self.carry(index, Packet::Answer(host), self.lan_loss);
+                self.carry(place, index, Packet::Answer(host), self.lan_loss);
             }
         }
         self.act(index);
@@ -338,7 +338,7 @@ impl Network {
         for to in (0..self.nodes.len()).filter(|to| *to != from) {
             if self.are_on_one_lan(from, to) {
                 let packet = Packet::Advertisement(from, advertisement.clone());
-                self.carry(to, packet, self.lan_loss);
+                self.carry(from, to, packet, self.lan_loss);
             }
         }
     }
@@ -351,7 +351,7 @@ impl Network {
         for to in (0..self.nodes.len()).filter(|to| *to != from) {
             let is_meant = peer.as_ref().is_none_or(|peer| *peer == name(to));
             if is_meant && self.are_linked(from, to) {
-                self.carry(to, Packet::Peer(from, bytes.clone()), self.peer_loss);
+                self.carry(from, to, Packet::Peer(from, bytes.clone()), self.peer_loss);
             }
         }
     }
@@ -366,13 +366,19 @@ impl Network {
         self.step(to);
     }
 
-    fn carry(&mut self, to: usize, packet: Packet, loss: u64) {
+    /// A segment keeps the order, a peer link doesn't.
+    fn carry(&mut self, from: usize, to: usize, packet: Packet, loss: u64) {
         if self.random.below(1000) >= loss {
             let most = u64::try_from(DELAY.as_micros()).unwrap();
             let delay = Duration::from_micros(100 + self.random.below(most - 100));
+            let mut at = self.now + delay;
+            if matches!(packet, Packet::Advertisement(..)) {
+                let last = self.last.entry((from, to)).or_insert(at);
+                at = at.max(*last);
+                *last = at;
+            }
             self.number += 1;
-            self.in_flight
-                .insert((self.now + delay, self.number), (to, packet));
+            self.in_flight.insert((at, self.number), (to, packet));
         }
     }
 
@@ -473,6 +479,12 @@ impl Network {
         self.pass(end);
     }
 
+    /// Until all that follows from what happened has followed.
+    pub fn settle(&mut self) {
+        let interval = self.nodes[0].machine.settings().interval;
+        self.run((interval * 8).max(Duration::from_millis(1_500)));
+    }
+
     /// Forgets what was so far.
     pub fn forget(&mut self) {
         self.nobody = Duration::ZERO;
@@ -492,7 +504,7 @@ impl Network {
 /// One that has settled, with the first node as the owner.
 pub fn settled(make: Make) -> Network {
     let mut network = Network::new(make);
-    network.run(SETTLED);
+    network.settle();
     assert_eq!(network.owners(), [0]);
     network.forget();
     network
