@@ -21,15 +21,19 @@ use crate::{
 mod record;
 mod ring;
 mod state;
+#[cfg(any(test, feature = "user"))]
+mod transfer;
 
 pub use record::{
-    End, change, client, dedicate, flow_hash, member, pool, protocol, service, state, vip_port,
-    word,
+    End, change, client, dedicate, family, flow_hash, member, pool, protocol, service, state,
+    vip_port, word,
 };
 use record::{FLOW_PORTS, pair, ports};
 pub use ring::Ring;
 use ring::TRIES;
 pub use state::{BindingState, Limits, Side, Use};
+#[cfg(any(test, feature = "user"))]
+pub use transfer::{Imported, import};
 
 /// One more than the highest index of a binding: a flow entry has 20 bits for
 /// it. Index zero is no binding.
@@ -183,13 +187,7 @@ pub fn open<B: FlowTable, F: FlowTable>(
         return Opened::Refused;
     };
     let claimed = state(bindings, at);
-    let [a, b, c, d] = flow.tuple.source.0;
-    bindings.store(at, word::CLIENT, pair(a, b));
-    bindings.store(at, word::CLIENT + 1, pair(c, d));
-    bindings.store(at, word::HASH, flow.hash);
-    bindings.store(at, word::MEMBER, pair(member, flow.service));
-    let kept = bindings.load(at, word::PORTS) & !FLOW_PORTS;
-    bindings.store(at, word::PORTS, kept | ports(flow.tuple));
+    record::write(bindings, at, flow, member);
 
     let key = FlowKey::new(flow.hash, flows.buckets());
     let entry = FlowWord::new(key.tag, index, now_ticks, Mark::Open);

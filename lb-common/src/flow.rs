@@ -476,6 +476,9 @@ pub fn touch<T: FlowTable>(table: &T, found: &Found<T::Bucket>, now_ticks: u32, 
 #[cfg(any(test, feature = "user"))]
 pub mod memory;
 
+#[cfg(any(test, feature = "user"))]
+pub mod transfer;
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

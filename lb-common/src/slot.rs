@@ -97,6 +97,13 @@ impl SlotWord {
         Self::tracked(self.current(), base, ticks)
     }
 
+    /// The slot with another member for new flows, the rest as it is.
+    #[must_use]
+    pub const fn led_to(self, member: u32) -> Self {
+        let kept = self.0 & !(MEMBER_MASK << CURRENT_SHIFT);
+        Self(kept | (member as u64 & MEMBER_MASK) << CURRENT_SHIFT)
+    }
+
     /// The slot when its base stopped serving, or its old flows all have entries.
     #[must_use]
     pub const fn rebased(self) -> Self {
@@ -134,6 +141,7 @@ mod tests {
         );
         assert_eq!((p.age(5), s.age(0)), (5, 0x10));
         assert_eq!(s.rebased().base(), 0xf_ffff);
+        assert_eq!(p.led_to(3), SlotWord::tracked(3, 1, 0).pressed(0));
         assert!(!SlotWord::stable(7).is_tracked());
         assert_eq!(
             (SlotWord::stable(7).current(), SlotWord::stable(7).base()),

@@ -20,7 +20,7 @@ use axum::{
 use tokio::sync::{mpsc, oneshot};
 
 use crate::status::{
-    BackendStatus, ServiceStatus, Snapshot, Status, VrrpStatus,
+    BackendStatus, LinkStatus, ServiceStatus, Snapshot, Status, VrrpStatus,
     request::{
         AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
         PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, Refusal,
@@ -120,6 +120,7 @@ pub fn control(handle: Handle) -> Router {
         .route("/v1/flows", get(flows))
         .route("/v1/persistence", get(persistence))
         .route("/v1/vrrp", get(vrrp))
+        .route("/v1/sync", get(sync))
         .route("/v1/forget", post(forget))
         .route("/v1/reload", post(reload))
         .route("/v1/admin", post(admin))
@@ -158,6 +159,10 @@ async fn services(State(handle): State<Handle>) -> Json<Vec<ServiceStatus>> {
 
 async fn backends(State(handle): State<Handle>) -> Json<Vec<BackendStatus>> {
     Json(handle.snapshot.load().backends.clone())
+}
+
+async fn sync(State(handle): State<Handle>) -> Json<Vec<LinkStatus>> {
+    Json(handle.snapshot.load().sync.clone())
 }
 
 async fn vrrp(State(handle): State<Handle>) -> Json<Vec<VrrpStatus>> {
@@ -222,7 +227,7 @@ async fn unknown_path() -> Failure {
     Failure(
         StatusCode::NOT_FOUND,
         Refusal::because(
-            "no such path; there are /v1/status, /v1/services, /v1/backends, /v1/vrrp, /v1/flows, \
+            "no such path; there are /v1/status, /v1/services, /v1/backends, /v1/vrrp, /v1/sync, /v1/flows, \
              /v1/persistence (GET) and /v1/reload, /v1/admin, /v1/plan, /v1/forget, /v1/probe (POST)",
         ),
     )

@@ -13,7 +13,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 
 use crate::status::{
-    BackendStatus, ServiceStatus, Status, VrrpStatus,
+    BackendStatus, LinkStatus, ServiceStatus, Status, VrrpStatus,
     request::{
         AdminAction, AdminAnswer, AdminRequest, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
         PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, ReloadAnswer,
@@ -150,6 +150,14 @@ pub enum Command {
         #[arg(long, short, value_enum, default_value_t)]
         output: Output,
     },
+    /// The links to peers, their paths and what they carry.
+    Sync {
+        /// Table or JSON.
+        #[arg(long, short, value_enum, default_value_t)]
+        output: Output,
+    },
+    /// Print a fresh key for `sync.key_file`.
+    SyncKey,
     /// Flows of the sample that the data path keeps.
     Flows(FlowsArgs),
     /// Sources and the backends that persistence sends them to.
@@ -282,8 +290,8 @@ pub enum Output {
     Json,
 }
 
-/// Carries out a command that a running daemon answers. `run`, `check` and
-/// `detach` are not among them.
+/// Carries out a command that a running daemon answers. `run`, `check`,
+/// `detach` and `sync-key` are not among them.
 pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
     let colour = table::colour_wanted();
     match command {
@@ -308,6 +316,12 @@ pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
         Command::Vrrp { output } => {
             let routers: Vec<VrrpStatus> = client::get(socket, "/v1/vrrp").await?;
             print(output, &routers, |r| show::vrrp(r, colour, unix_now()))
+        }
+        Command::Sync { output } => {
+            let links: Vec<LinkStatus> = client::get(socket, "/v1/sync").await?;
+            print(output, &links, |links| {
+                show::sync(links, colour, unix_now())
+            })
         }
         Command::Flows(args) => {
             let output = args.output;
@@ -364,10 +378,9 @@ pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
             admin(socket, backend, AdminAction::Weight { weight }).await
         }
         Command::Clear(backend) => admin(socket, backend, AdminAction::Clear).await,
-        Command::Run(_) | Command::Check { .. } | Command::Detach(_) => Err(Failure::new(
-            exit::USAGE,
-            "this command is not answered by a daemon",
-        )),
+        Command::Run(_) | Command::Check { .. } | Command::Detach(_) | Command::SyncKey => Err(
+            Failure::new(exit::USAGE, "this command is not answered by a daemon"),
+        ),
     }
 }
 

@@ -16,6 +16,7 @@ mod probe;
 mod probe_path;
 mod reader;
 mod shared;
+mod sync;
 mod topology;
 mod value;
 mod vrrp;

@@ -16,10 +16,21 @@ mod preview;
 mod probe_way;
 mod probes;
 mod reload;
+mod replication;
 mod retry;
 pub mod run;
 mod settings;
 mod shares;
+mod sync;
 #[cfg(test)]
 mod testing;
 mod vrrp;
+
+/// A fresh key for `sync.key_file`, in hexadecimal.
+///
+/// # Errors
+/// The system has no random numbers; in words.
+pub fn sync_key() -> Result<String, String> {
+    let key = crate::sync::Key::generate().map_err(|error| error.to_string())?;
+    Ok(key.to_hexadecimal())
+}

@@ -24,6 +24,8 @@ pub mod metrics;
 pub mod model;
 pub mod neighbours;
 pub mod rates;
+pub mod replication;
 pub mod scheduler;
 pub mod status;
+pub mod sync;
 pub mod vrrp;

@@ -15,7 +15,7 @@ use std::{io::IsTerminal as _, process::ExitCode};
 use clap::Parser as _;
 use lb_control::{
     cli::{self, Cli, Command, Failure, exit},
-    daemon::{detach, run},
+    daemon::{self, detach, run},
 };
 use tracing_subscriber::EnvFilter;
 
@@ -37,6 +37,7 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
                 state_dir: args.state_dir,
             })
         }
+        Command::SyncKey => print_sync_key(),
         Command::Detach(args) => {
             log_to_stderr();
             detach::detach(&args.resolve_pin_dir()?, &args.state_dir)
@@ -47,6 +48,12 @@ fn dispatch(cli: Cli) -> Result<(), Failure> {
             .map_err(|error| Failure::new(exit::REFUSED, error.to_string()))?
             .block_on(cli::talk(&cli.socket, command)),
     }
+}
+
+fn print_sync_key() -> Result<(), Failure> {
+    let key = daemon::sync_key().map_err(|error| Failure::new(exit::REFUSED, error))?;
+    println!("{key}");
+    Ok(())
 }
 
 /// Levels from `RUST_LOG`, or else what an operator wants to know.

@@ -9,6 +9,7 @@ use prometheus::TextEncoder;
 mod page;
 mod pools;
 mod probes;
+mod sync;
 mod vrrp;
 
 use page::{Page, counter, gauge};
@@ -29,6 +30,7 @@ pub fn text(snapshot: &Snapshot) -> Result<String, prometheus::Error> {
     drops_and_events(&mut page, snapshot);
     probes::probes(&mut page, snapshot);
     vrrp::vrrp(&mut page, &snapshot.vrrp);
+    sync::sync(&mut page, &snapshot.sync);
     TextEncoder::new().encode_to_string(&page.families)
 }
 

@@ -2,8 +2,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::*;
 use crate::status::{
-    ConfigStatus, FlowTableStatus, Histogram as Durations, InterfaceStatus, LastReload, PoolStatus,
-    ProbeStatus, ReloadStatus, Status, VrrpStatus,
+    ConfigStatus, FlowTableStatus, Histogram as Durations, InterfaceStatus, LastReload, LinkStatus,
+    PathStatus, PoolStatus, ProbeStatus, ReloadStatus, Status, StreamStatus, VrrpStatus,
 };
 
 fn snapshot() -> Snapshot {
@@ -64,6 +64,30 @@ fn snapshot() -> Snapshot {
             service: "shop".into(),
             condition: Condition::Draining,
             ..BackendStatus::default()
+        }],
+        sync: vec![LinkStatus {
+            peer: "lb2".into(),
+            up: true,
+            became_up: 2,
+            paths: vec![PathStatus {
+                local: "10.0.9.1:9465".parse().unwrap(),
+                remote: "10.0.9.2:9465".parse().unwrap(),
+                alive: true,
+                heard_by_peer: true,
+                heard_ago_ms: Some(12),
+                round_trip_us: Some(250),
+                sent: 70,
+                received: 60,
+                error: None,
+            }],
+            stream: StreamStatus {
+                sent: 9,
+                waiting: 4,
+                lag_ms: 1500,
+                ..StreamStatus::default()
+            },
+            rejected: [("replayed".to_owned(), 3)].into(),
+            ..LinkStatus::default()
         }],
         vrrp: vec![VrrpStatus {
             vrid: 51,
@@ -139,6 +163,28 @@ fn every_figure_stands_under_its_name_and_labels() {
             r#"lb_probe_certificate_expiry_time_seconds{pool="web",backend="web-1"}"#,
             "4070908800",
         ),
+        (r#"lb_sync_up{peer="lb2"}"#, "1"),
+        (r#"lb_sync_became_up_total{peer="lb2"}"#, "2"),
+        (r#"lb_sync_messages_sent_total{peer="lb2"}"#, "9"),
+        (r#"lb_sync_waiting_messages{peer="lb2"}"#, "4"),
+        (r#"lb_sync_lag_seconds{peer="lb2"}"#, "1.5"),
+        (r#"lb_sync_path_up{peer="lb2",path="10.0.9.2:9465"}"#, "1"),
+        (
+            r#"lb_sync_path_round_trip_seconds{peer="lb2",path="10.0.9.2:9465"}"#,
+            "0.00025",
+        ),
+        (
+            r#"lb_sync_datagrams_sent_total{peer="lb2",path="10.0.9.2:9465"}"#,
+            "70",
+        ),
+        (
+            r#"lb_sync_datagrams_received_total{peer="lb2",path="10.0.9.2:9465"}"#,
+            "60",
+        ),
+        (
+            r#"lb_sync_rejected_total{peer="lb2",reason="replayed"}"#,
+            "3",
+        ),
         (
             r#"lb_vrrp_state{vrid="51",family="IPv4",interface="eth0",state="active"}"#,
             "1",
@@ -201,6 +247,8 @@ fn no_label_can_name_a_client() {
         "version",
         "node",
         "le",
+        "peer",
+        "path",
         "vrid",
         "family",
     ];

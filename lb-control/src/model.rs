@@ -19,6 +19,7 @@ mod defence;
 mod persistence;
 mod pool;
 mod probe;
+mod sync;
 mod vrrp;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
@@ -29,6 +30,7 @@ pub use pool::{PoolPolicy, WhenAllDown};
 pub use probe::{
     Agent, Dns, Exec, Ping, Secret, Smtp, Snmp, SnmpAccess, SnmpAuthentication, SnmpPrivacy, Udp,
 };
+pub use sync::{PeerSync, SyncPath, SyncPeer};
 pub use vrrp::{Vrrp, owner_word};
 
 /// Everything one node does.
@@ -50,6 +52,8 @@ pub struct Model {
     pub full_nat: Option<FullNat>,
     /// Virtual routers that this node is one of.
     pub vrrp: Vec<Vrrp>,
+    /// The links to other balancers.
+    pub sync: Option<PeerSync>,
 }
 
 impl Model {

@@ -10,11 +10,15 @@ use serde::{Deserialize, Serialize};
 
 mod pool;
 mod probe;
+mod replication;
 pub mod request;
+mod sync;
 mod vrrp;
 
 pub use pool::PoolHealth;
 pub use probe::{Histogram, ProbeStatus};
+pub use replication::{Exported, Imported, ReplicationStatus, Standing};
+pub use sync::{LinkStatus, PathStatus, StreamStatus, UrgentStatus};
 pub use vrrp::VrrpStatus;
 
 /// Everything, as of one second's tick.
@@ -31,6 +35,9 @@ pub struct Snapshot {
     /// Virtual routers.
     #[serde(default)]
     pub vrrp: Vec<VrrpStatus>,
+    /// Links to peers.
+    #[serde(default)]
+    pub sync: Vec<LinkStatus>,
 }
 
 /// The daemon and its data path.

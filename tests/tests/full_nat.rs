@@ -5,7 +5,6 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
-    thread,
     time::Duration,
 };
 
@@ -13,8 +12,9 @@ use anyhow::{Result, ensure};
 use lb_tests::{
     check,
     config::Config,
+    held::Held,
     process::wait_ok,
-    servers::{self, Hold},
+    servers,
     site::{LIST, Site, WEB, curl, dig, family},
     topology::{Kind, Options},
 };
@@ -24,9 +24,6 @@ const SOON: Duration = Duration::from_secs(10);
 
 /// A sweep comes every ten seconds.
 const TWO_SWEEPS: Duration = Duration::from_secs(25);
-
-/// Time for every connection to send at least once after a change.
-const SETTLE: Duration = Duration::from_millis(1300);
 
 /// Connections of each family.
 const CONNECTIONS: u32 = 1000;
@@ -241,45 +238,6 @@ fn a_client_in_the_servers_own_subnet_works_under_nat_where_there_is_a_pool() {
     });
 }
 
-struct Held([Hold; 2]);
-
-impl Held {
-    fn open(site: &Site) -> Result<Self> {
-        let start = |vip| {
-            let target = SocketAddr::new(vip, LIST[0]);
-            Hold::start(&site.topology.client.ns, target, CONNECTIONS, 400)
-        };
-        let [v4, v6] = site.topology.vips();
-        let mut held = Self([start(v4)?, start(v6)?]);
-        for hold in &mut held.0 {
-            let report = hold.wait_open(Duration::from_secs(60))?;
-            ensure!(report.failed_to_open == 0, "{report:?}");
-            ensure!(report.opened == CONNECTIONS, "{report:?}");
-        }
-        Ok(held)
-    }
-
-    fn messages(&mut self) -> Result<u64> {
-        self.0
-            .iter_mut()
-            .map(|hold| Ok(hold.report()?.messages))
-            .sum()
-    }
-
-    fn none_lost(&mut self, after: &str) -> Result<()> {
-        let before = self.messages()?;
-        thread::sleep(SETTLE);
-        let spoken = self.messages()? - before;
-        for hold in &mut self.0 {
-            let report = hold.report()?;
-            ensure!(report.lost.total() == 0, "lost after {after}: {report:?}");
-        }
-        println!("{after}: none lost, {spoken} messages");
-        ensure!(spoken > 0, "nobody spoke after {after}");
-        Ok(())
-    }
-}
-
 #[test]
 fn two_thousand_connections_survive_reload_crash_and_the_removal_of_an_address() {
     check(|| {
@@ -292,7 +250,7 @@ fn two_thousand_connections_survive_reload_crash_and_the_removal_of_an_address()
             }
         })?;
         no_way_back(&site, None)?;
-        let mut held = Held::open(&site)?;
+        let mut held = Held::open(&site.topology, LIST[0], CONNECTIONS)?;
         held.none_lost("opening")?;
         site.reload()?;
         held.none_lost("a reload")?;

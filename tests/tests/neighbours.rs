@@ -341,6 +341,7 @@ fn model(address: &str, port: u16) -> Result<Model> {
         metrics: None,
         full_nat: None,
         vrrp: Vec::new(),
+        sync: None,
         pools: BTreeMap::from([(
             "web".to_owned(),
             Pool {

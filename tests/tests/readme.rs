@@ -17,8 +17,8 @@ use lb_control::{
     cli::Cli,
     config, metrics,
     status::{
-        BackendStatus, Histogram, InterfaceStatus, PoolHealth, PoolStatus, ProbeStatus,
-        ServiceStatus, Snapshot, VrrpStatus,
+        BackendStatus, Histogram, InterfaceStatus, LinkStatus, PathStatus, PoolHealth, PoolStatus,
+        ProbeStatus, ServiceStatus, Snapshot, VrrpStatus,
     },
 };
 use lb_tests::process::workspace_program;
@@ -182,6 +182,21 @@ fn metric_names() -> BTreeSet<String> {
         },
         certificate_expiry: Some(1),
         ..ProbeStatus::default()
+    }];
+    snapshot.sync = vec![LinkStatus {
+        paths: vec![PathStatus {
+            local: ([192, 0, 2, 1], 9465).into(),
+            remote: ([192, 0, 2, 2], 9465).into(),
+            alive: true,
+            heard_by_peer: true,
+            heard_ago_ms: Some(1),
+            round_trip_us: Some(1),
+            sent: 1,
+            received: 1,
+            error: None,
+        }],
+        rejected: [("replayed".to_owned(), 1)].into(),
+        ..LinkStatus::default()
     }];
     snapshot.vrrp = vec![VrrpStatus {
         rejected: [("ttl".to_owned(), 1)].into(),

@@ -21,19 +21,17 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     check,
     config::Config,
-    conns::{HoldReport, UdpReport},
+    conns::UdpReport,
+    held::Held,
     packet::{Flood, FloodKind, FloodOptions},
     process::wait_ok,
-    servers::{self, Hold},
+    servers,
     site::{self, LIST, Site, UDP, family, list_config},
     topology::{Kind, Options, Topology},
 };
 
 /// Of each family.
 const CONNECTIONS: u32 = 1000;
-
-/// Time for every connection to send at least once after a change.
-const SETTLE: Duration = Duration::from_millis(1300);
 
 /// SYNs a second, as many as leave two cores time for the connections.
 const FLOOD_RATE: u32 = 8000;
@@ -84,73 +82,6 @@ fn ask_again_every_second(t: &Topology) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Connections to both VIPs.
-struct Held([Hold; 2]);
-
-impl Held {
-    fn open(site: &Site, connections: u32) -> Result<Self> {
-        let start = |vip| {
-            let target = SocketAddr::new(vip, LIST[0]);
-            Hold::start(&site.topology.client.ns, target, connections, 400)
-        };
-        let [v4, v6] = site.topology.vips();
-        let mut held = Self([start(v4)?, start(v6)?]);
-        for hold in &mut held.0 {
-            let report = hold.wait_open(Duration::from_secs(60))?;
-            ensure!(
-                report.opened == connections && report.failed_to_open == 0,
-                "{report:?}"
-            );
-        }
-        Ok(held)
-    }
-
-    fn reports(&mut self) -> Result<Vec<HoldReport>> {
-        self.0.iter_mut().map(Hold::report).collect()
-    }
-
-    /// Lets every connection speak, and fails if one is lost by then.
-    fn none_lost(&mut self, after: &str) -> Result<()> {
-        let before: u64 = self.reports()?.iter().map(|r| r.messages).sum();
-        thread::sleep(SETTLE);
-        let reports = self.reports()?;
-        let lost: u32 = reports.iter().map(|r| r.lost.total()).sum();
-        let stall = reports
-            .iter()
-            .map(|r| r.max_stall_ms)
-            .max()
-            .unwrap_or_default();
-        let messages = reports.iter().map(|r| r.messages).sum::<u64>() - before;
-        let open: u32 = reports.iter().map(|r| r.opened).sum();
-        println!(
-            "{after}: {lost} of {open} lost, {messages} messages, longest wait so far {stall} ms"
-        );
-        ensure!(lost == 0, "lost after {after}: {reports:?}");
-        ensure!(messages > 0, "nobody spoke after {after}");
-        Ok(())
-    }
-
-    /// The final counts; every connection has spoken about every second.
-    fn end(self, since: Instant) -> Result<()> {
-        let seconds = since.elapsed().as_secs();
-        for hold in self.0 {
-            let report = hold.stop()?;
-            println!(
-                "{} connections open for {seconds} s, {} messages, longest wait {} ms, lost: {:?}",
-                report.opened, report.messages, report.max_stall_ms, report.lost
-            );
-            ensure!(report.lost.total() == 0, "{report:?}");
-            // A connection may have waited for its answers, but not for long.
-            let least = u64::from(report.opened) * seconds / 2;
-            ensure!(
-                report.messages > least,
-                "fewer than {least} messages: {report:?}"
-            );
-        }
-        Ok(())
-    }
 }
 
 /// Datagrams every ten milliseconds from each of forty sockets while `f` runs.
@@ -245,7 +176,7 @@ fn changes(site: &mut Site, held: &mut Held, circumstances: &str) -> Result<()> 
 
 fn two_thousand_connections_survive(kind: Kind) -> Result<()> {
     let mut site = start(kind, |_| ())?;
-    let mut held = Held::open(&site, CONNECTIONS)?;
+    let mut held = Held::open(&site.topology, LIST[0], CONNECTIONS)?;
     let since = Instant::now();
     held.none_lost("opening")?;
 
@@ -316,7 +247,7 @@ fn two_thousand_connections_survive_under_nat() {
 /// The host goes: its link first, so that nobody tells the clients.
 fn a_dead_backend_costs_its_own_connections_alone(kind: Kind) -> Result<()> {
     let mut site = start(kind, |_| ())?;
-    let mut held = Held::open(&site, 300)?;
+    let mut held = Held::open(&site.topology, LIST[0], 300)?;
     held.none_lost("opening")?;
     let victim = 1;
     let name = site.topology.backends[victim].name.clone();

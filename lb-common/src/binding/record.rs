@@ -1,6 +1,6 @@
 //! The words of a binding and what they say.
 
-use super::BindingState;
+use super::{BindingState, Flow};
 use crate::{
     flow::FlowTable,
     hash::Tuple,
@@ -67,6 +67,18 @@ pub fn dedicate<B: FlowTable>(bindings: &B, at: B::Bucket, pool: Addr, port: Be1
     bindings.store(at, word::PORTS, ports);
 }
 
+/// Writes all of a claimed binding but for its state and what never changes.
+#[inline(always)]
+pub(super) fn write<B: FlowTable>(bindings: &B, at: B::Bucket, flow: &Flow<'_>, member: u32) {
+    let [a, b, c, d] = flow.tuple.source.0;
+    bindings.store(at, word::CLIENT, pair(a, b));
+    bindings.store(at, word::CLIENT + 1, pair(c, d));
+    bindings.store(at, word::HASH, flow.hash);
+    bindings.store(at, word::MEMBER, pair(member, flow.service));
+    let kept = bindings.load(at, word::PORTS) & !FLOW_PORTS;
+    bindings.store(at, word::PORTS, kept | ports(flow.tuple));
+}
+
 /// The first word of a binding.
 #[inline(always)]
 pub fn state<B: FlowTable>(bindings: &B, at: B::Bucket) -> BindingState {
@@ -106,6 +118,12 @@ pub fn flow_hash<B: FlowTable>(bindings: &B, at: B::Bucket) -> u64 {
 #[inline(always)]
 pub fn protocol<B: FlowTable>(bindings: &B, at: B::Bucket) -> u8 {
     bindings.load(at, word::PORTS).to_ne_bytes()[6]
+}
+
+/// Family of its addresses.
+#[inline(always)]
+pub fn family<B: FlowTable>(bindings: &B, at: B::Bucket) -> u8 {
+    bindings.load(at, word::PORTS).to_ne_bytes()[7]
 }
 
 /// An end of a flow.

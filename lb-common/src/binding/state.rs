@@ -154,6 +154,25 @@ impl BindingState {
         Self(self.0 & !Self::USE_MASK | Self::USED)
     }
 
+    /// What was seen of its flow: bits for another node's
+    /// [`Self::imported`].
+    pub const fn flags(self) -> u8 {
+        (self.0 >> 8) as u8
+    }
+
+    /// A flow's, of which another node saw that, then.
+    #[must_use]
+    pub const fn imported(self, flags: u8, seen_ticks: u32) -> Self {
+        let flags =
+            (flags as u64) << 8 & (Self::OPEN | Self::CLIENT_FIN | Self::BACKEND_FIN | Self::RST);
+        Self(
+            self.0 & Self::USES_MASK
+                | (seen_ticks as u64) << Self::TICKS_SHIFT
+                | flags
+                | Self::USED,
+        )
+    }
+
     /// At rest from `now_ticks` on.
     #[inline(always)]
     #[must_use]

@@ -3,9 +3,11 @@
 use std::{fmt::Write as _, net::IpAddr};
 
 mod probe;
+mod sync;
 mod vrrp;
 
 pub use probe::probe;
+pub use sync::sync;
 pub use vrrp::vrrp;
 
 use super::table::{Align, Cell, Table, Tone, bits, paint, short, span};

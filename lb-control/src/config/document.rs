@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use super::{
     balance, defence, persistence, pool_policy, probe, probe_path,
     reader::{At, Errors, Fields, Path},
-    topology, value, vrrp,
+    sync, topology, value, vrrp,
     yaml::Node,
 };
 use crate::model::{
@@ -52,8 +52,9 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         "services",
         "full_nat",
         "vrrp",
+        "sync",
     ];
-    let fields = at.fields(&known, &["sync", "dns", "snmp"]);
+    let fields = at.fields(&known, &["dns", "snmp"]);
     let mut document = Document {
         model: Model {
             node: "lb".into(),
@@ -64,6 +65,7 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
             services: Vec::new(),
             full_nat: None,
             vrrp: Vec::new(),
+            sync: None,
         },
         replies: Vec::new(),
         tracking: Vec::new(),
@@ -72,9 +74,15 @@ pub(super) fn read(root: &Node, errors: &Errors) -> Document {
         return document;
     };
     let model = &mut document.model;
+    let mut named = None;
     if let Some(node) = fields.get("node").and_then(|at| at.fields(&["name"], &[])) {
-        model.node = node.or("name", "lb".into(), value::name);
+        named = node.optional("name", value::name);
     }
+    if let Some(name) = &named {
+        model.node.clone_from(name);
+    }
+    let sync = fields.get("sync");
+    model.sync = sync.and_then(|at| sync::read(at, named.as_deref()));
     model.interfaces = fields
         .required("interfaces")
         .map(interfaces)

@@ -15,7 +15,7 @@ use super::{
     retry::BackOff,
 };
 use crate::{
-    dataplane::desired::{BackendKey, Hop, Link, OwnAddress, Runtime},
+    dataplane::desired::{AdoptedShares, BackendKey, Hop, Link, OwnAddress, Runtime},
     health::HealthState,
     model::Model,
     neighbours::{Device, NeighbourView, Unresolved},
@@ -83,6 +83,8 @@ pub struct Controller<D> {
     pub neighbours: Arc<NeighbourView>,
     /// The link that probes come in by, and the first of their ports.
     pub probes: Option<(Link, u16)>,
+    /// Shares that other nodes decide on, by service.
+    pub adopted: BTreeMap<String, AdoptedShares>,
     /// The conditions at the last reconciliation.
     pub conditions: Conditions,
     /// Reloads so far.
@@ -131,6 +133,7 @@ impl<D: DataPath> Controller<D> {
             verdicts: BTreeMap::new(),
             neighbours: Arc::default(),
             probes: None,
+            adopted: BTreeMap::new(),
             conditions: Conditions::default(),
             reloads: ReloadStatus::default(),
             applies: ApplyStatus::default(),
@@ -266,6 +269,7 @@ impl<D: DataPath> Controller<D> {
     fn runtime(&self, conditions: &Conditions) -> Runtime {
         let mut runtime = Runtime {
             backends: conditions.backends.clone(),
+            adopted: self.adopted.clone(),
             links: self.neighbours.devices.iter().map(link_of).collect(),
             addresses: self
                 .neighbours

@@ -24,8 +24,8 @@ use crate::{
     rates::{CounterKey, Counts, Ledger, RawCounters},
     status::{
         BackendStatus, Concurrent, Condition, ConfigStatus, DuplicateVip, FlowTableStatus,
-        Histogram, InterfaceStatus, PersistenceStatus, PoolHealth, PoolStatus, ProbeStatus,
-        Readiness, ServiceStatus, Snapshot, Status, Totals, VrrpStatus,
+        Histogram, InterfaceStatus, LinkStatus, PersistenceStatus, PoolHealth, PoolStatus,
+        ProbeStatus, Readiness, ServiceStatus, Snapshot, Status, Totals, VrrpStatus,
     },
 };
 
@@ -57,6 +57,8 @@ pub struct View<'a, D> {
     pub adopted: bool,
     /// Virtual routers.
     pub vrrp: Vec<VrrpStatus>,
+    /// Links to peers.
+    pub sync: Vec<LinkStatus>,
 }
 
 impl Observer {
@@ -90,6 +92,7 @@ impl Observer {
             probes: probes(view.health),
             backends,
             vrrp: view.vrrp.clone(),
+            sync: view.sync.clone(),
         }
     }
 

@@ -256,5 +256,13 @@ fn other(old: &Model, new: &Model) -> Vec<String> {
             was.manage_sysctls, is.manage_sysctls
         ));
     }
+    if old.sync != new.sync {
+        let peers = |model: &Model| model.sync.as_ref().map_or(0, |sync| sync.peers.len());
+        other.push(format!(
+            "sync: links to {} peers -> {}",
+            peers(old),
+            peers(new)
+        ));
+    }
     other
 }

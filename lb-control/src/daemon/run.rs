@@ -24,7 +24,10 @@ use super::{
     observe::{Observer, View},
     persistence, preview,
     probe_way::ProbeWay,
-    probes, settings,
+    probes,
+    replication::{self, Replication},
+    settings,
+    sync::Peers,
     vrrp::VirtualRouters,
 };
 use crate::{
@@ -37,7 +40,8 @@ use crate::{
     metrics,
     model::Model,
     neighbours::{NeighbourView, Neighbours, Target, multicast::SolicitedNodes, targets},
-    status::{Snapshot, request::AdminAction},
+    status::{LinkStatus, Snapshot, request::AdminAction},
+    sync::StreamEvent,
 };
 
 mod reloading;
@@ -113,6 +117,8 @@ struct Daemon {
     health_changed: bool,
     probe_way: ProbeWay,
     routers: VirtualRouters,
+    peers: Peers,
+    replication: Replication,
     neighbours: Neighbours,
     targets: Vec<Target>,
     groups: SolicitedNodes,
@@ -134,6 +140,7 @@ struct Inbox {
     commands: mpsc::Receiver<Command>,
     health: mpsc::UnboundedReceiver<HealthChange>,
     views: watch::Receiver<Arc<NeighbourView>>,
+    streams: mpsc::Receiver<StreamEvent>,
     clients: Option<NeighbourRequests>,
     reload: Signal,
     terminate: Signal,
@@ -178,6 +185,7 @@ impl Daemon {
                     self.controller.neighbours = Arc::clone(&inbox.views.borrow_and_update());
                     self.follow_links();
                 }
+                Some(event) = inbox.streams.recv() => self.hear(event, &mut inbox.streams),
                 request = next_client(&mut inbox.clients) => match request {
                     Ok(request) => self.neighbours.resolve_client(request),
                     Err(error) => {
@@ -189,6 +197,7 @@ impl Daemon {
                 _ = tick.tick() => self.tick(),
                 () = sleep_until(deadline) => {}
             }
+            self.replicate();
             self.reconcile();
         }
         self.stop().await;
@@ -199,6 +208,7 @@ impl Daemon {
             .next_deadline()
             .into_iter()
             .chain(self.controller.data_path.next_deadline())
+            .chain(self.replication.due())
             .min()
     }
 
@@ -249,6 +259,46 @@ impl Daemon {
         if let Err(error) = memory::write(&self.state_dir, &self.boot_id, now, known) {
             tracing::warn!(%error, "the states of the backends could not be kept for a restart");
         }
+    }
+
+    /// What peers tell, as much as there is, but for what takes too long.
+    fn hear(&mut self, first: StreamEvent, more: &mut mpsc::Receiver<StreamEvent>) {
+        let mut next = Some(first);
+        let mut left = replication::TURN;
+        while let Some(event) = next {
+            match self.replication.take(event, &mut self.controller.data_path) {
+                Ok(false) => {}
+                Ok(true) => self.controller.adopted = self.replication.adopted(),
+                Err(error) => tracing::error!(%error, "a peer's flows were not taken over"),
+            }
+            left -= 1;
+            next = (left > 0).then(|| more.try_recv().ok()).flatten();
+        }
+    }
+
+    /// Tells peers what has changed.
+    fn replicate(&mut self) {
+        if !self.replication.is_used() {
+            return;
+        }
+        let now = Now::read().instant;
+        let vrrp = self.routers.status();
+        match self
+            .replication
+            .tick(&mut self.controller.data_path, &vrrp, now)
+        {
+            Ok(false) => {}
+            Ok(true) => self.controller.adopted = self.replication.adopted(),
+            Err(error) => tracing::error!(%error, "the flows could not be told to peers"),
+        }
+    }
+
+    /// The links to peers, with what is replicated.
+    fn links(&mut self) -> Vec<LinkStatus> {
+        let mut links = self.peers.status();
+        self.replication.keep_only(&links);
+        self.replication.complete(&mut links, Now::read().instant);
+        links
     }
 
     fn read_health(&mut self) {
@@ -322,12 +372,14 @@ impl Daemon {
 
     fn publish(&mut self) {
         let health = self.health.snapshot();
+        let sync = self.links();
         let view = View {
             controller: &self.controller,
             stats: &self.stats,
             health: &health,
             adopted: self.adopted,
             vrrp: self.routers.status(),
+            sync,
         };
         let snapshot = self.observer.snapshot(&view, Now::read());
         if snapshot.status.readiness.ready && !self.told_ready {
@@ -399,6 +451,7 @@ impl Daemon {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         // First of all: another node waits to be told.
         drop(std::mem::take(&mut self.routers));
+        self.peers.stop();
         self.write_health();
         self.neighbours.stop().await;
         tracing::info!(

@@ -129,5 +129,6 @@ pub fn model(backends: &[&str]) -> Model {
         }],
         full_nat: None,
         vrrp: Vec::new(),
+        sync: None,
     }
 }

@@ -34,7 +34,7 @@ pub fn apply<S: MapStore>(
         applied.ops += 1;
         if let MapOp::Slot(slot) = op {
             match slot.change {
-                SlotChange::To { .. } => applied.slots_moved += 1,
+                SlotChange::To { .. } | SlotChange::Follow(_) => applied.slots_moved += 1,
                 SlotChange::Stable(_) if slot.is_first() => applied.slots_filled += 1,
                 SlotChange::Stable(_) => applied.slots_moved += 1,
                 SlotChange::Rebase | SlotChange::Watch => {}

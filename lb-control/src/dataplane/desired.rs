@@ -27,8 +27,8 @@ mod types;
 
 pub use spread::{TableCache, Tables};
 pub use types::{
-    BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link, MemberLimits,
-    OwnAddress, Runtime, Table,
+    AdoptedShares, BackendCondition, BackendKey, Condition, DesiredError, DesiredState, Hop, Link,
+    MemberLimits, OwnAddress, Runtime, Table,
 };
 
 /// What [`desired`] depends on besides configuration and run-time knowledge.

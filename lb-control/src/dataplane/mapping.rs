@@ -121,7 +121,7 @@ pub(super) fn to_words<T: aya::Pod, const N: usize>(value: &T) -> [u64; N] {
 
 /// A flow table in a mapping.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct MappedTable<'a> {
+pub struct MappedTable<'a> {
     words: &'a [AtomicU64],
     loads: &'a [AtomicU64],
 }

@@ -120,6 +120,8 @@ pub enum SlotChange {
         /// Whether flows of a member that serves no more are reset.
         resets: bool,
     },
+    /// New flows go to this member; which flows are old is another node's to say.
+    Follow(u32),
     /// The base stopped serving.
     Rebase,
     /// Its service's flows won't all have entries any more: those that have one
@@ -149,6 +151,8 @@ impl SlotChange {
                 };
                 if has_old_flows { new } else { new.rebased() }
             }
+            Self::Follow(member) if word.is_tracked() => word.led_to(member),
+            Self::Follow(member) => SlotWord::stable(member),
             Self::Rebase => word.rebased(),
             Self::Watch => word.watched(now_ticks),
         }
@@ -439,6 +443,11 @@ fn changed_slots(
                 continue;
             }
             SlotChange::Stable(member)
+        } else if table.follows {
+            if seen.current() == member {
+                continue;
+            }
+            SlotChange::Follow(member)
         } else if member != seen.current() {
             SlotChange::To {
                 member,

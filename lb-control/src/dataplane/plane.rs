@@ -26,11 +26,12 @@ use super::{
     store::MapStore as _,
     sweep::{self, SweepReport},
 };
-use crate::model::Model;
+use crate::{model::Model, replication::world::Catalogue};
 
 mod persistence;
 mod pools;
 mod probes;
+mod replication;
 mod rows;
 mod sweeping;
 
@@ -55,6 +56,10 @@ pub struct Plane {
     persistent_sources: u64,
     /// Changes with the set of members.
     members_version: u64,
+    /// What the ids of [`Self::desired`] stand for.
+    catalogue: Catalogue,
+    /// Services whose flows another node has, by id: its word counts.
+    followed: BTreeSet<u32>,
 }
 
 /// What [`Plane::apply`] did.
@@ -86,6 +91,8 @@ impl Plane {
             swept: SweepReport::default(),
             persistent_sources: 0,
             members_version: 0,
+            catalogue: Catalogue::default(),
+            followed: BTreeSet::new(),
         })
     }
 
@@ -121,6 +128,7 @@ impl Plane {
             self.members_version += 1;
         }
         self.desired = desired;
+        self.catalogue();
         Ok(ApplySummary {
             slots_moved: applied.slots_moved,
             ops: applied.ops,

@@ -1,5 +1,6 @@
 //! Properties of the way from any configuration to any other.
 
+mod follow;
 mod pools;
 
 use std::{
@@ -127,6 +128,7 @@ fn model(pools: impl IntoIterator<Item = (String, Vec<Backend>)>, services: Vec<
         services,
         full_nat: None,
         vrrp: Vec::new(),
+        sync: None,
     }
 }
 

@@ -105,6 +105,7 @@ fn model(services: &[(&str, ForwardingMethod)]) -> Model {
             .collect(),
         full_nat: None,
         vrrp: Vec::new(),
+        sync: None,
     }
 }
 

@@ -25,7 +25,7 @@ pub enum Offloads {
 impl Offloads {
     /// Sets an interface's; `faces_balancer` when the balancer is at its other
     /// end.
-    pub(super) fn apply(self, ns: &Netns, interface: &str, faces_balancer: bool) -> Result<()> {
+    pub(crate) fn apply(self, ns: &Netns, interface: &str, faces_balancer: bool) -> Result<()> {
         let on = match self {
             Self::Off => false,
             Self::On => true,

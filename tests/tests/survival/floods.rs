@@ -79,7 +79,7 @@ fn a_thousand_connections_lose_nothing_under_floods(kind: Kind) -> Result<()> {
             *line = line.replace("fall: 3", "fall: 100");
         }
     })?;
-    let mut held = Held::open(&site, CONNECTIONS)?;
+    let mut held = Held::open(&site.topology, LIST[0], CONNECTIONS)?;
     // Every slot of the IPv6 service gets another backend.
     let vip = site.topology.vips()[1];
     let fourth = site.topology.pool("", vip, None).backends[3].clone();

@@ -3,9 +3,15 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
-use lb_tests::{check, process::wait_ok, site::Site, topology::Kind};
+use lb_tests::{
+    check,
+    held::Held,
+    process::wait_ok,
+    site::{LIST, Site},
+    topology::Kind,
+};
 
-use super::{Held, POOLS, start};
+use super::{POOLS, start};
 
 /// Of each family.
 const CONNECTIONS: u32 = 200;
@@ -87,7 +93,7 @@ fn clients_of_a_dead_backend_are_told_at_once(kind: Kind) -> Result<()> {
 }
 
 fn they_are_told(mut site: Site) -> Result<()> {
-    let mut held = Held::open(&site, CONNECTIONS)?;
+    let mut held = Held::open(&site.topology, LIST[0], CONNECTIONS)?;
     held.none_lost("opening")?;
     ensure!(told(&site)? == 0);
     let ns = site.topology.backends[1].ns.clone();
@@ -137,7 +143,7 @@ fn clients_of_a_dead_backend_are_told_at_once_with_full_nat() {
 /// knows nothing of it, or its client is told.
 fn a_drain_ends_at_its_time_out(on_backend_down: &str) -> Result<()> {
     let mut site = site(Kind::Dsr, on_backend_down, ("drain_timeout", "6s"))?;
-    let mut held = Held::open(&site, CONNECTIONS)?;
+    let mut held = Held::open(&site.topology, LIST[0], CONNECTIONS)?;
     held.none_lost("opening")?;
     let began = Instant::now();
     for pool in POOLS {

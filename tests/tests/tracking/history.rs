@@ -320,6 +320,8 @@ impl<P: Plant> History<'_, P> {
             keep: up.is_empty(),
             resets: self.resets,
             full: false,
+            follows: false,
+            made_of: Arc::new([]),
             members,
         };
         let desired = DesiredState {

@@ -3,7 +3,7 @@
 use super::{Daemon, METRICS};
 use crate::{
     api::{self, listen},
-    daemon::{conditions::Now, settings},
+    daemon::{conditions::Now, settings, sync},
     status::request::{Refusal, ReloadAnswer},
 };
 
@@ -31,6 +31,7 @@ impl Daemon {
     async fn try_reload(&mut self) -> Result<ReloadAnswer, Refusal> {
         let file = self.controller.in_force.file.clone();
         let candidate = self.controller.candidate(&file)?;
+        let links = sync::settings(&candidate.model).map_err(Refusal::because)?;
         settings::establish(&candidate.model, &self.state_dir).map_err(Refusal::because)?;
         let wanted = candidate.model.metrics;
         let rebind = wanted != self.controller.model.metrics;
@@ -52,6 +53,9 @@ impl Daemon {
         let model = &self.controller.model;
         if let Err(error) = self.routers.follow(model, &self.controller.data_path) {
             tracing::error!(%error, "virtual routers stay as they were");
+        }
+        if let Err(error) = self.peers.follow(links) {
+            tracing::error!(%error, "there are no links to peers");
         }
         self.health.update(model);
         let notes = self

@@ -25,7 +25,9 @@ use crate::{
         lock::DirectoryLock,
         observe::Observer,
         probe_way::ProbeWay,
+        replication::Replication,
         settings,
+        sync::{self, Peers},
         vrrp::VirtualRouters,
     },
     dataplane::{
@@ -82,6 +84,8 @@ impl Daemon {
             ),
             None => None,
         };
+        // Whatever is wrong with the key is known before anything is attached.
+        sync::settings(&candidate.model).map_err(not_started)?;
         settings::establish(&candidate.model, &options.state_dir).map_err(not_started)?;
         let plane = Plane::open(&candidate.model).map_err(not_started)?;
         let adopted = plane.adopted();
@@ -163,6 +167,7 @@ impl Daemon {
         if let Some(error) = controller.applies.error.clone().filter(|_| !adopted) {
             return Err(not_started(error));
         }
+        let (peers, streams) = Peers::new();
         let mut daemon = Self {
             adopted,
             observer: Observer::new(started),
@@ -173,6 +178,8 @@ impl Daemon {
             health_changed: false,
             probe_way,
             routers: VirtualRouters::default(),
+            peers,
+            replication: Replication::default(),
             neighbours,
             targets,
             groups: SolicitedNodes::default(),
@@ -184,6 +191,7 @@ impl Daemon {
             inbox: Some(Inbox {
                 commands,
                 health: health_changes,
+                streams,
                 views,
                 clients,
                 reload: signal_of(SignalKind::hangup())?,
@@ -195,6 +203,8 @@ impl Daemon {
             controller,
             _locks: locks,
         };
+        let links = sync::settings(&daemon.controller.model).map_err(not_started)?;
+        daemon.peers.follow(links).map_err(not_started)?;
         // Whoever becomes active has all its services in the maps by now.
         let plane = &daemon.controller.data_path;
         let followed = daemon.routers.follow(&daemon.controller.model, plane);

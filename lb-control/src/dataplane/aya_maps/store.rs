@@ -8,8 +8,9 @@ use std::sync::atomic::{
 use aya::maps::{MapError, PerCpuValues, lpm_trie::Key};
 use lb_common::{
     abi::{
-        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, PersistKey, PoolEntry, ReplyEntry,
-        ReplyKey, ServerKey, ServiceEntry, ServiceKey, VipEntry, VipKey, map, owner,
+        Config, LinkEntry, MemberEntry, MemberLoad, MemberStats, PersistEntry, PersistKey,
+        PoolEntry, ReplyEntry, ReplyKey, ServerKey, ServiceEntry, ServiceKey, VipEntry, VipKey,
+        map, owner,
     },
     counter::{DROP_ROW, EVENT_ROW},
     member::MemberState,
@@ -62,6 +63,23 @@ impl AyaMaps {
     /// Forgets a source and its server.
     pub(in crate::dataplane) fn forget(&mut self, key: &PersistKey) -> Result<(), StoreError> {
         removed(map::PERSISTENCE, self.persistence.map.remove(key))
+    }
+
+    /// Notes a source and its server.
+    pub(in crate::dataplane) fn remember(
+        &mut self,
+        key: &PersistKey,
+        entry: &PersistEntry,
+    ) -> Result<(), StoreError> {
+        self.persistence
+            .map
+            .insert(key, entry, 0)
+            .map_err(|e| failed(map::PERSISTENCE, "write")(io_of(e)))
+    }
+
+    /// A source's server.
+    pub(in crate::dataplane) fn remembered(&self, key: &PersistKey) -> Option<PersistEntry> {
+        self.persistence.map.get(key, 0).ok()
     }
 }
 

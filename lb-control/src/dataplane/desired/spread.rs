@@ -10,7 +10,7 @@ use lb_common::{
     schedule,
 };
 
-use super::{Builder, DesiredError, MemberLimits, Table, members::Members};
+use super::{AdoptedShares, Builder, DesiredError, MemberLimits, Table, members::Members};
 use crate::{
     dataplane::state::MapSnapshot,
     model::{Balance, ForwardingMethod, GROUPS, HashInput, Protocol, Scheduler, Service, UdpMode},
@@ -89,8 +89,12 @@ impl Builder<'_> {
             ..
         } = service.balance;
         let ranked = members.ranked.as_slice();
-        let keep = members.keep;
-        let group = groups::open(ranked, members.min_available);
+        let adopted = self.runtime.adopted.get(&service.name);
+        let adopted = adopted.and_then(|theirs| Some((adopt(theirs, ranked)?, theirs.keep)));
+        let follows = adopted.is_some();
+        let (group, keep) =
+            adopted.unwrap_or_else(|| (groups::open(ranked, members.min_available), members.keep));
+        let made_of = group.iter().map(|m| (m.identity, m.share)).collect();
         let (members, cycle) = tables.table(&service.name, scheduler, &group, entry.slot_size);
         let table = Table {
             offset: entry.slot_offset,
@@ -100,6 +104,8 @@ impl Builder<'_> {
             keep,
             resets: entry.flags & service_flag::RESET != 0,
             full: tracking.full,
+            follows,
+            made_of,
             members,
         };
         self.state.tables.insert(entry.id, table);
@@ -185,6 +191,17 @@ impl Builder<'_> {
         self.state.lists.insert(id, (offset, words));
         Ok((offset, sizes))
     }
+}
+
+/// The members that another node's shares name; `None` where one of them isn't
+/// this node's: their configurations differ.
+fn adopt(theirs: &AdoptedShares, ranked: &[Ranked]) -> Option<Vec<scheduler::Member>> {
+    let member = |&(identity, share): &(u64, u32)| {
+        let known = ranked.iter().map(|r| r.member);
+        let known = known.filter(|m| m.identity == identity).last()?;
+        Some(scheduler::Member { share, ..known })
+    };
+    theirs.shares.iter().map(member).collect()
 }
 
 /// Makes rings of the members that are one backend's, whose limit is one for all

@@ -36,9 +36,21 @@ pub struct Runtime {
     pub links: Vec<Link>,
     /// The node's own addresses.
     pub addresses: Vec<OwnAddress>,
+    /// Shares that another node decides on, by service: those of its virtual
+    /// addresses.
+    pub adopted: BTreeMap<String, AdoptedShares>,
     /// First source port of probes, and the device among the links that they
     /// come in by; none: there are none.
     pub probes: Option<(u16, u32)>,
+}
+
+/// What another node makes a service's table of.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AdoptedShares {
+    /// Identities of members ([`crate::scheduler::identity`]) and their shares.
+    pub shares: Vec<(u64, u32)>,
+    /// Nobody is up there: slots stay as they are.
+    pub keep: bool,
 }
 
 /// An address of this node.
@@ -225,6 +237,10 @@ pub struct Table {
     pub resets: bool,
     /// Every flow has an entry.
     pub full: bool,
+    /// Another node decides on it and tells which flows are whose.
+    pub follows: bool,
+    /// Identities and shares that it is made of.
+    pub made_of: Arc<[(u64, u32)]>,
     /// Member for each slot; zero where there is none.
     pub members: Arc<[u32]>,
 }

@@ -32,7 +32,7 @@ impl Plane {
         let config = &snapshot.config;
         let hz = self.loaded.hz;
         let ticks = |ms| clock::ticks(ms, hz) as u32;
-        let members = member_infos(snapshot);
+        let members = self.member_infos(snapshot);
         let idle_ticks = snapshot
             .entries()
             .map(|s| (s.id, (s.idle_units + 1) << UNIT_SHIFT))
@@ -93,18 +93,28 @@ impl Plane {
         };
         pools.iter().map(row).collect()
     }
-}
 
-pub(super) fn member_infos(snapshot: &MapSnapshot) -> Vec<sweep::MemberInfo> {
-    let highest = snapshot.members.keys().next_back().copied().unwrap_or(0);
-    let mut members = vec![sweep::MemberInfo::default(); highest as usize + 1];
-    for (id, member) in &snapshot.members {
-        if let Some(info) = members.get_mut(*id as usize) {
-            *info = sweep::MemberInfo {
-                state: MemberState(member.state),
-                service: member.service,
-            };
+    /// Members by id, as tables are swept by them.
+    pub(super) fn member_infos(&self, snapshot: &MapSnapshot) -> Vec<sweep::MemberInfo> {
+        let highest = snapshot.members.keys().next_back().copied().unwrap_or(0);
+        let mut members = vec![sweep::MemberInfo::default(); highest as usize + 1];
+        for (id, member) in &snapshot.members {
+            let state = MemberState(member.state);
+            // Of flows that another node has, that one says who serves them.
+            let follows = self.followed.contains(&member.service)
+                && !self.desired.departed.contains(id)
+                && !state.serves();
+            if let Some(info) = members.get_mut(*id as usize) {
+                *info = sweep::MemberInfo {
+                    state: if follows {
+                        MemberState::DRAINING
+                    } else {
+                        state
+                    },
+                    service: member.service,
+                };
+            }
         }
+        members
     }
-    members
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{abi::service_flag, clock::UNIT_SHIFT};
 
-use super::{Plane, pools::member_infos};
+use super::Plane;
 use crate::dataplane::{
     apply::execute,
     error::PlaneError,
@@ -24,7 +24,7 @@ impl Plane {
     pub fn sweep(&mut self) -> Result<&SweepReport, PlaneError> {
         let now_ticks = self.now_ticks()?;
         let snapshot = self.loaded.maps.snapshot_without_slots()?;
-        let members = member_infos(&snapshot);
+        let members = self.member_infos(&snapshot);
         let services: BTreeMap<u32, sweep::ServiceInfo> = snapshot
             .entries()
             .map(|s| {

@@ -1,0 +1,611 @@
+//! Takes over what a peer tells of its flows. Nothing is taken that this node
+//! owns itself, and nothing that it doesn't understand as a whole.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    sync::{Arc, atomic::Ordering::Relaxed},
+};
+
+use crate::status::{Imported, Standing};
+use lb_common::{
+    abi::VipKey,
+    binding::{self, Imported as ImportedBinding, Use},
+    flow::{self, BUCKET_WORDS, CONTROL, FlowTable, FlowWord, Mark, Place, transfer},
+    hash::{HashKey, Tuple, flow_hash, scale},
+    net::{Addr, Be16, family},
+    slot::SlotWord,
+};
+
+use super::record::{
+    Binding, Flow, Gone, Hello, Malformed, MemberEnd, Record, Service, Share, Slot, Source, Which,
+    decode,
+};
+use super::world::{Catalogue, World};
+
+/// What whoever has the data path has to do then.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Effects {
+    /// [`Importer::adopted`] has changed.
+    pub adopted: bool,
+    /// The peer asks to be told everything again.
+    pub asked: bool,
+    /// Sources to be noted, with their servers.
+    pub sources: Vec<Source>,
+}
+
+/// The shares of a service, as the peer has them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Adopted {
+    /// Identities and shares, in the peer's order.
+    pub shares: Vec<(u64, u32)>,
+    /// Nobody is up: slots stay as they are.
+    pub keep: bool,
+}
+
+/// Of one peer.
+#[derive(Debug, Default)]
+pub struct Importer {
+    standing: Standing,
+    services: HashMap<u32, Theirs>,
+    members: HashMap<u32, (u32, MemberEnd)>,
+    /// Ids here by ids there, of this version of the catalogue.
+    ids: HashMap<u32, u32>,
+    catalogue: u64,
+    adopted: BTreeMap<Arc<str>, Adopted>,
+    marks: Option<Marks>,
+    /// Something was unknown since all was told.
+    missed: bool,
+    counts: Imported,
+}
+
+/// A service of the peer.
+#[derive(Debug)]
+struct Theirs {
+    name: Arc<str>,
+    size: u32,
+    expected: u32,
+    adopted: Adopted,
+}
+
+/// What was told since the peer began to tell all.
+#[derive(Debug)]
+struct Marks {
+    slots: Vec<bool>,
+    flows: Vec<bool>,
+    replies: Vec<bool>,
+    bindings: Vec<bool>,
+}
+
+impl Marks {
+    fn new<T: FlowTable>(world: &World<'_, T>) -> Self {
+        let words = |table: &T| vec![false; table.buckets() as usize * BUCKET_WORDS];
+        Self {
+            slots: vec![false; world.slots.len()],
+            flows: words(world.flows),
+            replies: words(world.replies),
+            bindings: vec![false; world.bindings.buckets() as usize],
+        }
+    }
+}
+
+/// Services that this node owns itself, by id.
+pub type Own = BTreeSet<u32>;
+
+impl Importer {
+    /// The link is down, or the peer began anew. What was taken over stays, and
+    /// so do the shares: the peer is gone, and its flows are to be kept.
+    pub fn reset(&mut self) {
+        *self = Self {
+            adopted: std::mem::take(&mut self.adopted),
+            counts: self.counts,
+            ..Self::default()
+        };
+    }
+
+    /// What is known of the peer.
+    pub fn standing(&self) -> &Standing {
+        &self.standing
+    }
+
+    /// What was taken over.
+    pub fn counts(&self) -> Imported {
+        self.counts
+    }
+
+    /// The peer's shares, by service.
+    pub fn adopted(&self) -> &BTreeMap<Arc<str>, Adopted> {
+        &self.adopted
+    }
+
+    /// Forgets the shares of services that this node owns now. Whether there were any.
+    pub fn disown(&mut self, names: &BTreeSet<Arc<str>>) -> bool {
+        let before = self.adopted.len();
+        self.adopted.retain(|name, _| !names.contains(name));
+        self.adopted.len() != before
+    }
+
+    /// Whether ids have come to stand for something here since they were told, so
+    /// that all has to be told again. Once.
+    pub fn wants_again(&mut self, catalogue: &Catalogue) -> bool {
+        if self.catalogue == catalogue.version || !self.missed {
+            return false;
+        }
+        let before = self.ids.len();
+        self.learn(catalogue);
+        let again = self.ids.len() > before;
+        self.missed &= !again;
+        again
+    }
+
+    /// Takes a message.
+    pub fn take<T: FlowTable>(
+        &mut self,
+        world: &World<'_, T>,
+        hello: Hello,
+        own: &Own,
+        message: &[u8],
+    ) -> Effects {
+        let mut effects = Effects::default();
+        let records = match decode(message) {
+            Ok(records) => records,
+            Err(why) => {
+                self.counts.malformed += 1;
+                if let Malformed::Kind(_) = why {
+                    self.standing = Standing::Incompatible(format!("a message: {why}"));
+                }
+                return effects;
+            }
+        };
+        if self.catalogue != world.catalogue.version {
+            self.learn(world.catalogue);
+        }
+        for record in records {
+            self.record(world, hello, own, record, &mut effects);
+        }
+        effects
+    }
+
+    fn learn(&mut self, catalogue: &Catalogue) {
+        self.catalogue = catalogue.version;
+        self.ids.clear();
+        for (id, (service, end)) in &self.members {
+            let here = self.service(catalogue, *service);
+            let known = here.and_then(|service| catalogue.ids.get(&(service, *end)));
+            self.ids.extend(known.map(|known| (*id, *known)));
+        }
+    }
+
+    /// Id here of a service there, where its table has the same size.
+    fn service(&self, catalogue: &Catalogue, id: u32) -> Option<u32> {
+        let theirs = self.services.get(&id)?;
+        let here = *catalogue.names.get(&theirs.name)?;
+        let size = catalogue.services.get(&here)?.size();
+        (size == theirs.size).then_some(here)
+    }
+
+    fn record<T: FlowTable>(
+        &mut self,
+        world: &World<'_, T>,
+        hello: Hello,
+        own: &Own,
+        record: Record,
+        effects: &mut Effects,
+    ) {
+        if let Record::Again = record {
+            effects.asked = true;
+            return;
+        }
+        if let Record::Hello(theirs) = record {
+            self.standing = match difference(hello, theirs) {
+                None => Standing::Waiting,
+                Some(why) => Standing::Incompatible(why.to_owned()),
+            };
+            return;
+        }
+        match (&self.standing, &record) {
+            (Standing::Waiting, Record::Begin) => {}
+            (Standing::Waiting | Standing::Incompatible(_), _) => return,
+            _ => {}
+        }
+        match record {
+            Record::Hello(_) | Record::Again => {}
+            Record::Begin => {
+                self.standing = Standing::Bulk;
+                self.services.clear();
+                self.members.clear();
+                self.ids.clear();
+                self.missed = false;
+                self.marks = Some(Marks::new(world));
+            }
+            Record::End => self.end(world, own, effects),
+            Record::Service(service) => self.begin_service(service, effects),
+            Record::Share(share) => self.share(share, effects),
+            Record::Member(member) => {
+                self.members.insert(member.id, (member.service, member.end));
+                let here = self.service(world.catalogue, member.service);
+                let known =
+                    here.and_then(|service| world.catalogue.ids.get(&(service, member.end)));
+                match known {
+                    Some(known) => {
+                        self.ids.insert(member.id, *known);
+                    }
+                    None => {
+                        self.missed = true;
+                        self.counts.unknown += 1;
+                    }
+                }
+            }
+            Record::Slot(slot) => self.slot(world, own, slot),
+            Record::Flow(flow) => self.flow(world, own, flow),
+            Record::Gone(gone) => self.gone(world, own, gone),
+            Record::Source(source) => {
+                self.counts.sources += 1;
+                effects.sources.push(source);
+            }
+            Record::Binding(binding) => self.binding(world, own, binding),
+        }
+    }
+
+    fn begin_service(&mut self, service: Service, effects: &mut Effects) {
+        let theirs = Theirs {
+            name: service.name.into(),
+            size: service.size,
+            expected: service.shares,
+            adopted: Adopted {
+                shares: Vec::new(),
+                keep: service.keep,
+            },
+        };
+        self.services.insert(service.id, theirs);
+        self.adopt(service.id, effects);
+    }
+
+    fn share(&mut self, share: Share, effects: &mut Effects) {
+        if let Some(theirs) = self.services.get_mut(&share.service) {
+            theirs.adopted.shares.push((share.identity, share.share));
+            self.adopt(share.service, effects);
+        }
+    }
+
+    /// Once all shares of a service were told.
+    fn adopt(&mut self, service: u32, effects: &mut Effects) {
+        let Some(theirs) = self.services.get(&service) else {
+            return;
+        };
+        if theirs.adopted.shares.len() == theirs.expected as usize {
+            let before = self
+                .adopted
+                .insert(Arc::clone(&theirs.name), theirs.adopted.clone());
+            effects.adopted |= before.as_ref() != Some(&theirs.adopted);
+        }
+    }
+
+    /// Id here of a member there, unless this node owns its service.
+    fn member<T: FlowTable>(
+        &mut self,
+        world: &World<'_, T>,
+        own: &Own,
+        id: u32,
+    ) -> Option<(u32, u32)> {
+        let found = self.ids.get(&id).copied();
+        let found = found.and_then(|here| Some((here, world.catalogue.service_of(here)?.0)));
+        match found {
+            Some((_, service)) if own.contains(&service) => {
+                self.counts.own += 1;
+                None
+            }
+            Some(found) => Some(found),
+            None => {
+                self.missed = true;
+                self.counts.unknown += 1;
+                None
+            }
+        }
+    }
+
+    fn slot<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Slot) {
+        let Some(id) = self.service(world.catalogue, told.service) else {
+            self.missed = true;
+            self.counts.unknown += 1;
+            return;
+        };
+        if own.contains(&id) {
+            self.counts.own += 1;
+            return;
+        }
+        let nobody_or = |importer: &mut Self, id| match id {
+            0 => Some(0),
+            id => importer.member(world, own, id).map(|(here, _)| here),
+        };
+        let current = nobody_or(self, told.current);
+        let base = nobody_or(self, told.base);
+        let Some(service) = world.catalogue.services.get(&id) else {
+            return;
+        };
+        let (Some(current), Some(base)) = (current, base) else {
+            return;
+        };
+        let index = service.offset.saturating_add(told.slot) as usize;
+        let Some(word) = world
+            .slots
+            .get(index)
+            .filter(|_| told.slot < service.size())
+        else {
+            self.counts.malformed += 1;
+            return;
+        };
+        let ticks = world.ticks_ago(told.age_ms);
+        let new = match (told.tracked, told.pressed) {
+            (false, _) => SlotWord::stable(current),
+            (true, false) => SlotWord::tracked(current, base, ticks),
+            (true, true) => SlotWord::tracked(current, base, ticks).pressed(ticks),
+        };
+        word.store(new.0, Relaxed);
+        self.counts.slots += 1;
+        if let Some(mark) = self.marks.as_mut().and_then(|m| m.slots.get_mut(index)) {
+            *mark = true;
+        }
+    }
+
+    fn flow<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Flow) {
+        let Some((member, service)) = self.member(world, own, told.member) else {
+            return;
+        };
+        let table = match told.which {
+            Which::Flows => world.flows,
+            Which::Replies => world.replies,
+        };
+        if told.bucket >= table.buckets() {
+            self.counts.malformed += 1;
+            return;
+        }
+        let mark = if told.closing {
+            Mark::Closing
+        } else {
+            Mark::Open
+        };
+        let entry = FlowWord::new(told.tag, member, world.ticks_ago(told.age_ms), mark);
+        let entry = if told.full { entry.full() } else { entry };
+        let is_theirs = |other: FlowWord| {
+            let known = world.catalogue.service_of(other.member());
+            known.is_some_and(|(id, _)| id == service)
+        };
+        let times = (world.now_ticks, world.longest_idle);
+        let put = transfer::put(table, told.bucket, entry, told.overflowed, is_theirs, times);
+        let Some((bucket, word)) = put else {
+            self.counts.refused += 1;
+            return;
+        };
+        self.counts.flows += 1;
+        if let Some(marks) = &mut self.marks {
+            let marks = match told.which {
+                Which::Flows => &mut marks.flows,
+                Which::Replies => &mut marks.replies,
+            };
+            if let Some(mark) = marks.get_mut(bucket as usize * BUCKET_WORDS + word) {
+                *mark = true;
+            }
+        }
+        if told.which == Which::Flows
+            && let Some(index) = watch(world, service, entry)
+            && let Some(mark) = self.marks.as_mut().and_then(|m| m.slots.get_mut(index))
+        {
+            *mark = true;
+        }
+    }
+
+    fn gone<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Gone) {
+        let Some((member, _)) = self.member(world, own, told.member) else {
+            return;
+        };
+        let table = match told.which {
+            Which::Flows => world.flows,
+            Which::Replies => world.replies,
+        };
+        if told.bucket >= table.buckets() {
+            self.counts.malformed += 1;
+            return;
+        }
+        let is_it = |entry: FlowWord| entry.member() == member;
+        let found = transfer::find_either(table, told.bucket, told.tag, is_it);
+        if let Some((at, _)) = found
+            && flow::exchange(
+                table,
+                at.bucket,
+                at.word,
+                at.entry,
+                FlowWord::EMPTY,
+                Place::Free,
+            )
+        {
+            self.counts.flows += 1;
+        }
+    }
+
+    fn binding<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Binding) {
+        let Some((member, service)) = self.member(world, own, told.member) else {
+            return;
+        };
+        let [pool_port, client_port, vip_port] = told.ports;
+        let key = VipKey {
+            address: told.pool,
+            family: told.family,
+            ..VipKey::default()
+        };
+        let pool = world.catalogue.pools.get(&key);
+        let index = pool.map_or(0, |pool| pool.index(pool_port));
+        let Some(at) = world.bindings.bucket(index).filter(|_| index != 0) else {
+            self.missed = true;
+            self.counts.unknown += 1;
+            return;
+        };
+        let tuple = Tuple {
+            source: told.client,
+            source_port: client_port,
+            // The hash stands for the VIP.
+            destination: told.pool,
+            destination_port: vip_port,
+            protocol: told.protocol,
+            family: told.family,
+        };
+        let flow = binding::Flow {
+            tuple: &tuple,
+            hash: told.hash,
+            service,
+        };
+        let imported = told.flags.map(|flags| ImportedBinding {
+            member,
+            flags,
+            seen_ticks: world.ticks_ago(told.age_ms),
+        });
+        let (bindings, flows) = (world.bindings, world.nat_flows);
+        let done = match imported {
+            Some(imported) => {
+                binding::import(bindings, flows, index, &flow, imported, world.now_ticks)
+            }
+            None => {
+                if let Some(found) = binding::find(bindings, flows, &flow)
+                    && found.entry.member() == index
+                {
+                    binding::end(bindings, flows, &found, world.now_ticks);
+                }
+                true
+            }
+        };
+        if !done {
+            self.counts.refused += 1;
+            return;
+        }
+        self.counts.bindings += 1;
+        let is_used = binding::state(bindings, at).usage() == Use::Used;
+        if let Some(marks) = &mut self.marks
+            && let Some(mark) = marks.bindings.get_mut(index as usize)
+        {
+            *mark = is_used;
+        }
+    }
+
+    /// What the peer has told is all there is: what else is here is from another
+    /// time, when this node owned the service or heard of it.
+    fn end<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, effects: &mut Effects) {
+        self.standing = Standing::InSync;
+        let Some(marks) = self.marks.take() else {
+            return;
+        };
+        let theirs: BTreeSet<u32> = self
+            .services
+            .keys()
+            .filter_map(|id| self.service(world.catalogue, *id))
+            .filter(|id| !own.contains(id))
+            .collect();
+        let names: BTreeSet<Arc<str>> = self.services.values().map(|s| s.name.clone()).collect();
+        let before = self.adopted.len();
+        self.adopted.retain(|name, _| names.contains(name));
+        effects.adopted |= self.adopted.len() != before;
+        for id in &theirs {
+            let Some(service) = world.catalogue.services.get(id) else {
+                continue;
+            };
+            for index in service.offset..service.offset.saturating_add(service.size()) {
+                let index = index as usize;
+                let (Some(word), Some(false)) = (world.slots.get(index), marks.slots.get(index))
+                else {
+                    continue;
+                };
+                let slot = SlotWord(word.load(Relaxed));
+                if slot.is_tracked() {
+                    word.store(SlotWord::stable(slot.current()).0, Relaxed);
+                    self.counts.stale += 1;
+                }
+            }
+        }
+        let is_theirs = |member: u32| {
+            let known = world.catalogue.service_of(member);
+            known.is_some_and(|(id, _)| theirs.contains(&id))
+        };
+        for (table, marks) in [(world.flows, &marks.flows), (world.replies, &marks.replies)] {
+            self.counts.stale += drop_stale(table, marks, is_theirs);
+        }
+        for (index, marked) in (0u32..).zip(&marks.bindings) {
+            let Some(at) = world.bindings.bucket(index).filter(|_| !marked) else {
+                continue;
+            };
+            let state = binding::state(world.bindings, at);
+            if state.is_used()
+                && is_theirs(binding::member(world.bindings, at))
+                && binding::change(world.bindings, at, state, state.ended(world.now_ticks))
+            {
+                self.counts.stale += 1;
+            }
+        }
+    }
+}
+
+/// Why the flows of one can't be the other's.
+fn difference(here: Hello, theirs: Hello) -> Option<&'static str> {
+    if here.version != theirs.version {
+        return Some("it speaks another version of replication: give both nodes the same release");
+    }
+    if here.key_mark != theirs.key_mark {
+        return Some(
+            "its flow hash has another key: give both nodes the same dataplane.hash_secret_file",
+        );
+    }
+    if here.buckets != theirs.buckets {
+        return Some(
+            "its flow table has another size: give both nodes the same dataplane.max_flows",
+        );
+    }
+    None
+}
+
+/// An entry that the slot doesn't lead to makes the slot look flows up; the slot.
+fn watch<T: FlowTable>(world: &World<'_, T>, service: u32, entry: FlowWord) -> Option<usize> {
+    let known = world.catalogue.services.get(&service)?;
+    if known.full || known.by_source {
+        return None;
+    }
+    let index = (known.offset + scale(entry.tag(), known.size())) as usize;
+    let word = world.slots.get(index)?;
+    let slot = SlotWord(word.load(Relaxed));
+    if slot.is_tracked() || slot.current() == entry.member() {
+        return None;
+    }
+    let watched = slot.watched(world.now_ticks);
+    let done = word.compare_exchange(slot.0, watched.0, Relaxed, Relaxed);
+    done.is_ok().then_some(index)
+}
+
+fn drop_stale<T: FlowTable>(table: &T, marks: &[bool], is_theirs: impl Fn(u32) -> bool) -> u64 {
+    let mut dropped = 0;
+    for (index, marks) in (0u32..).zip(marks.chunks(BUCKET_WORDS)) {
+        let Some(bucket) = table.bucket(index) else {
+            break;
+        };
+        for (word, marked) in marks.iter().enumerate().skip(CONTROL + 1) {
+            let entry = FlowWord(table.load(bucket, word));
+            if !marked
+                && !entry.is_empty()
+                && is_theirs(entry.member())
+                && flow::exchange(table, bucket, word, entry, FlowWord::EMPTY, Place::Free)
+            {
+                dropped += 1;
+            }
+        }
+    }
+    dropped
+}
+
+/// What a key of the flow hash makes of a flow that there isn't: nobody learns
+/// the key from it.
+pub fn key_mark(key: HashKey) -> u64 {
+    let nobody = Tuple {
+        source: Addr::default(),
+        destination: Addr::default(),
+        source_port: Be16::default(),
+        destination_port: Be16::default(),
+        protocol: u8::MAX,
+        family: family::V6,
+    };
+    flow_hash(key, &nobody)
+}

@@ -1,0 +1,208 @@
+//! A balancer is killed and its peer goes on with the same connections.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, ensure};
+use lb_tests::{
+    check,
+    held::Held,
+    pair::{Method, Pair},
+    process::wait_ok,
+    site::{LIST, family},
+};
+use serde_json::Value;
+
+/// What is waited for comes within this.
+const SOON: Duration = Duration::from_secs(10);
+
+/// Of each family, before and after a change of the pools.
+const HALF: u32 = 1_250;
+
+const BACKENDS: usize = 4;
+
+const POOLS: [&str; 2] = ["many-v4", "many-v6"];
+
+/// The configuration of both nodes gets the fourth backend, or loses it.
+fn set_pools(pair: &mut Pair, with_fourth: bool) {
+    let used = if with_fourth { BACKENDS } else { BACKENDS - 1 };
+    for vip in pair.topology.vips() {
+        let backends = pair.topology.pool("", vip, None).backends;
+        for node in &mut pair.nodes {
+            let pool = node.config.pool_mut(&format!("many-{}", family(vip)));
+            pool.backends = backends.iter().take(used).cloned().collect();
+        }
+    }
+}
+
+fn start(method: Method, extra: &str) -> Result<Pair> {
+    Pair::start(method, BACKENDS, |_, config| {
+        for name in POOLS {
+            config.pool_mut(name).backends.truncate(BACKENDS - 1);
+        }
+        if !extra.is_empty() {
+            for service in &mut config.services {
+                service.extra.push(extra.into());
+            }
+        }
+        config.set_dataplane("max_flows", 65_536);
+    })
+}
+
+fn count(row: &Value, direction: &str, what: &str) -> u64 {
+    row[direction][what].as_u64().unwrap_or_default()
+}
+
+/// What was replicated for these connections.
+fn print_figures(pair: &Pair, from: usize, connections: u32) -> Result<()> {
+    let (told, heard) = (pair.replication(from)?, pair.replication(1 - from)?);
+    let flows = count(&told, "sent", "flows") + count(&told, "sent", "bindings");
+    let bytes = count(&told, "sent", "bytes");
+    let (tracked, slots) = pair.tracked(from)?;
+    println!(
+        "replicated: {flows} entries of {connections} connections, {} slots ({tracked} of {slots} tracked now), \
+         {bytes} bytes ({:.1} an entry), lag {} ms; taken over: {} entries, refused: {}",
+        count(&told, "sent", "slots"),
+        bytes as f64 / flows.max(1) as f64,
+        told["lag_ms"],
+        count(&heard, "received", "flows") + count(&heard, "received", "bindings"),
+        count(&heard, "received", "refused"),
+    );
+    ensure!(count(&heard, "received", "refused") == 0, "{heard}");
+    Ok(())
+}
+
+/// The active node dies, and the other one has everything.
+fn kill_active(pair: &mut Pair, active: usize, held: &mut [Held], after: &str) -> Result<()> {
+    pair.wait_in_sync(1 - active)?;
+    pair.nodes[active].daemon.kill9()?;
+    pair.wait_state(1 - active, "active")?;
+    for held in held {
+        held.none_lost(&format!("{after}, then SIGKILL of lb{}", active + 1))?;
+    }
+    Ok(())
+}
+
+fn five_thousand_connections_survive(method: Method) -> Result<()> {
+    let mut pair = start(method, "")?;
+    let since = Instant::now();
+    let mut held = vec![Held::open(&pair.topology, LIST[0], HALF)?];
+    // From here on new connections to slots that moved are the new backend's.
+    set_pools(&mut pair, true);
+    for node in &pair.nodes {
+        node.reload()?;
+    }
+    held.push(Held::open(&pair.topology, LIST[0], HALF)?);
+    for held in &mut held {
+        held.none_lost("a backend was added")?;
+    }
+    pair.wait_in_sync(1)?;
+    print_figures(&pair, 0, 4 * HALF)?;
+    if method != Method::FullNat {
+        let sent = count(&pair.replication(0)?, "sent", "flows");
+        ensure!(sent > 0, "no entry was needed");
+    }
+
+    kill_active(&mut pair, 0, &mut held, "a change of the pools")?;
+    // It comes back as a standby, is told everything, and has the higher priority.
+    pair.nodes[0].daemon.launch()?;
+    pair.wait_state(0, "active")?;
+    pair.wait_state(1, "backup")?;
+    for held in &mut held {
+        held.none_lost("the first node came back")?;
+    }
+    // The same with the pools changed while the standby was away.
+    pair.nodes[1].daemon.kill9()?;
+    set_pools(&mut pair, false);
+    pair.nodes[0].reload()?;
+    for held in &mut held {
+        held.none_lost("a backend was taken out while the standby was away")?;
+    }
+    let standby = &mut pair.nodes[1];
+    standby.daemon.write_config(&standby.config)?;
+    standby.daemon.launch()?;
+    kill_active(&mut pair, 0, &mut held, "the standby's return")?;
+    for held in held {
+        held.end(since)?;
+    }
+    Ok(())
+}
+
+#[test]
+fn five_thousand_connections_survive_under_direct_server_return() {
+    check(|| five_thousand_connections_survive(Method::Dsr));
+}
+
+#[test]
+fn five_thousand_connections_survive_under_nat() {
+    check(|| five_thousand_connections_survive(Method::Nat));
+}
+
+#[test]
+fn five_thousand_connections_survive_under_full_nat() {
+    check(|| five_thousand_connections_survive(Method::FullNat));
+}
+
+/// Every flow has an entry that counts at its server, on both nodes.
+#[test]
+fn least_connections_go_on_with_the_same_connections_and_counts() {
+    check(|| {
+        let mut pair = start(Method::Dsr, "scheduler: least-connections")?;
+        let mut held = vec![Held::open(&pair.topology, LIST[0], HALF)?];
+        let counts = |pair: &Pair, node: usize| -> Result<Vec<u64>> {
+            let rows = pair.nodes[node].daemon.ctl_json(&["backends"])?;
+            let rows = rows.as_array().context("no rows")?.iter();
+            let count = |row: &Value| row["concurrent"]["connections"].as_u64();
+            Ok(rows.filter_map(count).collect())
+        };
+        let all = |node: usize| {
+            wait_ok(format!("lb{} to count all", node + 1), SOON, || {
+                let counts = counts(&pair, node)?;
+                let sum: u64 = counts.iter().sum();
+                ensure!(sum == u64::from(2 * HALF), "{sum}: {counts:?}");
+                Ok(counts)
+            })
+        };
+        let before = all(0)?;
+        pair.wait_in_sync(1)?;
+        print_figures(&pair, 0, 2 * HALF)?;
+        let after = all(1)?;
+        println!("connections by server: {before:?}, on the standby {after:?}");
+        ensure!(before == after, "they differ");
+        kill_active(&mut pair, 0, &mut held, "least connections")?;
+        // Whoever comes now gets the server with the fewest.
+        held.push(Held::open(&pair.topology, LIST[0], 90)?);
+        let after = counts(&pair, 1)?;
+        let (least, most) = (after.iter().min(), after.iter().max());
+        ensure!(most <= least.map(|least| least + 2).as_ref(), "{after:?}");
+        Ok(())
+    });
+}
+
+/// What isn't acknowledged is sent again.
+#[test]
+fn a_peer_link_that_loses_a_twentieth_loses_no_connection() {
+    check(|| {
+        let mut pair = start(Method::Dsr, "")?;
+        for node in &pair.nodes {
+            node.host.ns.feed(
+                &["nft", "-f", "-"],
+                "table inet lossy {\n chain input {\n  type filter hook input priority 0;\n  \
+                 udp dport 9465 numgen random mod 100 < 5 counter drop\n }\n}\n",
+            )?;
+        }
+        let mut held = vec![Held::open(&pair.topology, LIST[0], HALF)?];
+        set_pools(&mut pair, true);
+        for node in &pair.nodes {
+            node.reload()?;
+        }
+        held.push(Held::open(&pair.topology, LIST[0], HALF)?);
+        pair.wait_in_sync(1)?;
+        print_figures(&pair, 0, 4 * HALF)?;
+        let dropped = pair.nodes[1].host.ns.exec(&["nft", "list", "ruleset"])?;
+        ensure!(
+            !dropped.contains("packets 0 bytes"),
+            "nothing was lost: {dropped}"
+        );
+        kill_active(&mut pair, 0, &mut held, "a lossy peer link")
+    });
+}
