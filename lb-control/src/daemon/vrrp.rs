@@ -5,15 +5,22 @@ use std::{
     time::Instant,
 };
 
+use super::sync::Peers;
 use crate::{
+    api::Reply,
     dataplane::{owners::OwnerWords, plane::Plane},
     model::{self, Model, owner_word},
     neighbours::NeighbourView,
-    status::VrrpStatus,
+    status::{
+        VrrpStatus,
+        request::{FailoverAnswer, FailoverRequest, MovedRouter, Refusal},
+    },
+    sync::UrgentSender,
     vrrp::{
         codec::{ChecksumForm, Version},
         machine::Settings,
-        thread::{Ownership, RouterConfig, Vrrp},
+        peering::Outcome,
+        thread::{self as vrrp, Ownership, RouterConfig, Vrrp},
     },
 };
 
@@ -21,6 +28,7 @@ use crate::{
 #[derive(Debug, Default)]
 pub struct VirtualRouters {
     thread: Option<Vrrp>,
+    in_sync: bool,
 }
 
 struct Words(OwnerWords);
@@ -40,16 +48,44 @@ impl VirtualRouters {
     ///
     /// # Errors
     /// There is no thread, or the data path can't be told; in words.
-    pub fn follow(&mut self, model: &Model, plane: &Plane) -> Result<(), String> {
+    pub fn follow(&mut self, model: &Model, plane: &Plane, peers: &Peers) -> Result<(), String> {
         if self.thread.is_none() && !model.vrrp.is_empty() {
             let words = plane.owner_words(model).map_err(|e| e.to_string())?;
             let thread = Vrrp::start(Box::new(Words(words)));
             self.thread = Some(thread.map_err(|error| format!("VRRP: {error}"))?);
         }
         if let Some(thread) = &self.thread {
+            peers.answer(thread.telephone());
+            let link = peers.urgent().map(|link| Box::new(Link(link)) as Box<dyn vrrp::Peers>);
+            thread.peers(link);
+            // Before the first of them starts.
+            thread.wait_for_sync(model.sync.as_ref().map(|sync| sync.wait));
             thread.configure(routers(model));
         }
         Ok(())
+    }
+
+    /// Whether this node has all that its peers have told.
+    pub fn in_sync(&mut self, in_sync: bool) {
+        if let Some(thread) = &self.thread
+            && std::mem::replace(&mut self.in_sync, in_sync) != in_sync
+        {
+            thread.in_sync(in_sync);
+        }
+    }
+
+    /// Hands over what an operator asks for; the daemon goes on meanwhile.
+    pub fn hand_over(&self, request: FailoverRequest, reply: Reply<FailoverAnswer>) {
+        let Some(thread) = &self.thread else {
+            // Whoever asked may have hung up.
+            let _ = reply.send(Err(Refusal::because("this node has no virtual routers")));
+            return;
+        };
+        let done = move |outcome: Outcome| {
+            let answer = answer(outcome);
+            let _ = reply.send(answer);
+        };
+        thread.hand_over(request.vrids, request.to, Box::new(done));
     }
 
     /// What the kernel says of the interfaces.
@@ -64,6 +100,33 @@ impl VirtualRouters {
     pub fn status(&self) -> Vec<VrrpStatus> {
         self.thread.as_ref().map(Vrrp::status).unwrap_or_default()
     }
+}
+
+/// The way to the peers.
+struct Link(UrgentSender);
+
+impl vrrp::Peers for Link {
+    fn tell(&self, peer: Option<&str>, message: Vec<u8>) {
+        // What is lost is said again, or given up.
+        let _ = self.0.tell(peer, message);
+    }
+}
+
+/// Refused if nothing has moved.
+fn answer(outcome: Outcome) -> Result<FailoverAnswer, Refusal> {
+    let Outcome { moved, errors } = outcome;
+    if moved.is_empty() {
+        return Err(Refusal { errors });
+    }
+    let moved = moved.into_iter().map(|(id, peer)| MovedRouter {
+        vrid: id.vrid,
+        family: if id.is_v4 { "IPv4" } else { "IPv6" }.to_owned(),
+        peer: peer.to_string(),
+    });
+    Ok(FailoverAnswer {
+        moved: moved.collect(),
+        errors,
+    })
 }
 
 /// A virtual router of each family that has addresses.
