@@ -302,3 +302,6 @@ impl Machine {
     }
 }
 
+#[cfg(test)]
+#[path = "cooperation_tests.rs"]
+mod tests;
