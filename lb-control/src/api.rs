@@ -22,9 +22,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::status::{
     BackendStatus, LinkStatus, ServiceStatus, Snapshot, Status, VrrpStatus,
     request::{
-        AdminAnswer, AdminRequest, FlowFilter, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
-        PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, Refusal,
-        ReloadAnswer,
+        AdminAnswer, AdminRequest, FailoverAnswer, FailoverRequest, FlowFilter, FlowsAnswer,
+        ForgetAnswer, PersistenceAnswer, PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer,
+        ProbeRequest, Refusal, ReloadAnswer,
     },
 };
 
@@ -48,6 +48,8 @@ pub enum Command {
     Persistence(PersistenceFilter, Reply<PersistenceAnswer>),
     /// Forget sources' servers.
     Forget(PersistenceFilter, Reply<ForgetAnswer>),
+    /// Hand virtual routers over.
+    Failover(FailoverRequest, Reply<FailoverAnswer>),
     /// Probe a backend now.
     Probe(ProbeRequest, Reply<ProbeAnswer>),
 }
@@ -126,6 +128,7 @@ pub fn control(handle: Handle) -> Router {
         .route("/v1/admin", post(admin))
         .route("/v1/plan", post(plan))
         .route("/v1/probe", post(probe))
+        .route("/v1/failover", post(failover))
         .fallback(unknown_path)
         .method_not_allowed_fallback(wrong_method)
         .with_state(handle)
@@ -223,12 +226,21 @@ async fn probe(
     handle.ask(|reply| Command::Probe(request, reply)).await
 }
 
+async fn failover(
+    State(handle): State<Handle>,
+    request: Result<Json<FailoverRequest>, JsonRejection>,
+) -> Result<Json<FailoverAnswer>, Failure> {
+    let Json(request) = request.map_err(|e| Failure::bad_request(e.body_text()))?;
+    handle.ask(|reply| Command::Failover(request, reply)).await
+}
+
 async fn unknown_path() -> Failure {
     Failure(
         StatusCode::NOT_FOUND,
         Refusal::because(
             "no such path; there are /v1/status, /v1/services, /v1/backends, /v1/vrrp, /v1/sync, /v1/flows, \
-             /v1/persistence (GET) and /v1/reload, /v1/admin, /v1/plan, /v1/forget, /v1/probe (POST)",
+             /v1/persistence (GET) and /v1/reload, /v1/admin, /v1/plan, /v1/forget, /v1/probe, \
+             /v1/failover (POST)",
         ),
     )
 }
@@ -237,8 +249,8 @@ async fn wrong_method() -> Failure {
     Failure(
         StatusCode::METHOD_NOT_ALLOWED,
         Refusal::because(
-            "wrong method; GET reads, POST is for /v1/reload, /v1/admin, /v1/plan, /v1/forget and \
-             /v1/probe",
+            "wrong method; GET reads, POST is for /v1/reload, /v1/admin, /v1/plan, /v1/forget, \
+             /v1/probe and /v1/failover",
         ),
     )
 }

@@ -51,6 +51,10 @@ async fn server(name: &str) -> Server {
                 Command::Forget(filter, reply) => drop(reply.send(Ok(ForgetAnswer {
                     forgotten: u64::from(filter.source.is_some()),
                 }))),
+                Command::Failover(request, reply) => drop(reply.send(Ok(FailoverAnswer {
+                    moved: Vec::new(),
+                    errors: vec![format!("{request:?}")],
+                }))),
                 Command::Probe(request, reply) => drop(reply.send(Ok(ProbeAnswer {
                     backend: format!("{}/{}", request.pool, request.backend),
                     checks: Vec::new(),
@@ -256,4 +260,15 @@ async fn sources_are_listed_by_filter_and_forgotten() {
         .await
         .unwrap();
     assert_eq!(answer.backend, "web/web-1");
+    let request = FailoverRequest {
+        vrids: vec![51],
+        to: Some("lb2".into()),
+    };
+    let answer: FailoverAnswer = client::post(&server.socket, "/v1/failover", &request)
+        .await
+        .unwrap();
+    assert!(
+        answer.errors[0].contains("[51], to: Some(\"lb2\")"),
+        "{answer:?}"
+    );
 }

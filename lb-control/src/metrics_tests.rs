@@ -97,6 +97,14 @@ fn snapshot() -> Snapshot {
             state: "active".into(),
             priority: 150,
             sent: 7,
+            isolated: true,
+            reference_hosts: 3,
+            reference_hosts_answering: 1,
+            peers_active: 4,
+            handed_over: true,
+            handed_over_total: 5,
+            taken_over_total: 6,
+            late: 8,
             rejected: [("ttl".to_owned(), 2)].into(),
             trackers: vec![TrackerStatus {
                 kind: "script".into(),
@@ -204,6 +212,38 @@ fn every_figure_stands_under_its_name_and_labels() {
         (
             r#"lb_vrrp_state{vrid="51",family="IPv4",interface="eth0",state="backup"}"#,
             "0",
+        ),
+        (
+            r#"lb_vrrp_isolated{vrid="51",family="IPv4",interface="eth0"}"#,
+            "1",
+        ),
+        (
+            r#"lb_vrrp_reference_hosts{vrid="51",family="IPv4",interface="eth0"}"#,
+            "3",
+        ),
+        (
+            r#"lb_vrrp_reference_hosts_answering{vrid="51",family="IPv4",interface="eth0"}"#,
+            "1",
+        ),
+        (
+            r#"lb_vrrp_handed_over{vrid="51",family="IPv4",interface="eth0"}"#,
+            "1",
+        ),
+        (
+            r#"lb_vrrp_peers_active{vrid="51",family="IPv4",interface="eth0"}"#,
+            "4",
+        ),
+        (
+            r#"lb_vrrp_handed_over_total{vrid="51",family="IPv4",interface="eth0"}"#,
+            "5",
+        ),
+        (
+            r#"lb_vrrp_taken_over_total{vrid="51",family="IPv4",interface="eth0"}"#,
+            "6",
+        ),
+        (
+            r#"lb_vrrp_advertisements_late_total{vrid="51",family="IPv4",interface="eth0"}"#,
+            "8",
         ),
         (
             r#"lb_vrrp_priority{vrid="51",family="IPv4",interface="eth0"}"#,

@@ -31,6 +31,7 @@ pub mod ipvs;
 pub mod machine;
 pub mod mutation;
 pub mod netns;
+pub mod owners;
 pub mod packet;
 pub mod pair;
 pub mod process;

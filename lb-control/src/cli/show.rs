@@ -8,7 +8,7 @@ mod vrrp;
 
 pub use probe::probe;
 pub use sync::sync;
-pub use vrrp::vrrp;
+pub use vrrp::{failover, vrrp};
 
 use super::table::{Align, Cell, Table, Tone, bits, paint, short, span};
 use crate::status::{

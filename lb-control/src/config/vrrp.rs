@@ -135,6 +135,27 @@ fn check(fields: &Fields<'_>, vrrp: &Vrrp) {
                 "the addresses have a family that no peer has; IPv4 and IPv6 are advertised each by itself",
             );
         }
+        let hosts = &vrrp.track.reference_hosts;
+        if !hosts.is_empty() && has(&vrrp.addresses) && !has(hosts) {
+            error(
+                "track",
+                "the addresses have a family that no reference host has; IPv4 and IPv6 are proved each by \
+                 itself",
+            );
+        }
+    }
+    if let Some(host) = vrrp
+        .track
+        .reference_hosts
+        .iter()
+        .find(|host| vrrp.addresses.contains(host))
+    {
+        error(
+            "track",
+            &format!(
+                "{host} is a virtual address; a reference host is somebody else, such as the router"
+            ),
+        );
     }
 }
 
@@ -260,6 +281,25 @@ mod tests {
             (
                 &format!("- {{{one}, virtual_mac: 7}}"),
                 "virtual_mac: found `7`",
+            ),
+            (
+                &format!("- {{{one}, track: {{reference_hosts: [\"2001:db8::1\"]}}}}"),
+                "track: the addresses have a family that no reference host has",
+            ),
+            (
+                &format!("- {{{one}, track: {{reference_hosts: [10.0.0.1]}}}}"),
+                "track: 10.0.0.1 is a virtual address",
+            ),
+            (
+                &format!("- {{{one}, track: {{reference_hosts: []}}}}"),
+                "reference_hosts: found an empty list",
+            ),
+            (
+                &format!(
+                    "- {{{one}, track: {{reference_hosts: [{}]}}}}",
+                    ["10.0.0.9"; 9].join(", ")
+                ),
+                "reference_hosts: found 9 reference hosts; allowed: at most 8",
             ),
         ] {
             let errors = routers(text).err().unwrap_or_default();

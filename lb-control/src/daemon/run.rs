@@ -292,6 +292,7 @@ impl Daemon {
 
     /// Tells peers what has changed.
     fn replicate(&mut self) {
+        self.routers.in_sync(self.replication.in_sync());
         if !self.replication.is_used() {
             return;
         }
@@ -439,6 +440,7 @@ impl Daemon {
                 } = &mut self.controller;
                 let _ = reply.send(persistence::forget(data_path, model, &filter));
             }
+            Command::Failover(request, reply) => self.routers.hand_over(request, reply),
             Command::Probe(request, reply) => probes::probe(&self.health, request, reply),
             Command::Flows(filter, reply) => {
                 let model = self.controller.model.clone();

@@ -5,7 +5,7 @@ use std::{
     io::Read as _,
     os::unix::fs::MetadataExt as _,
     path::Path,
-    sync::Arc,
+    sync::{Arc, OnceLock},
 };
 
 use tokio::sync::mpsc;
@@ -13,7 +13,10 @@ use tokio::sync::mpsc;
 use crate::{
     model::Model,
     status::LinkStatus,
-    sync::{Key, PathSettings, PeerLinks, PeerSettings, Settings, Sinks, StreamEvent},
+    sync::{
+        Key, PathSettings, PeerLinks, PeerSettings, Settings, Sinks, StreamEvent, UrgentSender,
+    },
+    vrrp::thread::Telephone,
 };
 
 /// Events of the streams that wait for their reader.
@@ -27,6 +30,8 @@ const HOST_NAME: &str = "/proc/sys/kernel/hostname";
 pub struct Peers {
     links: Option<PeerLinks>,
     stream: mpsc::Sender<StreamEvent>,
+    /// Who takes urgent messages, once there is somebody.
+    telephone: Arc<OnceLock<Telephone>>,
 }
 
 impl Peers {
@@ -37,6 +42,7 @@ impl Peers {
             Self {
                 links: None,
                 stream,
+                telephone: Arc::default(),
             },
             events,
         )
@@ -59,6 +65,17 @@ impl Peers {
         Ok(())
     }
 
+    /// Urgent messages go there from now on.
+    pub fn answer(&self, telephone: Telephone) {
+        // There is one for as long as the daemon runs.
+        let _ = self.telephone.set(telephone);
+    }
+
+    /// The way to send urgent messages, where there are links.
+    pub fn urgent(&self) -> Option<UrgentSender> {
+        self.links.as_ref().map(PeerLinks::urgent)
+    }
+
     /// What they do.
     pub fn status(&self) -> Vec<LinkStatus> {
         self.links
@@ -73,8 +90,13 @@ impl Peers {
     }
 
     fn sinks(&self) -> Sinks {
+        let telephone = Arc::clone(&self.telephone);
         Sinks {
-            urgent: Box::new(|_, _| {}),
+            urgent: Box::new(move |peer, message| {
+                if let Some(telephone) = telephone.get() {
+                    telephone.heard(peer, message);
+                }
+            }),
             stream: self.stream.clone(),
         }
     }

@@ -11,17 +11,24 @@ use tokio::sync::Notify;
 
 use super::{
     notifier::Notifier,
+    sync::Peers,
     trackers::{Seen, Trackers},
 };
 use crate::{
+    api::Reply,
     dataplane::{owners::OwnerWords, plane::Plane},
     model::{self, Model, owner_word},
     neighbours::NeighbourView,
-    status::VrrpStatus,
+    status::{
+        VrrpStatus,
+        request::{FailoverAnswer, FailoverRequest, MovedRouter, Refusal},
+    },
+    sync::UrgentSender,
     vrrp::{
         codec::{ChecksumForm, Version},
         machine::Settings,
-        thread::{Ownership, RouterConfig, Vrrp},
+        peering::Outcome,
+        thread::{self as vrrp, Ownership, RouterConfig, Vrrp},
     },
 };
 
@@ -36,6 +43,7 @@ pub struct VirtualRouters {
     trackers: Trackers,
     /// What a former daemon left in the data path is gone.
     has_tidied: bool,
+    in_sync: bool,
 }
 
 struct Words(OwnerWords);
@@ -60,7 +68,7 @@ impl VirtualRouters {
     ///
     /// # Errors
     /// There is no thread, or the data path can't be told; in words.
-    pub fn follow(&mut self, model: &Model, plane: &Plane) -> Result<(), String> {
+    pub fn follow(&mut self, model: &Model, plane: &Plane, peers: &Peers) -> Result<(), String> {
         let words = || plane.owner_words(model).map_err(|e| e.to_string());
         if !self.has_tidied {
             let kept: Vec<u16> = routers(model).iter().map(|router| router.owner).collect();
@@ -79,6 +87,13 @@ impl VirtualRouters {
             notifier.follow(model);
         }
         if let Some(thread) = &self.thread {
+            peers.answer(thread.telephone());
+            let link = peers
+                .urgent()
+                .map(|link| Box::new(Link(link)) as Box<dyn vrrp::Peers>);
+            thread.peers(link);
+            // Before the first of them starts.
+            thread.wait_for_sync(model.sync.as_ref().map(|sync| sync.wait));
             thread.configure(routers(model));
         }
         Ok(())
@@ -107,6 +122,29 @@ impl VirtualRouters {
         }
     }
 
+    /// Whether this node has all that its peers have told.
+    pub fn in_sync(&mut self, in_sync: bool) {
+        if let Some(thread) = &self.thread
+            && std::mem::replace(&mut self.in_sync, in_sync) != in_sync
+        {
+            thread.in_sync(in_sync);
+        }
+    }
+
+    /// Hands over what an operator asks for; the daemon goes on meanwhile.
+    pub fn hand_over(&self, request: FailoverRequest, reply: Reply<FailoverAnswer>) {
+        let Some(thread) = &self.thread else {
+            // Whoever asked may have hung up.
+            let _ = reply.send(Err(Refusal::because("this node has no virtual routers")));
+            return;
+        };
+        let done = move |outcome: Outcome| {
+            let answer = answer(outcome);
+            let _ = reply.send(answer);
+        };
+        thread.hand_over(request.vrids, request.to, Box::new(done));
+    }
+
     /// What the kernel says of the interfaces.
     pub fn links(&self, view: &NeighbourView) {
         if let Some(thread) = &self.thread {
@@ -125,6 +163,33 @@ impl VirtualRouters {
         }
         rows
     }
+}
+
+/// The way to the peers.
+struct Link(UrgentSender);
+
+impl vrrp::Peers for Link {
+    fn tell(&self, peer: Option<&str>, message: Vec<u8>) {
+        // What is lost is said again, or given up.
+        let _ = self.0.tell(peer, message);
+    }
+}
+
+/// Refused if nothing has moved.
+fn answer(outcome: Outcome) -> Result<FailoverAnswer, Refusal> {
+    let Outcome { moved, errors } = outcome;
+    if moved.is_empty() {
+        return Err(Refusal { errors });
+    }
+    let moved = moved.into_iter().map(|(id, peer)| MovedRouter {
+        vrid: id.vrid,
+        family: if id.is_v4 { "IPv4" } else { "IPv6" }.to_owned(),
+        peer: peer.to_string(),
+    });
+    Ok(FailoverAnswer {
+        moved: moved.collect(),
+        errors,
+    })
 }
 
 /// A virtual router of each family that has addresses.
@@ -181,6 +246,7 @@ fn router(vrrp: &model::Vrrp, is_v4: bool, lease: bool) -> Option<RouterConfig> 
         },
         peers: of_family(&vrrp.peers),
         group: vrrp.sync_group.clone(),
+        references: of_family(&vrrp.track.reference_hosts),
         owner: owner_word(vrrp.vrid, is_v4),
         virtual_mac: vrrp
             .virtual_mac

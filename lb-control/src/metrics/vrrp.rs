@@ -41,6 +41,36 @@ pub(super) fn vrrp(page: &mut Page, routers: &[VrrpStatus]) {
         "Priority that a virtual router advertises now.",
         priorities.collect(),
     );
+    let mut gauges = |name: &str, help: &str, of: fn(&VrrpStatus) -> usize| {
+        let all =
+            each().map(|(router, vrid)| gauge(&borrowed(&labels(router, vrid)), of(router) as f64));
+        page.gauges(name, help, all.collect());
+    };
+    gauges(
+        "lb_vrrp_isolated",
+        "1 while a virtual router has reference hosts and none of them answers.",
+        |router| usize::from(router.isolated),
+    );
+    gauges(
+        "lb_vrrp_reference_hosts",
+        "Reference hosts of a virtual router.",
+        |router| router.reference_hosts,
+    );
+    gauges(
+        "lb_vrrp_reference_hosts_answering",
+        "Reference hosts of a virtual router that answer.",
+        |router| router.reference_hosts_answering,
+    );
+    gauges(
+        "lb_vrrp_handed_over",
+        "1 while a virtual router has been handed over and doesn't preempt.",
+        |router| usize::from(router.handed_over),
+    );
+    gauges(
+        "lb_vrrp_peers_active",
+        "Peers that say by the peer link that they are active.",
+        |router| router.peers_active,
+    );
     let mut counters = |name: &str, help: &str, of: fn(&VrrpStatus) -> u64| {
         let counted =
             each().map(|(router, vrid)| counter(&borrowed(&labels(router, vrid)), of(router)));
@@ -60,6 +90,21 @@ pub(super) fn vrrp(page: &mut Page, routers: &[VrrpStatus]) {
         "lb_vrrp_advertisements_received_total",
         "Advertisements that were received and taken.",
         |router| router.received,
+    );
+    counters(
+        "lb_vrrp_handed_over_total",
+        "Times that a virtual router was handed over to a peer.",
+        |router| router.handed_over_total,
+    );
+    counters(
+        "lb_vrrp_taken_over_total",
+        "Times that a peer handed a virtual router over to this node.",
+        |router| router.taken_over_total,
+    );
+    counters(
+        "lb_vrrp_advertisements_late_total",
+        "Advertisements that were sent an interval late or more.",
+        |router| router.late,
     );
     let rejected = each().flat_map(|(router, vrid)| {
         router.rejected.iter().map(|(reason, count)| {

@@ -1,6 +1,6 @@
 //! What a virtual router watches beside its peers, and whom it tells of its state.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 use serde::Serialize;
 
@@ -15,6 +15,8 @@ pub struct Track {
     pub scripts: Vec<TrackedScript>,
     /// Services that need backends.
     pub services: Vec<TrackedService>,
+    /// Hosts on its segment whose answers prove that it is reached.
+    pub reference_hosts: Vec<IpAddr>,
 }
 
 /// What follows while something that is watched fails.

@@ -190,6 +190,38 @@ pub struct ForgetAnswer {
     pub forgotten: u64,
 }
 
+/// Asks for virtual routers to be handed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FailoverRequest {
+    /// Those of these VRIDs; without any, all that are active here.
+    #[serde(default)]
+    pub vrids: Vec<u8>,
+    /// To this peer; absent: to the best one.
+    #[serde(default)]
+    pub to: Option<String>,
+}
+
+/// What was handed over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverAnswer {
+    /// What has moved.
+    pub moved: Vec<MovedRouter>,
+    /// Why something has not.
+    pub errors: Vec<String>,
+}
+
+/// A virtual router that another node has now.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MovedRouter {
+    /// Number of the virtual router.
+    pub vrid: u8,
+    /// `IPv4` or `IPv6`.
+    pub family: String,
+    /// The peer that has it.
+    pub peer: String,
+}
+
 /// Asks for a probe of every check of a backend, now.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

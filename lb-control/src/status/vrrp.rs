@@ -47,6 +47,22 @@ pub struct VrrpStatus {
     pub rejected: BTreeMap<String, u64>,
     /// Times that it became active.
     pub became_active: u64,
+    /// It has handed over, and doesn't preempt for that.
+    pub handed_over: bool,
+    /// It has reference hosts, and none answers.
+    pub isolated: bool,
+    /// Reference hosts.
+    pub reference_hosts: usize,
+    /// Those that answer.
+    pub reference_hosts_answering: usize,
+    /// Peers that say by the peer link that they are active.
+    pub peers_active: usize,
+    /// Times that it was handed over to a peer.
+    pub handed_over_total: u64,
+    /// Times that a peer handed it over to this node.
+    pub taken_over_total: u64,
+    /// Advertisements that were sent an interval late or more.
+    pub late: u64,
     /// Checksum that peers use over IPv4 in version 3, where another than the RFC's
     /// was seen.
     pub peer_checksum: Option<String>,

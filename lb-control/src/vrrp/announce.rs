@@ -5,11 +5,11 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::packet::{self, ETHER_ARP, ETHER_IPV6, Mac, ethernet};
 
-const BROADCAST: Mac = [0xff; 6];
+pub(super) const BROADCAST: Mac = [0xff; 6];
 /// Of ff02::1 (RFC 2464 §7).
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-const ICMPV6: u8 = 58;
+pub(super) const ICMPV6: u8 = 58;
 /// Override and router: this host forwards (RFC 4861 §4.4).
 const NA_FLAGS: u8 = 0xa0;
 
@@ -51,7 +51,7 @@ fn unsolicited_na(address: Ipv6Addr, mac: Mac) -> Vec<u8> {
 }
 
 /// Of ICMPv6 (RFC 4443 §2.3).
-fn checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {
+pub(super) fn checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {
     let pseudo = [
         &source.octets()[..],
         &destination.octets(),

@@ -1,7 +1,11 @@
 //! What a virtual router has of its interface: the socket that it hears by, and
 //! its ways to send.
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::IpAddr,
+    os::fd::{AsFd as _, BorrowedFd},
+};
 
 use nix::ifaddrs::getifaddrs;
 
@@ -10,6 +14,7 @@ use super::{
     codec::Ends,
     group,
     packet::{Mac, PacketSocket},
+    references_socket::Prober,
     socket::VrrpSocket,
     thread::RouterConfig,
 };
@@ -19,8 +24,10 @@ use super::{
 pub struct Link {
     socket: VrrpSocket,
     frames: PacketSocket,
+    prober: Option<Prober>,
     source: IpAddr,
     mac: Mac,
+    own_mac: Mac,
     is_virtual: bool,
     ifindex: u32,
 }
@@ -42,11 +49,17 @@ impl Link {
             accepted
                 .map_err(|error| format!("it doesn't take the virtual MAC address: {error}"))?;
         }
+        let prober = match config.references.as_slice() {
+            [] => None,
+            _ => Some(Prober::open(ifindex, config.is_v4).map_err(words)?),
+        };
         Ok(Self {
+            prober,
             socket: VrrpSocket::open(name, ifindex, config.is_v4).map_err(words)?,
             frames,
             source,
             mac: config.virtual_mac.unwrap_or(mac),
+            own_mac: mac,
             is_virtual: config.virtual_mac.is_some(),
             ifindex,
         })
@@ -55,6 +68,29 @@ impl Link {
     /// What it hears by.
     pub fn socket(&self) -> &VrrpSocket {
         &self.socket
+    }
+
+    /// All that it hears by.
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let prober = self.prober.iter().map(|prober| prober.as_fd());
+        std::iter::once(self.socket.as_fd()).chain(prober)
+    }
+
+    /// Asks a reference host, from the interface's own addresses: a backup sends
+    /// nothing from the virtual one.
+    ///
+    /// # Errors
+    /// It can't be sent.
+    pub fn ask(&self, host: IpAddr) -> io::Result<()> {
+        match &self.prober {
+            Some(prober) => prober.send(host, self.source, self.own_mac),
+            None => Ok(()),
+        }
+    }
+
+    /// What reference hosts are heard by, where there are any.
+    pub fn prober(&self) -> Option<&Prober> {
+        self.prober.as_ref()
     }
 
     /// The primary address, from which advertisements come.

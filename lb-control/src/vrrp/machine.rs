@@ -8,6 +8,7 @@
 use std::{
     collections::VecDeque,
     net::IpAddr,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -15,8 +16,15 @@ use serde::Serialize;
 
 use super::codec::{Advertisement, LEAVING, OWNER, Version};
 
+mod cooperation;
+
+pub use cooperation::{Hold, Why};
+
 /// Advertisements that may be missed (RFC 9568 §6.1, `Active_Down_Interval`).
 const MISSED: u32 = 3;
+
+/// Lower priorities make an active one announce again, not more often than so.
+const HEALED_AGAIN: Duration = Duration::from_secs(1);
 
 /// How one virtual router of this node behaves.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,8 +65,7 @@ pub enum State {
 }
 
 /// Why a state was left.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The node was started.
     Started,
@@ -81,6 +88,12 @@ pub enum Reason {
     Broken(String),
     /// It can forward again.
     Mended,
+    /// This node handed it over to that peer.
+    HandedOver(Arc<str>),
+    /// That peer handed it over to this node.
+    TookOver(Arc<str>),
+    /// A hand-over that this node believed in came to nothing.
+    Cancelled,
 }
 
 /// What the driver has to do.
@@ -136,10 +149,15 @@ pub struct Machine {
     preempt_from: Option<Instant>,
     /// Whoever was last heard to be active.
     active: Option<(IpAddr, u8)>,
-    /// Its sync group can't become active.
-    held: bool,
     /// The last thing heard was that somebody leaves.
     peer_left: bool,
+    /// When an active one was last heard on the segment, whatever its priority; at
+    /// first when it began to listen.
+    heard: Option<Instant>,
+    /// When an active one last announced for having heard a lower priority.
+    healed: Option<Instant>,
+    /// What is agreed with the other nodes by the peer link.
+    agreed: cooperation::Agreed,
     actions: VecDeque<Action>,
 }
 
@@ -155,8 +173,10 @@ impl Machine {
             hold_until: None,
             preempt_from: None,
             active: None,
-            held: false,
             peer_left: false,
+            heard: None,
+            healed: None,
+            agreed: cooperation::Agreed::default(),
             actions: VecDeque::new(),
             settings,
         }
@@ -220,41 +240,6 @@ impl Machine {
         }
     }
 
-    /// Its sync group is a backup: an active one leaves, and listens.
-    pub fn yield_with_group(&mut self, now: Instant) {
-        if self.state != State::Active {
-            return;
-        }
-        self.actions.push_back(Action::Own(false));
-        self.actions.push_back(Action::Advertise(LEAVING));
-        self.change(State::Backup, Reason::Group);
-        self.last_sent = None;
-        self.active_interval = self.settings.interval;
-        self.listen(now, self.down_interval());
-    }
-
-    /// Whether another one of its sync group could not become active, so that this
-    /// one doesn't claim by itself.
-    pub fn hold(&mut self, held: bool) {
-        self.held = held;
-    }
-
-    /// Whether it keeps its sync group from becoming active.
-    pub fn is_in_the_way(&self) -> bool {
-        match self.state {
-            State::Backup => self.active.is_some(),
-            State::Initialize | State::Fault => true,
-            State::Active => false,
-        }
-    }
-
-    /// Its sync group is active: a backup claims.
-    pub fn claim_with_group(&mut self, now: Instant) {
-        if self.state == State::Backup {
-            self.become_active(now, Reason::Group);
-        }
-    }
-
     /// Trackers ask for another priority. An active one tells of it at once.
     pub fn set_priority(&mut self, priority: u8) {
         let new = if self.settings.priority == OWNER {
@@ -295,6 +280,9 @@ impl Machine {
             odd.push(Oddity::Addresses);
         }
         self.wake(now);
+        if self.is_deaf_to(now, from) {
+            return odd;
+        }
         match self.state {
             State::Initialize | State::Fault => {}
             State::Backup => self.heard_as_backup(now, advertisement, from),
@@ -336,10 +324,11 @@ impl Machine {
 
     /// As if started, or mended: §6.4.1.
     fn able(&mut self, now: Instant, reason: Reason) {
-        if self.priority == OWNER {
+        if self.priority == OWNER && !self.agreed.restrained {
             self.become_active(now, Reason::OwnsAddresses);
             return;
         }
+        self.heard = Some(now);
         self.active_interval = self.settings.interval;
         self.preempt_from = now.checked_add(self.settings.preempt_delay);
         self.change(State::Backup, reason);
@@ -348,13 +337,15 @@ impl Machine {
 
     /// §6.4.2, steps (420) to (480): what a backup hears.
     fn heard_as_backup(&mut self, now: Instant, advertisement: &Advertisement, from: IpAddr) {
+        self.heard = Some(now);
         if advertisement.priority == LEAVING {
             self.active = None;
             self.peer_left = true;
             self.listen(now, self.skew());
             return;
         }
-        let may_preempt = self.settings.preempt && self.preempt_from.is_none_or(|from| from <= now);
+        let is_time = self.preempt_from.is_none_or(|from| from <= now);
+        let may_preempt = self.preempts() && is_time;
         if may_preempt && advertisement.priority < self.priority {
             // Thrown away: the timer goes on, and then this node claims.
             return;
@@ -364,6 +355,12 @@ impl Machine {
 
     /// §6.4.3, steps (700) to (770): what an active one hears.
     fn heard_as_active(&mut self, now: Instant, advertisement: &Advertisement, from: IpAddr) {
+        if self.is_handing_over_to(from) {
+            // It has taken over: that says as much as its answer.
+            self.handed_over(now);
+            self.follow(now, advertisement, from);
+            return;
+        }
         if advertisement.priority == LEAVING {
             self.advertise(now);
             return;
@@ -376,6 +373,7 @@ impl Machine {
         } else {
             // New in RFC 9568: at once, so that bridges learn where the address is.
             self.advertise(now);
+            self.healed(now);
         }
     }
 
@@ -383,6 +381,7 @@ impl Machine {
     fn follow(&mut self, now: Instant, advertisement: &Advertisement, from: IpAddr) {
         self.active = Some((from, advertisement.priority));
         self.peer_left = false;
+        self.follows(from);
         self.active_interval = advertisement.interval;
         self.listen(now, self.down_interval());
     }
@@ -410,8 +409,7 @@ impl Machine {
             self.timer = Some(until);
             return;
         }
-        if self.held {
-            self.listen(now, self.down_interval());
+        if self.is_kept_from_claiming(now) {
             return;
         }
         let reason = if self.peer_left {
@@ -467,6 +465,7 @@ impl Machine {
 
     fn change(&mut self, to: State, reason: Reason) {
         let from = std::mem::replace(&mut self.state, to);
+        self.agreed.forget_for(to);
         self.actions.push_back(Action::Changed { from, to, reason });
     }
 }

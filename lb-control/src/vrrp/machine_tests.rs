@@ -217,8 +217,13 @@ fn expected(state: State, event: Event) -> (State, Vec<Action>, Option<Duration>
         (State::Active, Event::Stop) => leave(State::Initialize, Reason::Stopped),
         (State::Active, Event::Broken) => leave(State::Fault, broken()),
         (State::Active, Event::Higher | Event::EqualFromHigher) => yielded(),
-        (State::Active, Event::Timer | Event::Leaving | Event::Lower | Event::EqualFromLower) => {
+        (State::Active, Event::Timer | Event::Leaving) => {
             (state, vec![Action::Advertise(150)], Some(SECOND))
+        }
+        // Both were active: hosts may believe the other one.
+        (State::Active, Event::Lower | Event::EqualFromLower) => {
+            let actions = vec![Action::Advertise(150), Action::Announce];
+            (state, actions, Some(SECOND))
         }
         (State::Active, Event::Start | Event::Mended) => (state, vec![], Some(SECOND)),
     }
@@ -452,7 +457,11 @@ fn a_sync_group_takes_its_members_along() {
 #[test]
 fn who_is_held_by_its_group_claims_with_it_alone() {
     let mut bench = Bench::at(State::Backup, settings(150));
-    bench.machine.hold(true);
+    let group = Hold {
+        why: Why::Group,
+        until: None,
+    };
+    bench.machine.hold(bench.now, Some(group));
     for _ in 0..3 {
         let due = bench.due().unwrap();
         assert_eq!(due, SECOND * 3 + SKEW);

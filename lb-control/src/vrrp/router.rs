@@ -3,21 +3,23 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
+    os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
 
 use super::{
     codec::{Advertisement, ChecksumForm, Ends, GROUP_V4, GROUP_V6, LEAVING, Malformed},
     link::Link,
-    machine::{Action, Machine, Oddity, Reason, State},
+    machine::{Action, Hold, Machine, Oddity, Reason, State, Why},
+    references::References,
     schedule::Schedule,
-    socket::VrrpSocket,
     thread::{Ownership, RouterConfig},
-    words::{family, name, shown, shown_mac, words},
+    words::{family, name, shown, shown_mac, waits, words},
 };
 use super::{notify::StateChange, trackers};
 use crate::status::{TrackerStatus, VrrpStatus};
 
+mod cooperation;
 mod tracking;
 
 /// An oddity is logged again after so long.
@@ -39,6 +41,8 @@ pub struct Router {
     moved: Option<Move>,
     trackers: Vec<TrackerStatus>,
     changes: Vec<StateChange>,
+    references: References,
+    agreed: cooperation::Agreed,
 }
 
 /// What the members of a group do together.
@@ -55,6 +59,8 @@ impl Router {
     pub fn new(config: RouterConfig) -> Self {
         Self {
             machine: Machine::new(config.settings.clone()),
+            references: References::new(&config.references, config.settings.interval),
+            agreed: cooperation::Agreed::default(),
             config,
             link: None,
             reason: "waiting for its interface".into(),
@@ -74,18 +80,20 @@ impl Router {
     }
 
     /// What it hears by.
-    pub fn socket(&self) -> Option<&VrrpSocket> {
-        self.link.as_ref().map(Link::socket)
+    pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        self.link.iter().flat_map(Link::sockets)
     }
 
     /// When it wants to be called next.
     pub fn due(&self) -> Option<Instant> {
         let timeout = self.machine.poll_timeout().into_iter();
-        timeout.chain(self.announcements.next()).min()
+        let others = self.announcements.next().into_iter();
+        timeout.chain(others).chain(self.references_due()).min()
     }
 
     /// Takes what waits in its socket.
     pub fn read(&mut self, ownership: &mut dyn Ownership) {
+        self.read_answers();
         while let Some(link) = &self.link {
             match link.socket().receive() {
                 Ok(Some(packet)) => {
@@ -168,8 +176,10 @@ impl Router {
 
     /// The time is now `now`, and everything that came before was read.
     pub fn tick(&mut self, now: Instant, ownership: &mut dyn Ownership) {
+        self.count_late(now);
         self.machine.timeout(now);
         self.act(ownership);
+        self.probe(now);
         if self.announcements.take(now) {
             self.announce();
         }
@@ -190,6 +200,7 @@ impl Router {
             self.act(ownership);
             // Its own may come back as another one.
             self.link = None;
+            self.references.forget();
             return;
         }
         if self.link.is_none() {
@@ -200,6 +211,7 @@ impl Router {
                     if self.machine.settings().source != link.source() {
                         self.machine = Machine::new(settings);
                         self.weigh();
+                        self.machine.restrain(self.agreed.restrained);
                     }
                     self.place_mac(link.virtual_mac_device(), ownership);
                     self.link = Some(link);
@@ -223,11 +235,6 @@ impl Router {
     /// Whether it keeps its group from becoming active.
     pub fn is_in_the_way(&self) -> bool {
         self.machine.is_in_the_way()
-    }
-
-    /// Whether another member of its group is in the way.
-    pub fn hold(&mut self, held: bool) {
-        self.machine.hold(held);
     }
 
     /// What its group has to do as well, once.
@@ -281,7 +288,7 @@ impl Router {
         let lease = self
             .config
             .lease
-            .then(|| now().checked_add(interval * MISSED))
+            .then(|| now().checked_add(interval * MISSED + self.agreed.lease))
             .flatten();
         let told = ownership.own(self.config.owner, lease);
         self.told(told);
@@ -357,6 +364,7 @@ impl Router {
     fn note(&mut self, from: State, to: State, reason: &Reason) {
         self.reason = shown(reason);
         self.changed = now();
+        self.note_hand_over(reason);
         self.moved = match (from, to) {
             (State::Active, State::Backup) => Some(Move::LetGo),
             (_, State::Active) => Some(Move::Claimed),
@@ -385,7 +393,7 @@ impl Router {
             family: family(self.config.is_v4).to_owned(),
             interface: self.config.interface.clone(),
             state: name(self.machine.state()).to_owned(),
-            reason: self.reason.clone(),
+            reason: self.why_now(),
             since: unix.saturating_sub(now.saturating_duration_since(self.changed).as_secs()),
             priority: self.machine.priority(),
             priority_parts: trackers::parts(self.config.settings.priority, &self.trackers),
@@ -397,6 +405,10 @@ impl Router {
             mac: self.link.as_ref().map(|link| shown_mac(link.mac())),
             active_peer: peer.map(|(address, _)| address),
             active_priority: peer.map(|(_, priority)| priority),
+            handed_over: self.machine.has_handed_over(),
+            isolated: self.is_isolated(),
+            reference_hosts: self.references.len(),
+            reference_hosts_answering: self.references.answering(),
             ..self.counts.clone()
         }
     }

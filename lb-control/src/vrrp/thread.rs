@@ -27,10 +27,15 @@ use super::{
     machine::Settings,
     notify::{Groups, StateChange, Who},
     packet::Mac,
+    peering::{Outcome, Peering},
     router::{Move, Router},
     trackers::Tracked,
 };
 use crate::status::VrrpStatus;
+
+mod peers;
+
+pub use peers::{Peers, Telephone};
 
 /// One virtual router of this node: a VRID and a family on an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub struct RouterConfig {
     pub peers: Vec<IpAddr>,
     /// Those of one group are active, backups or failed together.
     pub group: Option<String>,
+    /// Hosts on its segment that prove, by an answer, that it is reached.
+    pub references: Vec<IpAddr>,
     /// Its word in the data path.
     pub owner: u16,
     /// Its MAC address; `None`: that of the interface.
@@ -91,6 +98,7 @@ enum Command {
     Links(Vec<String>),
     /// What is watched beside links.
     Track(Tracked),
+    Peers(peers::Command),
     Stop(Sender<()>),
 }
 
@@ -98,7 +106,7 @@ enum Command {
 #[derive(Debug)]
 pub struct Vrrp {
     commands: Sender<Command>,
-    wake: UnixStream,
+    wake: Arc<UnixStream>,
     status: Arc<Mutex<Vec<VrrpStatus>>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -128,13 +136,15 @@ impl Vrrp {
             tracked: Tracked::new(),
             groups: Groups::default(),
             listener,
+            peering: Peering::new(peers::epoch()),
+            cooperation: peers::Cooperation::default(),
         };
         let thread = std::thread::Builder::new()
             .name("vrrp".into())
             .spawn(move || runner.run())?;
         Ok(Self {
             commands,
-            wake,
+            wake: Arc::new(wake),
             status,
             thread: Some(thread),
         })
@@ -162,11 +172,15 @@ impl Vrrp {
     }
 
     fn tell(&self, command: Command) {
-        // Whoever has ended says so in the log.
-        let _ = self.commands.send(command);
-        // A full pipe wakes it as well.
-        let _ = (&self.wake).write(&[1]);
+        send(&self.commands, &self.wake, command);
     }
+}
+
+fn send(commands: &Sender<Command>, wake: &UnixStream, command: Command) {
+    // Whoever has ended says so in the log.
+    let _ = commands.send(command);
+    // A full pipe wakes it as well.
+    let _ = (&*wake).write(&[1]);
 }
 
 impl Drop for Vrrp {
@@ -197,6 +211,8 @@ struct Runner {
     tracked: Tracked,
     groups: Groups,
     listener: Listener,
+    peering: Peering,
+    cooperation: peers::Cooperation,
 }
 
 impl Runner {
@@ -208,16 +224,18 @@ impl Runner {
             for router in &mut self.routers {
                 router.read(self.ownership.as_mut());
             }
-            self.hold_groups();
+            self.obey();
             let now = Instant::now();
+            self.cooperate(now);
+            self.hold_groups(now);
             for router in &mut self.routers {
                 router.tick(now, self.ownership.as_mut());
             }
             self.keep_together(now);
-            let stopped = self.obey();
+            self.cooperate(now);
             self.tell_changes();
             self.publish();
-            if let Some(stopped) = stopped {
+            if let Some(stopped) = self.has_stopped(now) {
                 let _ = stopped.send(());
                 return;
             }
@@ -226,22 +244,23 @@ impl Runner {
 
     /// Until something comes, or the first of the timers is due.
     fn wait(&self) {
-        let due = self.routers.iter().filter_map(Router::due).min();
+        let due = self.routers.iter().filter_map(Router::due);
+        let due = due.chain(self.peering.poll_timeout()).min();
         let time = due.map(|due| {
             let time = due.saturating_duration_since(Instant::now());
             TimeSpec::nanoseconds(i64::try_from(time.as_nanos()).unwrap_or(i64::MAX))
         });
-        let sockets = self.routers.iter().filter_map(Router::socket);
+        let sockets = self.routers.iter().flat_map(Router::sockets);
         let mut waiting: Vec<PollFd<'_>> = sockets
-            .map(|socket| PollFd::new(socket.as_fd(), PollFlags::POLLIN))
+            .map(|socket| PollFd::new(socket, PollFlags::POLLIN))
             .collect();
         waiting.push(PollFd::new(self.woken.as_fd(), PollFlags::POLLIN));
         // A signal wakes it for nothing.
         let _ = ppoll(&mut waiting, time, None);
     }
 
-    /// Does as it was told. Whom to tell that all has ended.
-    fn obey(&mut self) -> Option<Sender<()>> {
+    /// Does as it was told.
+    fn obey(&mut self) {
         let mut bytes = [0; 64];
         while matches!((&self.woken).read(&mut bytes), Ok(1..)) {}
         while let Ok(command) = self.commands.try_recv() {
@@ -255,13 +274,10 @@ impl Runner {
                     self.tracked = tracked;
                     self.follow_links();
                 }
-                Command::Stop(stopped) => {
-                    self.configure(Vec::new());
-                    return Some(stopped);
-                }
+                Command::Peers(command) => self.obey_peers(command),
+                Command::Stop(stopped) => self.stop(stopped),
             }
         }
-        None
     }
 
     fn configure(&mut self, wanted: Vec<RouterConfig>) {
@@ -278,7 +294,9 @@ impl Runner {
         self.routers = stay;
         for config in wanted {
             if !self.routers.iter().any(|r| *r.config() == config) {
-                self.routers.push(Router::new(config));
+                let mut router = Router::new(config);
+                router.restrain(self.peering.waits_for_sync(Instant::now()));
+                self.routers.push(router);
             }
         }
         self.follow_links();
@@ -321,7 +339,7 @@ impl Runner {
     }
 
     /// Nobody of a group claims while another one of it could not.
-    fn hold_groups(&mut self) {
+    fn hold_groups(&mut self, now: Instant) {
         let in_the_way: Vec<Option<String>> = self
             .routers
             .iter()
@@ -331,7 +349,7 @@ impl Runner {
         for router in &mut self.routers {
             let group = &router.config().group;
             let held = group.is_some() && in_the_way.contains(group);
-            router.hold(held && !router.is_in_the_way());
+            router.hold_with_group(now, held && !router.is_in_the_way());
         }
     }
 
@@ -385,7 +403,10 @@ impl Runner {
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
         let now = Instant::now();
-        let rows = self.routers.iter().map(|router| router.status(now, unix));
+        let rows = self.routers.iter().map(|router| VrrpStatus {
+            peers_active: self.peering.active_peers(router.id(), now),
+            ..router.status(now, unix)
+        });
         *lock(&self.status) = rows.collect();
     }
 }

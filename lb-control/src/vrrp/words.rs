@@ -2,7 +2,7 @@
 
 use super::{
     codec::Advertisement,
-    machine::{Oddity, Reason, State},
+    machine::{Oddity, Reason, State, Why},
     packet::Mac,
 };
 
@@ -33,6 +33,18 @@ pub(super) fn shown(reason: &Reason) -> String {
         Reason::Broken(why) => why.clone(),
         Reason::Mended => "what it needs is there again".into(),
         Reason::Group => "its sync group did".into(),
+        Reason::HandedOver(peer) => format!("handed over to {peer}"),
+        Reason::TookOver(peer) => format!("{peer} handed over"),
+        Reason::Cancelled => "the hand-over to this node came to nothing".into(),
+    }
+}
+
+/// Why it doesn't claim.
+pub(super) fn waits(why: &Why) -> String {
+    match why {
+        Why::Group => "nobody advertises, but its sync group can't become active".into(),
+        Why::PeerActive(peer) => format!("{peer} is active, heard by the peer link alone"),
+        Why::Isolated => "isolated: nobody advertises, and no reference host answers".into(),
     }
 }
 

@@ -2,7 +2,7 @@
 
 use crate::{
     cli::table::{Align, Cell, Table, Tone, span},
-    status::VrrpStatus,
+    status::{VrrpStatus, request::FailoverAnswer},
 };
 
 /// `lbctl vrrp`; `now` in seconds since the Unix epoch.
@@ -19,7 +19,12 @@ pub fn vrrp(routers: &[VrrpStatus], colour: bool, now: u64) -> String {
         ("WHY", Align::Left),
     ]);
     for router in routers {
-        let tone = match router.state.as_str() {
+        let state = if router.isolated && router.state == "backup" {
+            "isolated"
+        } else {
+            &router.state
+        };
+        let tone = match state {
             "active" | "backup" => Tone::Good,
             _ => Tone::Bad,
         };
@@ -36,12 +41,12 @@ pub fn vrrp(routers: &[VrrpStatus], colour: bool, now: u64) -> String {
             router.vrid.to_string().into(),
             router.family.as_str().into(),
             router.interface.as_str().into(),
-            Cell::toned(&router.state, tone),
+            Cell::toned(state, tone),
             span(now.saturating_sub(router.since)).into(),
             priority(router).into(),
             active.into(),
             addresses.join(", ").into(),
-            router.reason.as_str().into(),
+            why(router).into(),
         ]);
     }
     let mut text = table.render(colour);
@@ -74,6 +79,28 @@ fn priority(router: &VrrpStatus) -> String {
         }
     }
     text
+}
+
+/// `lbctl failover`.
+pub fn failover(answer: &FailoverAnswer) -> String {
+    let lines = answer.moved.iter().map(|moved| {
+        let (vrid, family, peer) = (moved.vrid, &moved.family, &moved.peer);
+        format!("virtual router {vrid} ({family}): {peer} is active\n")
+    });
+    lines.collect()
+}
+
+/// With what an operator has to know beside it.
+fn why(router: &VrrpStatus) -> String {
+    let mut words = vec![router.reason.clone()];
+    if router.handed_over && !router.reason.starts_with("handed over") {
+        words.push("handed over".into());
+    }
+    let (answering, all) = (router.reference_hosts_answering, router.reference_hosts);
+    if answering < all {
+        words.push(format!("{answering} of {all} reference hosts answer"));
+    }
+    words.join("; ")
 }
 
 #[cfg(test)]
@@ -119,6 +146,37 @@ mod tests {
             ..VrrpStatus::default()
         };
         assert_eq!(priority(&plain), "150");
+    }
+
+    use crate::status::request::MovedRouter;
+
+    #[test]
+    fn it_says_what_is_odd() {
+        let router = VrrpStatus {
+            state: "backup".into(),
+            reason: "lb2 is active, heard by the peer link alone".into(),
+            handed_over: true,
+            isolated: true,
+            reference_hosts: 2,
+            ..VrrpStatus::default()
+        };
+        let text = vrrp(&[router], false, 100);
+        for expected in [
+            "isolated",
+            "alone; handed over; 0 of 2 reference hosts answer",
+        ] {
+            assert!(text.contains(expected), "{expected} is not in {text}");
+        }
+        let answer = FailoverAnswer {
+            moved: vec![MovedRouter {
+                vrid: 51,
+                family: "IPv4".into(),
+                peer: "lb2".into(),
+            }],
+            errors: Vec::new(),
+        };
+        let expected = "virtual router 51 (IPv4): lb2 is active\n";
+        assert_eq!(failover(&answer), expected);
     }
 
     #[test]

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use super::addresses;
+
 use crate::{
     config::{
         probe,
@@ -21,13 +23,15 @@ const HEAVIEST: i64 = 254;
 const WEIGHT_OF_SERVICES: Effect = Effect::Weight(-20);
 /// Scripts of one virtual router.
 const MOST_SCRIPTS: usize = 32;
+/// Each is asked ten times a second.
+const MOST_REFERENCES: usize = 8;
 /// Who has the addresses itself.
 const OWNER: u8 = 255;
 
 /// Reads what is watched.
 pub(super) fn track(at: &At<'_>) -> Track {
-    let known = ["interfaces", "scripts", "services"];
-    let Some(fields) = at.fields(&known, &["reference_hosts"]) else {
+    let known = ["interfaces", "reference_hosts", "scripts", "services"];
+    let Some(fields) = at.fields(&known, &[]) else {
         return Track::default();
     };
     let items = |key| fields.get(key).map(At::items).unwrap_or_default();
@@ -40,7 +44,16 @@ pub(super) fn track(at: &At<'_>) -> Track {
             scripts.len()
         ));
     }
+    let references = fields.get("reference_hosts");
+    let reference_hosts = references.map(addresses).unwrap_or_default();
+    if let Some(at) = references.filter(|_| reference_hosts.len() > MOST_REFERENCES) {
+        at.error(format!(
+            "found {} reference hosts; allowed: at most {MOST_REFERENCES}",
+            reference_hosts.len()
+        ));
+    }
     Track {
+        reference_hosts,
         interfaces: items("interfaces").iter().filter_map(interface).collect(),
         scripts: scripts.iter().filter_map(script).collect(),
         services: items("services").iter().filter_map(service).collect(),

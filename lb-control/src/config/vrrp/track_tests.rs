@@ -120,10 +120,6 @@ fn what_makes_no_sense_is_refused_with_its_place() {
             ", priority: 255, track: {services: [shop]}",
             "vrrp[0].track.services[0]: who has the addresses itself keeps priority 255",
         ),
-        (
-            ", track: {reference_hosts: []}",
-            "`reference_hosts` is not supported by this version yet",
-        ),
         (", notify: {}", "vrrp[0].notify: tells nobody"),
         (
             ", notify: {fifo: /run/f, user: root}",

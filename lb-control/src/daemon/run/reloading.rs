@@ -51,11 +51,12 @@ impl Daemon {
             self.metrics = metrics;
         }
         let model = &self.controller.model;
-        if let Err(error) = self.routers.follow(model, &self.controller.data_path) {
-            tracing::error!(%error, "virtual routers stay as they were");
-        }
         if let Err(error) = self.peers.follow(links) {
             tracing::error!(%error, "there are no links to peers");
+        }
+        let plane = &self.controller.data_path;
+        if let Err(error) = self.routers.follow(model, plane, &self.peers) {
+            tracing::error!(%error, "virtual routers stay as they were");
         }
         self.health.update(model);
         let notes = self

@@ -209,7 +209,9 @@ impl Daemon {
         daemon.peers.follow(links).map_err(not_started)?;
         // Whoever becomes active has all its services in the maps by now.
         let plane = &daemon.controller.data_path;
-        let followed = daemon.routers.follow(&daemon.controller.model, plane);
+        let followed = daemon
+            .routers
+            .follow(&daemon.controller.model, plane, &daemon.peers);
         followed.map_err(not_started)?;
         daemon.follow_links();
         daemon.tell_members();

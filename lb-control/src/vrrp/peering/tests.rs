@@ -1,0 +1,14 @@
+//! Nodes on a segment with two switches, and the links between them.
+
+use super::{
+    super::{
+        codec::{Advertisement, Version},
+        machine::{Action, Reason, Settings},
+        report::HandOverId,
+    },
+    *,
+};
+
+mod faults;
+mod hand_overs;
+mod network;

@@ -1,0 +1,310 @@
+//! Two balancers with a link between them survive what may happen to them.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use lb_tests::{
+    check,
+    config::Config,
+    held::Held,
+    owners::{Owned, Watch},
+    pair::{INTERVAL, Method, Pair},
+    process::wait_ok,
+    site::LIST,
+};
+
+/// Of each family.
+const CONNECTIONS: u32 = 100;
+
+/// What is waited for comes within this.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A moment in which two may own while one hands over: an answer's travel time, on
+/// a machine with much else to do.
+const ANSWER: Duration = Duration::from_millis(50);
+
+/// A lease's end is known to a jiffy, which has 10 ms at most.
+const JIFFY: Duration = Duration::from_millis(10);
+
+/// Longer than a standby waits before it claims.
+const LONG: Duration = Duration::from_millis(1_200);
+
+/// The router is the reference host.
+fn with_references(config: &mut Config) {
+    for extra in &mut config.extra {
+        let hosts = "track: {reference_hosts: [10.2.0.1, \"fd00:2::1\"]}, addresses:";
+        *extra = extra.replace("addresses: [\"10.2", &format!("{hosts} [\"10.2"));
+    }
+}
+
+fn start() -> Result<Pair> {
+    Pair::start(Method::Dsr, 2, |_, config| with_references(config))
+}
+
+/// Nobody is active beside node `active`, which is and stays.
+fn stays(pair: &Pair, active: usize, what: &str) -> Result<Owned> {
+    let watch = Watch::start(pair)?;
+    std::thread::sleep(LONG);
+    let owned = watch.end()?;
+    println!("{what}: {owned:?}");
+    pair.wait_state(active, "active")?;
+    ensure!(owned.both == Duration::ZERO, "{what}: two own: {owned:?}");
+    ensure!(
+        owned.nobody == Duration::ZERO,
+        "{what}: nobody owns: {owned:?}"
+    );
+    Ok(owned)
+}
+
+/// Something happens after which node `next` is active. How the owners were.
+fn moves(
+    pair: &Pair,
+    next: usize,
+    what: &str,
+    fault: impl FnOnce() -> Result<()>,
+) -> Result<Owned> {
+    let watch = Watch::start(pair)?;
+    fault()?;
+    pair.wait_state(next, "active")?;
+    let owned = watch.end()?;
+    println!("{what}: {owned:?}");
+    Ok(owned)
+}
+
+fn wait_why(pair: &Pair, node: usize, words: &str) -> Result<()> {
+    wait_ok(format!("lb{} to say: {words}", node + 1), SOON, || {
+        let text = pair.nodes[node].daemon.ctl(&["vrrp"])?;
+        ensure!(text.contains(words), "{text}");
+        Ok(())
+    })
+}
+
+/// The switch forwards nothing for the port of this node, which has its carrier.
+fn cut_cable(pair: &Pair, node: usize, cut: bool) -> Result<()> {
+    let port = &pair.topology.balancer_ports[node];
+    let state = if cut { "0" } else { "3" };
+    let argv = [
+        "bridge",
+        "link",
+        "set",
+        "dev",
+        &port.interface,
+        "state",
+        state,
+    ];
+    port.ns.exec(&argv).map(drop)
+}
+
+/// The two don't reach each other on the segment; everybody else does.
+fn cut_trunk(pair: &Pair, cut: bool) -> Result<()> {
+    for port in &pair.topology.balancer_ports {
+        let isolated = if cut { "on" } else { "off" };
+        let argv = [
+            "bridge",
+            "link",
+            "set",
+            "dev",
+            &port.interface,
+            "isolated",
+            isolated,
+        ];
+        port.ns.exec(&argv)?;
+    }
+    Ok(())
+}
+
+fn cut_peer_link(pair: &Pair, cut: bool) -> Result<()> {
+    let state = if cut { "down" } else { "up" };
+    let ns = &pair.nodes[0].host.ns;
+    ns.exec(&["ip", "link", "set", "peer0", state]).map(drop)
+}
+
+fn carrier(pair: &Pair, node: usize, state: &str) -> Result<()> {
+    let port = &pair.topology.balancer_ports[node];
+    let argv = ["ip", "link", "set", &port.interface, state];
+    port.ns.exec(&argv).map(drop)
+}
+
+fn wait_linked(pair: &Pair) -> Result<()> {
+    wait_ok("the peer link", SOON, || {
+        for node in &pair.nodes {
+            let links = node.daemon.ctl_json(&["sync"])?;
+            ensure!(links[0]["up"] == true, "{links}");
+        }
+        Ok(())
+    })
+}
+
+#[test]
+fn planned_hand_overs_lose_no_connection_and_have_no_gap() {
+    check(|| {
+        let mut pair = start()?;
+        let mut held = Held::open(&pair.topology, LIST[0], CONNECTIONS)?;
+        pair.wait_in_sync(1)?;
+        let mut gaps = vec![];
+        for round in 0..4 {
+            let (active, next) = (round % 2, 1 - round % 2);
+            let node = &pair.nodes[active];
+            let owned = moves(&pair, next, "failover", || {
+                let text = node.daemon.ctl(&["failover"])?;
+                let expected = format!("virtual router 51 (IPv4): lb{} is active", next + 1);
+                ensure!(text.contains(&expected), "{text}");
+                Ok(())
+            })?;
+            ensure!(owned.nobody <= Duration::from_millis(5), "{owned:?}");
+            ensure!(owned.both <= ANSWER, "{owned:?}");
+            gaps.push(owned);
+            wait_why(&pair, active, &format!("handed over to lb{}", next + 1))?;
+        }
+        // What was handed over stays, though the priority here is higher.
+        pair.nodes[0]
+            .daemon
+            .ctl(&["failover", "--vrid", "51", "--to", "lb2"])?;
+        stays(&pair, 1, "handed over")?;
+        let refused = |node: usize, args: &[&str], words: &str| -> Result<()> {
+            let output = pair.nodes[node].daemon.ctl_output(args)?;
+            let text = String::from_utf8_lossy(&output.stderr).into_owned();
+            ensure!(
+                output.status.code() == Some(1) && text.contains(words),
+                "{text}"
+            );
+            Ok(())
+        };
+        refused(0, &["failover"], "no virtual router is active on this node")?;
+        refused(
+            1,
+            &["failover", "--vrid", "9"],
+            "virtual router 9 is not active on this node",
+        )?;
+        refused(
+            1,
+            &["failover", "--to", "lb7"],
+            "no peer is called lb7; there are: lb1",
+        )?;
+        held.none_lost("five hand-overs")?;
+
+        // In order: the other one is active before this one lets go.
+        let watch = Watch::start(&pair)?;
+        pair.nodes[1].daemon.stop()?;
+        let owned = watch.end()?;
+        println!("stop: {owned:?}");
+        pair.wait_state(0, "active")?;
+        ensure!(owned.nobody <= Duration::from_millis(5), "{owned:?}");
+        held.none_lost("a stop")?;
+        Ok(())
+    });
+}
+
+#[test]
+fn no_single_fault_makes_a_second_owner_or_leaves_none() {
+    check(|| {
+        let mut pair = start()?;
+        let claims = INTERVAL * 3 + INTERVAL;
+
+        // 3: the trunk between the two switches.
+        cut_trunk(&pair, true)?;
+        stays(&pair, 0, "the trunk is cut")?;
+        wait_why(&pair, 1, "lb1 is active, heard by the peer link alone")?;
+        cut_trunk(&pair, false)?;
+        wait_why(&pair, 1, "advertises a better priority")?;
+        stays(&pair, 0, "the trunk is whole again")?;
+
+        // 4: the standby's own cable, with the peer link and without.
+        cut_cable(&pair, 1, true)?;
+        stays(&pair, 0, "the standby's cable is cut")?;
+        cut_peer_link(&pair, true)?;
+        stays(&pair, 0, "and its peer link")?;
+        wait_why(&pair, 1, "isolated")?;
+        cut_cable(&pair, 1, false)?;
+        cut_peer_link(&pair, false)?;
+        wait_why(&pair, 1, "advertises a better priority")?;
+        wait_linked(&pair)?;
+        stays(&pair, 0, "both are whole again")?;
+
+        // The same of the active one: it finds out, and hands over.
+        let owned = moves(&pair, 1, "the active one's cable is cut", || {
+            cut_cable(&pair, 0, true)
+        })?;
+        ensure!(
+            owned.nobody <= Duration::from_millis(5) && owned.both <= ANSWER,
+            "{owned:?}"
+        );
+        let back = || cut_cable(&pair, 0, false);
+        let owned = moves(&pair, 0, "it is whole again", back)?;
+        ensure!(
+            owned.nobody == Duration::ZERO && owned.both <= ANSWER,
+            "{owned:?}"
+        );
+
+        // 2: a switch dies, and takes the carrier away.
+        let lost = || carrier(&pair, 0, "down");
+        let owned = moves(&pair, 1, "carrier lost", lost)?;
+        ensure!(owned.both <= JIFFY && owned.nobody <= claims, "{owned:?}");
+        wait_why(&pair, 0, "eth0 carries no frames")?;
+        let owned = moves(&pair, 0, "carrier found", || carrier(&pair, 0, "up"))?;
+        ensure!(
+            owned.nobody == Duration::ZERO && owned.both <= ANSWER,
+            "{owned:?}"
+        );
+
+        // 1: it hangs, and goes on.
+        let hang = || pair.nodes[0].daemon.process()?.signal(libc::SIGSTOP);
+        let owned = moves(&pair, 1, "SIGSTOP", hang)?;
+        ensure!(
+            owned.both == Duration::ZERO && owned.nobody <= claims,
+            "{owned:?}"
+        );
+        let go_on = || pair.nodes[0].daemon.process()?.signal(libc::SIGCONT);
+        let owned = moves(&pair, 0, "SIGCONT", go_on)?;
+        ensure!(
+            owned.nobody == Duration::ZERO && owned.both <= ANSWER,
+            "{owned:?}"
+        );
+
+        // It has too little processor time: half of it is missing, in pieces.
+        let watch = Watch::start(&pair)?;
+        let until = Instant::now() + LONG;
+        while Instant::now() < until {
+            for signal in [libc::SIGSTOP, libc::SIGCONT] {
+                pair.nodes[0].daemon.process()?.signal(signal)?;
+                std::thread::sleep(Duration::from_millis(60));
+            }
+        }
+        let owned = watch.end()?;
+        println!("half of the time: {owned:?}");
+        ensure!(
+            owned.both == Duration::ZERO && owned.nobody <= claims,
+            "{owned:?}"
+        );
+        pair.wait_state(0, "active")?;
+
+        // 6: it dies, and comes back.
+        let watch = Watch::start(&pair)?;
+        pair.nodes[0].daemon.kill9()?;
+        pair.wait_state(1, "active")?;
+        let owned = watch.end()?;
+        println!("SIGKILL: {owned:?}");
+        ensure!(
+            owned.both == Duration::ZERO && owned.nobody <= claims,
+            "{owned:?}"
+        );
+        pair.nodes[0].daemon.launch()?;
+        pair.wait_state(0, "active")?;
+        let log = pair.nodes[0].daemon.log();
+        ensure!(!log.contains("panicked"), "{log}");
+
+        // 5: everything between them is cut, and heals.
+        wait_linked(&pair)?;
+        cut_trunk(&pair, true)?;
+        cut_peer_link(&pair, true)?;
+        pair.wait_state(1, "active")?;
+        pair.wait_state(0, "active")?;
+        let owned = moves(&pair, 0, "healed", || {
+            cut_trunk(&pair, false)?;
+            cut_peer_link(&pair, false)?;
+            pair.wait_state(1, "backup")
+        })?;
+        ensure!(owned.nobody == Duration::ZERO, "{owned:?}");
+        Ok(())
+    });
+}
