@@ -61,6 +61,8 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     }
     // A switch floods frames for an address it has forgotten. One that isn't
     // addressed to this interface would come back and be forwarded again.
+    // Whose a virtual MAC address is, is asked after parsing: the verifier would look
+    // at the parser once more for each answer.
     let may_be_for_us = frame.is_for_us() || ethernet.destination().virtual_router().is_some();
     let for_group = ether_type == ETHER_IPV6 && ethernet.destination().is_ipv6_multicast();
     // On a bridge replies pass by, addressed to somebody behind the other port.

@@ -1,7 +1,7 @@
 //! Links to peers.
 
 use super::page::{Page, counter, gauge};
-use crate::status::{LinkStatus, PathStatus};
+use crate::status::{LinkStatus, PathStatus, Standing};
 
 /// Adds them.
 pub(super) fn sync(page: &mut Page, links: &[LinkStatus]) {
@@ -68,6 +68,7 @@ pub(super) fn sync(page: &mut Page, links: &[LinkStatus]) {
         "Urgent messages that came from a peer.",
         |link| link.urgent.received,
     );
+    replication(page, links);
     let rejected = links.iter().flat_map(|link| {
         let reasons = link.rejected.iter();
         reasons.map(|(reason, count)| counter(&[("peer", &link.peer), ("reason", reason)], *count))
@@ -78,6 +79,95 @@ pub(super) fn sync(page: &mut Page, links: &[LinkStatus]) {
         rejected.collect(),
     );
     paths(page, links);
+}
+
+/// What is replicated.
+fn replication(page: &mut Page, links: &[LinkStatus]) {
+    let mut gauges = |name: &str, help: &str, of: fn(&LinkStatus) -> Option<f64>| {
+        let all = links.iter();
+        let all = all.filter_map(|link| Some(gauge(&[("peer", &link.peer)], of(link)?)));
+        page.gauges(name, help, all.collect());
+    };
+    gauges(
+        "lb_sync_in_sync",
+        "Whether all that the peer has told of its flows is here.",
+        |link| {
+            Some(f64::from(u8::from(
+                link.replication.hears == Standing::InSync,
+            )))
+        },
+    );
+    gauges(
+        "lb_sync_incompatible",
+        "Whether the peer's flows can't be taken over.",
+        |link| {
+            let is = matches!(link.replication.hears, Standing::Incompatible(_));
+            Some(f64::from(u8::from(is)))
+        },
+    );
+    gauges(
+        "lb_sync_replication_lag_seconds",
+        "Age of the tables that the peer has as a whole.",
+        |link| link.replication.lag_ms.map(|lag| lag as f64 / 1e3),
+    );
+    let kinds = |link: &LinkStatus| {
+        let (told, taken) = (link.replication.sent, link.replication.received);
+        [
+            ("flows", told.flows, taken.flows),
+            ("slots", told.slots, taken.slots),
+            ("bindings", told.bindings, taken.bindings),
+            ("sources", told.sources, taken.sources),
+        ]
+    };
+    let all = || {
+        links
+            .iter()
+            .flat_map(|link| kinds(link).map(|kind| (&link.peer, kind)))
+    };
+    let told =
+        all().map(|(peer, (kind, told, _))| counter(&[("peer", peer), ("kind", kind)], told));
+    page.counters(
+        "lb_sync_told_total",
+        "Records of flows that a peer was told.",
+        told.collect(),
+    );
+    let taken =
+        all().map(|(peer, (kind, _, taken))| counter(&[("peer", peer), ("kind", kind)], taken));
+    page.counters(
+        "lb_sync_taken_total",
+        "Records of a peer's flows that were taken over.",
+        taken.collect(),
+    );
+    let mut counters = |name: &str, help: &str, of: fn(&LinkStatus) -> u64| {
+        let all = links.iter();
+        let all = all.map(|link| counter(&[("peer", &link.peer)], of(link)));
+        page.counters(name, help, all.collect());
+    };
+    counters(
+        "lb_sync_told_bytes_total",
+        "Bytes of the records that a peer was told.",
+        |link| link.replication.sent.bytes,
+    );
+    counters(
+        "lb_sync_bulks_total",
+        "Times that a peer was told everything.",
+        |link| link.replication.sent.bulks,
+    );
+    let not_taken = links.iter().flat_map(|link| {
+        let counts = link.replication.received;
+        [
+            ("own", counts.own),
+            ("unknown", counts.unknown),
+            ("refused", counts.refused),
+            ("malformed", counts.malformed),
+        ]
+        .map(|(reason, count)| counter(&[("peer", &link.peer), ("reason", reason)], count))
+    });
+    page.counters(
+        "lb_sync_not_taken_total",
+        "Records of a peer's flows that were not taken over, by reason.",
+        not_taken.collect(),
+    );
 }
 
 /// Labelled with the peer's end: this node's may be the same for several.

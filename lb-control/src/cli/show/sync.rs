@@ -2,7 +2,7 @@
 
 use crate::{
     cli::table::{Align, Cell, Table, Tone, span},
-    status::{LinkStatus, PathStatus},
+    status::{LinkStatus, PathStatus, ReplicationStatus, Standing},
 };
 
 /// `lbctl sync`; `now` in seconds since the Unix epoch.
@@ -17,6 +17,7 @@ pub fn sync(links: &[LinkStatus], colour: bool, now: u64) -> String {
         ("WAITING", Align::Right),
         ("LAG", Align::Right),
         ("RECEIVED", Align::Right),
+        ("FLOWS", Align::Left),
         ("REJECTED", Align::Left),
     ]);
     for link in links {
@@ -39,6 +40,7 @@ pub fn sync(links: &[LinkStatus], colour: bool, now: u64) -> String {
             link.stream.waiting.to_string().into(),
             format!("{} ms", link.stream.lag_ms).into(),
             link.stream.received.to_string().into(),
+            flows(&link.replication).into(),
             rejected.join(", ").into(),
         ]);
     }
@@ -74,6 +76,21 @@ pub fn sync(links: &[LinkStatus], colour: bool, now: u64) -> String {
     format!("{links_table}\n{}", table.render(colour))
 }
 
+/// Which flows are where.
+fn flows(replication: &ReplicationStatus) -> String {
+    let tells = match (replication.tells, replication.services) {
+        (true, 1..) => "told, ",
+        _ => "",
+    };
+    let hears = match &replication.hears {
+        Standing::Waiting => "not told yet".to_owned(),
+        Standing::Bulk => "being told".to_owned(),
+        Standing::InSync => "in sync".to_owned(),
+        Standing::Incompatible(why) => format!("not taken over: {why}"),
+    };
+    format!("{tells}{hears}")
+}
+
 const fn state(path: &PathStatus) -> (&'static str, Tone) {
     match (path.alive, path.heard_by_peer) {
         (true, true) => ("alive", Tone::Good),
@@ -106,6 +123,12 @@ mod tests {
             epoch: Some("00000000deadbeef".into()),
             paths: vec![path("10.0.9.1:9465", true), path("10.0.8.1:9465", false)],
             rejected: [("replayed".to_owned(), 3), ("foreign".to_owned(), 0)].into(),
+            replication: ReplicationStatus {
+                tells: true,
+                services: 2,
+                hears: Standing::Incompatible("its flow table has another size".into()),
+                ..ReplicationStatus::default()
+            },
             ..LinkStatus::default()
         };
         let text = sync(&[link], false, 100);
@@ -113,7 +136,14 @@ mod tests {
         for (line, expected) in [
             (
                 1,
-                &["lb2", "up", "10 s", "00000000deadbeef", "replayed 3"][..],
+                &[
+                    "lb2",
+                    "up",
+                    "10 s",
+                    "00000000deadbeef",
+                    "told, not taken over: its flow table has another size",
+                    "replayed 3",
+                ][..],
             ),
             (4, &["10.0.9.1:9465", "alive", "42 ms ago", "0.2 ms"]),
             (
