@@ -18,7 +18,8 @@ use lb_control::{
     config, metrics,
     status::{
         BackendStatus, Histogram, InterfaceStatus, LinkStatus, NotifyStatus, PathStatus,
-        PoolHealth, PoolStatus, ProbeStatus, ServiceStatus, Snapshot, TrackerStatus, VrrpStatus,
+        PoolHealth, PoolStatus, ProbeStatus, ReplicationStatus, ServiceStatus, Snapshot,
+        TrackerStatus, VrrpStatus,
     },
 };
 use lb_tests::process::workspace_program;
@@ -197,6 +198,10 @@ fn metric_names() -> BTreeSet<String> {
             error: None,
         }],
         rejected: [("replayed".to_owned(), 1)].into(),
+        replication: ReplicationStatus {
+            lag_ms: Some(1),
+            ..ReplicationStatus::default()
+        },
         ..LinkStatus::default()
     }];
     snapshot.vrrp = vec![VrrpStatus {

@@ -234,6 +234,17 @@ impl Replication {
         peers.any(|peer| *peer.importer.standing() == Standing::InSync)
     }
 
+    /// Has the next [`Self::tick`] look at everything.
+    pub fn hasten(&mut self) {
+        self.next = None;
+    }
+
+    /// Whether every peer has the tables as of `since`, or a later time.
+    pub fn is_current(&self, since: Instant) -> bool {
+        let mut linked = self.peers.values().filter(|peer| peer.stream.is_some());
+        linked.all(|peer| peer.current.is_some_and(|then| then >= since))
+    }
+
     /// Adds what is replicated to what the links do.
     pub fn complete(&self, links: &mut [LinkStatus], now: Instant) {
         for link in links {

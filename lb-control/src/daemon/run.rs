@@ -51,6 +51,9 @@ mod start;
 /// Time between two looks at the counters.
 const TICK: Duration = Duration::from_secs(1);
 
+/// Peers may take so long to know the last flows of an address that is handed over.
+const TOLD_WITHIN: Duration = Duration::from_millis(250);
+
 /// Time between two sweeps of the flow table.
 const SWEEP: Duration = Duration::from_secs(10);
 
@@ -308,6 +311,20 @@ impl Daemon {
         }
     }
 
+    /// Before an address is handed over, its new owner is to know the last flows.
+    async fn tell_everything(&mut self) {
+        let began = Now::read().instant;
+        loop {
+            self.replication.hasten();
+            self.replicate();
+            let waited = Now::read().instant.saturating_duration_since(began);
+            if self.replication.is_current(began) || waited >= TOLD_WITHIN {
+                return;
+            }
+            tokio::time::sleep(TOLD_WITHIN / 50).await;
+        }
+    }
+
     /// The links to peers, with what is replicated.
     fn links(&mut self) -> Vec<LinkStatus> {
         let mut links = self.peers.status();
@@ -440,7 +457,10 @@ impl Daemon {
                 } = &mut self.controller;
                 let _ = reply.send(persistence::forget(data_path, model, &filter));
             }
-            Command::Failover(request, reply) => self.routers.hand_over(request, reply),
+            Command::Failover(request, reply) => {
+                self.tell_everything().await;
+                self.routers.hand_over(request, reply);
+            }
             Command::Probe(request, reply) => probes::probe(&self.health, request, reply),
             Command::Flows(filter, reply) => {
                 let model = self.controller.model.clone();
@@ -468,6 +488,7 @@ impl Daemon {
     async fn stop(mut self) {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         // First of all: another node waits to be told.
+        self.tell_everything().await;
         self.routers.stop().await;
         self.peers.stop();
         self.write_health();

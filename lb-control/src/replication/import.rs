@@ -280,27 +280,28 @@ impl Importer {
         }
     }
 
-    /// Id here of a member there, unless this node owns its service.
+    /// Ids here of a member there and of its service.
+    fn anybodys<T: FlowTable>(&mut self, world: &World<'_, T>, id: u32) -> Option<(u32, u32)> {
+        let found = self.ids.get(&id).copied();
+        let found = found.and_then(|here| Some((here, world.catalogue.service_of(here)?.0)));
+        if found.is_none() {
+            self.missed = true;
+            self.counts.unknown += 1;
+        }
+        found
+    }
+
+    /// As [`Self::anybodys`], unless this node owns the service.
     fn member<T: FlowTable>(
         &mut self,
         world: &World<'_, T>,
         own: &Own,
         id: u32,
     ) -> Option<(u32, u32)> {
-        let found = self.ids.get(&id).copied();
-        let found = found.and_then(|here| Some((here, world.catalogue.service_of(here)?.0)));
-        match found {
-            Some((_, service)) if own.contains(&service) => {
-                self.counts.own += 1;
-                None
-            }
-            Some(found) => Some(found),
-            None => {
-                self.missed = true;
-                self.counts.unknown += 1;
-                None
-            }
-        }
+        let found = self.anybodys(world, id);
+        let is_own = found.is_some_and(|(_, service)| own.contains(&service));
+        self.counts.own += u64::from(is_own);
+        found.filter(|_| !is_own)
     }
 
     fn slot<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Slot) {
@@ -348,7 +349,7 @@ impl Importer {
     }
 
     fn flow<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Flow) {
-        let Some((member, service)) = self.member(world, own, told.member) else {
+        let Some((member, service)) = self.anybodys(world, told.member) else {
             return;
         };
         let table = match told.which {
@@ -359,6 +360,18 @@ impl Importer {
             self.counts.malformed += 1;
             return;
         }
+        let is_theirs = |other: FlowWord| {
+            let known = world.catalogue.service_of(other.member());
+            known.is_some_and(|(id, _)| id == service)
+        };
+        // What this node knows itself is newer. What it doesn't are the last flows
+        // of whoever was active until now.
+        if own.contains(&service)
+            && transfer::find_either(table, told.bucket, told.tag, is_theirs).is_some()
+        {
+            self.counts.own += 1;
+            return;
+        }
         let mark = if told.closing {
             Mark::Closing
         } else {
@@ -366,10 +379,6 @@ impl Importer {
         };
         let entry = FlowWord::new(told.tag, member, world.ticks_ago(told.age_ms), mark);
         let entry = if told.full { entry.full() } else { entry };
-        let is_theirs = |other: FlowWord| {
-            let known = world.catalogue.service_of(other.member());
-            known.is_some_and(|(id, _)| id == service)
-        };
         let times = (world.now_ticks, world.longest_idle);
         let put = transfer::put(table, told.bucket, entry, told.overflowed, is_theirs, times);
         let Some((bucket, word)) = put else {
@@ -423,7 +432,7 @@ impl Importer {
     }
 
     fn binding<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Binding) {
-        let Some((member, service)) = self.member(world, own, told.member) else {
+        let Some((member, service)) = self.anybodys(world, told.member) else {
             return;
         };
         let [pool_port, client_port, vip_port] = told.ports;
@@ -453,6 +462,15 @@ impl Importer {
             hash: told.hash,
             service,
         };
+        // As with entries: only what this node doesn't know.
+        if own.contains(&service)
+            && (told.flags.is_none()
+                || !binding::state(world.bindings, at).is_free()
+                || binding::find(world.bindings, world.nat_flows, &flow).is_some())
+        {
+            self.counts.own += 1;
+            return;
+        }
         let imported = told.flags.map(|flags| ImportedBinding {
             member,
             flags,

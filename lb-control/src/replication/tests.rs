@@ -427,25 +427,32 @@ fn what_the_peer_does_not_have_any_more_goes_when_all_was_told() {
 }
 
 #[test]
-fn services_of_this_node_are_nobody_elses() {
+fn of_services_of_this_node_only_flows_that_it_does_not_know_are_taken() {
     let mut pair = Pair::new();
     pair.own = [pair.to.service("a")].into();
     pair.to.change("a", 7, 2);
     pair.to.insert("a", hash(3), 2, Mark::Open);
-    for (service, n) in [("a", 4), ("b", 5)] {
+    pair.to.insert("a", hash(6), 2, Mark::Open);
+    // The second is known to both, with another server here.
+    for (service, n) in [("a", 4), ("a", 6), ("b", 5)] {
         pair.from.change(service, slot_of(hash(n)), 1);
         pair.from.insert(service, hash(n), 1, Mark::Open);
     }
     pair.pass();
-    let has = |n| flow::find(&pair.to.flows, FlowKey::new(hash(n), BUCKETS), |_| true).is_some();
-    assert_eq!([has(3), has(4), has(5)], [true, false, true]);
-    assert!(SlotWord(pair.to.slot("a", 7).load(Relaxed)).is_tracked());
-    let tracked = |service, n| {
-        let slot = pair.to.slot(service, slot_of(hash(n)));
-        SlotWord(slot.load(Relaxed)).is_tracked()
+    let member = |n| {
+        let key = FlowKey::new(hash(n), BUCKETS);
+        let found = flow::find(&pair.to.flows, key, |_| true);
+        found.map(|found| pair.to.number(found.entry.member()))
     };
-    assert_eq!([tracked("a", 4), tracked("b", 5)], [false, true]);
-    assert!(pair.importer.counts().own >= 2);
+    assert_eq!(
+        [3, 4, 5, 6].map(member),
+        [Some(2), Some(1), Some(1), Some(2)]
+    );
+    assert!(SlotWord(pair.to.slot("a", 7).load(Relaxed)).is_tracked());
+    assert_eq!(pair.to.member_of("a", hash(4)), 1);
+    assert_eq!(pair.importer.counts().stale, 0);
+    // Two slots, and the flow that both know.
+    assert_eq!(pair.importer.counts().own, 3);
     assert!(pair.importer.disown(&["a".into()].into()));
     assert!(!pair.importer.disown(&["a".into()].into()));
 }
