@@ -22,9 +22,9 @@ use tokio::sync::{mpsc, oneshot};
 use crate::status::{
     BackendStatus, LinkStatus, ServiceStatus, Snapshot, Status, VrrpStatus,
     request::{
-        AdminAnswer, AdminRequest, FailoverAnswer, FailoverRequest, FlowFilter, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
-        PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, Refusal,
-        ReloadAnswer,
+        AdminAnswer, AdminRequest, FailoverAnswer, FailoverRequest, FlowFilter, FlowsAnswer,
+        ForgetAnswer, PersistenceAnswer, PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer,
+        ProbeRequest, Refusal, ReloadAnswer,
     },
 };
 

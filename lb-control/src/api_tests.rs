@@ -267,5 +267,8 @@ async fn sources_are_listed_by_filter_and_forgotten() {
     let answer: FailoverAnswer = client::post(&server.socket, "/v1/failover", &request)
         .await
         .unwrap();
-    assert!(answer.errors[0].contains("[51], to: Some(\"lb2\")"), "{answer:?}");
+    assert!(
+        answer.errors[0].contains("[51], to: Some(\"lb2\")"),
+        "{answer:?}"
+    );
 }

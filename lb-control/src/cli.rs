@@ -15,8 +15,9 @@ use serde::Serialize;
 use crate::status::{
     BackendStatus, LinkStatus, ServiceStatus, Status, VrrpStatus,
     request::{
-        AdminAction, AdminAnswer, AdminRequest, FailoverAnswer, FailoverRequest, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
-        PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, ReloadAnswer,
+        AdminAction, AdminAnswer, AdminRequest, FailoverAnswer, FailoverRequest, FlowsAnswer,
+        ForgetAnswer, PersistenceAnswer, PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer,
+        ProbeRequest, ReloadAnswer,
     },
 };
 

@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// A moment in which two may own while one hands over: an answer's travel time, on
 /// a machine with much else to do.
-const ANSWER: Duration = Duration::from_millis(50);
+const ANSWER: Duration = Duration::from_millis(150);
 
 /// A lease's end is known to a jiffy, which has 10 ms at most.
 const JIFFY: Duration = Duration::from_millis(10);
@@ -49,12 +49,20 @@ fn stays(pair: &Pair, active: usize, what: &str) -> Result<Owned> {
     println!("{what}: {owned:?}");
     pair.wait_state(active, "active")?;
     ensure!(owned.both == Duration::ZERO, "{what}: two own: {owned:?}");
-    ensure!(owned.nobody == Duration::ZERO, "{what}: nobody owns: {owned:?}");
+    ensure!(
+        owned.nobody == Duration::ZERO,
+        "{what}: nobody owns: {owned:?}"
+    );
     Ok(owned)
 }
 
 /// Something happens after which node `next` is active. How the owners were.
-fn moves(pair: &Pair, next: usize, what: &str, fault: impl FnOnce() -> Result<()>) -> Result<Owned> {
+fn moves(
+    pair: &Pair,
+    next: usize,
+    what: &str,
+    fault: impl FnOnce() -> Result<()>,
+) -> Result<Owned> {
     // What is shown may be a second old.
     pair.wait_state(next, "backup")?;
     pair.wait_state(1 - next, "active")?;
@@ -76,19 +84,31 @@ fn wait_why(pair: &Pair, node: usize, words: &str) -> Result<()> {
 
 /// Waits until a backup hears the other one on the segment again.
 fn wait_hears(pair: &Pair, node: usize) -> Result<()> {
-    wait_ok(format!("lb{} to hear the other one", node + 1), SOON, || {
-        let text = pair.nodes[node].daemon.ctl(&["vrrp"])?;
-        let waits = ["peer link alone", "isolated", "reference hosts answer"];
-        ensure!(!waits.iter().any(|words| text.contains(words)), "{text}");
-        Ok(())
-    })
+    wait_ok(
+        format!("lb{} to hear the other one", node + 1),
+        SOON,
+        || {
+            let text = pair.nodes[node].daemon.ctl(&["vrrp"])?;
+            let waits = ["peer link alone", "isolated", "reference hosts answer"];
+            ensure!(!waits.iter().any(|words| text.contains(words)), "{text}");
+            Ok(())
+        },
+    )
 }
 
 /// The switch forwards nothing for the port of this node, which has its carrier.
 fn cut_cable(pair: &Pair, node: usize, cut: bool) -> Result<()> {
     let port = &pair.topology.balancer_ports[node];
     let state = if cut { "0" } else { "3" };
-    let argv = ["bridge", "link", "set", "dev", &port.interface, "state", state];
+    let argv = [
+        "bridge",
+        "link",
+        "set",
+        "dev",
+        &port.interface,
+        "state",
+        state,
+    ];
     port.ns.exec(&argv).map(drop)
 }
 
@@ -96,7 +116,15 @@ fn cut_cable(pair: &Pair, node: usize, cut: bool) -> Result<()> {
 fn cut_trunk(pair: &Pair, cut: bool) -> Result<()> {
     for port in &pair.topology.balancer_ports {
         let isolated = if cut { "on" } else { "off" };
-        let argv = ["bridge", "link", "set", "dev", &port.interface, "isolated", isolated];
+        let argv = [
+            "bridge",
+            "link",
+            "set",
+            "dev",
+            &port.interface,
+            "isolated",
+            isolated,
+        ];
         port.ns.exec(&argv)?;
     }
     Ok(())
@@ -146,17 +174,30 @@ fn planned_hand_overs_lose_no_connection_and_have_no_gap() {
             wait_why(&pair, active, &format!("handed over to lb{}", next + 1))?;
         }
         // What was handed over stays, though the priority here is higher.
-        pair.nodes[0].daemon.ctl(&["failover", "--vrid", "51", "--to", "lb2"])?;
+        pair.nodes[0]
+            .daemon
+            .ctl(&["failover", "--vrid", "51", "--to", "lb2"])?;
         stays(&pair, 1, "handed over")?;
         let refused = |node: usize, args: &[&str], words: &str| -> Result<()> {
             let output = pair.nodes[node].daemon.ctl_output(args)?;
             let text = String::from_utf8_lossy(&output.stderr).into_owned();
-            ensure!(output.status.code() == Some(1) && text.contains(words), "{text}");
+            ensure!(
+                output.status.code() == Some(1) && text.contains(words),
+                "{text}"
+            );
             Ok(())
         };
         refused(0, &["failover"], "no virtual router is active on this node")?;
-        refused(1, &["failover", "--vrid", "9"], "virtual router 9 is not active on this node")?;
-        refused(1, &["failover", "--to", "lb7"], "no peer is called lb7; there are: lb1")?;
+        refused(
+            1,
+            &["failover", "--vrid", "9"],
+            "virtual router 9 is not active on this node",
+        )?;
+        refused(
+            1,
+            &["failover", "--to", "lb7"],
+            "no peer is called lb7; there are: lb1",
+        )?;
         held.none_lost("five hand-overs")?;
 
         // In order: the other one is active before this one lets go.
@@ -198,32 +239,56 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         stays(&pair, 0, "both are whole again")?;
 
         // The same of the active one: it finds out, and hands over.
-        let owned = moves(&pair, 1, "the active one's cable is cut", || cut_cable(&pair, 0, true))?;
-        ensure!(owned.nobody <= Duration::from_millis(5) && owned.both <= ANSWER, "{owned:?}");
+        let owned = moves(&pair, 1, "the active one's cable is cut", || {
+            cut_cable(&pair, 0, true)
+        })?;
+        ensure!(
+            owned.nobody <= Duration::from_millis(5) && owned.both <= ANSWER,
+            "{owned:?}"
+        );
         let back = || cut_cable(&pair, 0, false);
         let owned = moves(&pair, 0, "it is whole again", back)?;
-        ensure!(owned.nobody == Duration::ZERO && owned.both <= ANSWER, "{owned:?}");
+        ensure!(
+            owned.nobody == Duration::ZERO && owned.both <= ANSWER,
+            "{owned:?}"
+        );
 
         // 2: a switch dies, and takes the carrier away.
         let lost = || carrier(&pair, 0, "down");
         let owned = moves(&pair, 1, "carrier lost", lost)?;
-        ensure!(owned.both <= JIFFY && owned.nobody <= claims, "{owned:?}");
+        // As after priority 0: its skew is 61 ms.
+        ensure!(
+            owned.both <= JIFFY && owned.nobody <= INTERVAL + owned.blind,
+            "{owned:?}"
+        );
         wait_why(&pair, 0, "eth0 carries no frames")?;
-        for n in [0, 1] { println!("{}", pair.nodes[n].daemon.log()); }
         let watch = Watch::start(&pair)?;
         carrier(&pair, 0, "up")?;
         pair.wait_state(0, "active")?;
         let owned = watch.end()?;
         println!("carrier found: {owned:?}");
-        ensure!(owned.nobody == Duration::ZERO && owned.both <= ANSWER, "{owned:?}");
+        ensure!(
+            owned.nobody == Duration::ZERO && owned.both <= ANSWER,
+            "{owned:?}"
+        );
 
         // 1: it hangs, and goes on.
         let hang = || pair.nodes[0].daemon.process()?.signal(libc::SIGSTOP);
         let owned = moves(&pair, 1, "SIGSTOP", hang)?;
-        ensure!(owned.both == Duration::ZERO && owned.nobody <= claims, "{owned:?}");
-        let go_on = || pair.nodes[0].daemon.process()?.signal(libc::SIGCONT);
-        let owned = moves(&pair, 0, "SIGCONT", go_on)?;
-        ensure!(owned.nobody == Duration::ZERO && owned.both <= ANSWER, "{owned:?}");
+        ensure!(
+            owned.both == Duration::ZERO && owned.nobody <= claims + owned.blind,
+            "{owned:?}"
+        );
+        let watch = Watch::start(&pair)?;
+        pair.nodes[0].daemon.process()?.signal(libc::SIGCONT)?;
+        pair.wait_state(1, "backup")?;
+        pair.wait_state(0, "active")?;
+        let owned = watch.end()?;
+        println!("SIGCONT: {owned:?}");
+        ensure!(
+            owned.nobody == Duration::ZERO && owned.both <= ANSWER,
+            "{owned:?}"
+        );
 
         // It has too little processor time: half of it is missing, in pieces.
         let watch = Watch::start(&pair)?;
@@ -236,7 +301,10 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         }
         let owned = watch.end()?;
         println!("half of the time: {owned:?}");
-        ensure!(owned.both == Duration::ZERO && owned.nobody <= claims, "{owned:?}");
+        ensure!(
+            owned.both == Duration::ZERO && owned.nobody <= claims + owned.blind,
+            "{owned:?}"
+        );
         pair.wait_state(0, "active")?;
 
         // 6: it dies, and comes back.
@@ -246,7 +314,10 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         pair.wait_state(1, "active")?;
         let owned = watch.end()?;
         println!("SIGKILL: {owned:?}");
-        ensure!(owned.both == Duration::ZERO && owned.nobody <= claims, "{owned:?}");
+        ensure!(
+            owned.both == Duration::ZERO && owned.nobody <= claims + owned.blind,
+            "{owned:?}"
+        );
         pair.nodes[0].daemon.launch()?;
         pair.wait_state(0, "active")?;
         let log = pair.nodes[0].daemon.log();
@@ -265,7 +336,10 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         pair.wait_state(0, "active")?;
         let owned = watch.end()?;
         println!("healed: {owned:?}");
-        ensure!(owned.both > Duration::ZERO, "they never both owned: {owned:?}");
+        ensure!(
+            owned.both > Duration::ZERO,
+            "they never both owned: {owned:?}"
+        );
         ensure!(owned.nobody == Duration::ZERO, "{owned:?}");
         Ok(())
     });

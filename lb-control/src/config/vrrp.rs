@@ -156,10 +156,16 @@ fn check(fields: &Fields<'_>, vrrp: &Vrrp) {
             );
         }
     }
-    if let Some(host) = vrrp.reference_hosts.iter().find(|host| vrrp.addresses.contains(host)) {
+    if let Some(host) = vrrp
+        .reference_hosts
+        .iter()
+        .find(|host| vrrp.addresses.contains(host))
+    {
         error(
             "track",
-            &format!("{host} is a virtual address; a reference host is somebody else, such as the router"),
+            &format!(
+                "{host} is a virtual address; a reference host is somebody else, such as the router"
+            ),
         );
     }
 }
@@ -297,7 +303,10 @@ mod tests {
                 "reference_hosts: found an empty list",
             ),
             (
-                &format!("- {{{one}, track: {{reference_hosts: [{}]}}}}", ["10.0.0.9"; 9].join(", ")),
+                &format!(
+                    "- {{{one}, track: {{reference_hosts: [{}]}}}}",
+                    ["10.0.0.9"; 9].join(", ")
+                ),
                 "reference_hosts: found 9 reference hosts; allowed: at most 8",
             ),
             (

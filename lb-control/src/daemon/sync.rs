@@ -13,7 +13,9 @@ use tokio::sync::mpsc;
 use crate::{
     model::Model,
     status::LinkStatus,
-    sync::{Key, PathSettings, PeerLinks, PeerSettings, Settings, Sinks, StreamEvent, UrgentSender},
+    sync::{
+        Key, PathSettings, PeerLinks, PeerSettings, Settings, Sinks, StreamEvent, UrgentSender,
+    },
     vrrp::thread::Telephone,
 };
 

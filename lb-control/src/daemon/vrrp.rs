@@ -56,7 +56,9 @@ impl VirtualRouters {
         }
         if let Some(thread) = &self.thread {
             peers.answer(thread.telephone());
-            let link = peers.urgent().map(|link| Box::new(Link(link)) as Box<dyn vrrp::Peers>);
+            let link = peers
+                .urgent()
+                .map(|link| Box::new(Link(link)) as Box<dyn vrrp::Peers>);
             thread.peers(link);
             // Before the first of them starts.
             thread.wait_for_sync(model.sync.as_ref().map(|sync| sync.wait));

@@ -40,9 +40,8 @@ pub(super) fn vrrp(page: &mut Page, routers: &[VrrpStatus]) {
         priorities.collect(),
     );
     let mut gauges = |name: &str, help: &str, of: fn(&VrrpStatus) -> usize| {
-        let all = each().map(|(router, vrid)| {
-            gauge(&borrowed(&labels(router, vrid)), of(router) as f64)
-        });
+        let all =
+            each().map(|(router, vrid)| gauge(&borrowed(&labels(router, vrid)), of(router) as f64));
         page.gauges(name, help, all.collect());
     };
     gauges(

@@ -133,7 +133,16 @@ fn arp_request(host: Ipv4Addr, source: Ipv4Addr, mac: Mac) -> Vec<u8> {
 fn solicitation(host: Ipv6Addr, source: Ipv6Addr, mac: Mac) -> Vec<u8> {
     let [.., a, b, c] = host.octets();
     // Solicited-node multicast (RFC 4291 §2.7.1), and its MAC (RFC 2464 §7).
-    let group = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), u16::from_be_bytes([b, c]));
+    let group = Ipv6Addr::new(
+        0xff02,
+        0,
+        0,
+        0,
+        0,
+        1,
+        0xff00 | u16::from(a),
+        u16::from_be_bytes([b, c]),
+    );
     let mut message = vec![SOLICITATION, 0, 0, 0, 0, 0, 0, 0];
     message.extend(host.octets());
     message.extend([1, 1]);

@@ -271,11 +271,7 @@ fn put_id(bytes: &mut Vec<u8>, id: HandOverId) {
 fn put_routers(bytes: &mut Vec<u8>, routers: &[RouterId]) {
     let routers = routers.get(..MOST_MOVED).unwrap_or(routers);
     bytes.extend((routers.len() as u16).to_be_bytes());
-    bytes.extend(
-        routers
-            .iter()
-            .flat_map(|id| [id.vrid, u8::from(id.is_v4)]),
-    );
+    bytes.extend(routers.iter().flat_map(|id| [id.vrid, u8::from(id.is_v4)]));
 }
 
 struct Reader<'a>(&'a [u8]);
@@ -387,7 +383,13 @@ mod tests {
             epoch: 7,
             number: 9,
         };
-        let routers = vec![report(51).id, RouterId { vrid: 255, is_v4: false }];
+        let routers = vec![
+            report(51).id,
+            RouterId {
+                vrid: 255,
+                is_v4: false,
+            },
+        ];
         let mut six = report(7);
         six.id.is_v4 = false;
         six.source = "fe80::1".parse().unwrap();

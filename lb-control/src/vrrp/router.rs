@@ -222,7 +222,7 @@ impl Router {
             self.machine.broken(why);
             self.act(ownership);
             // Its own may come back as another one.
-            self.link = None;
+            self.close();
             self.references.forget();
             return;
         }
@@ -300,6 +300,7 @@ impl Router {
         self.machine.stop();
         self.act(ownership);
         self.disown(ownership);
+        self.close();
     }
 
     /// What the machine says, in its order.

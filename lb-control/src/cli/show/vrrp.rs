@@ -90,7 +90,10 @@ mod tests {
             ..VrrpStatus::default()
         };
         let text = vrrp(&[router], false, 100);
-        for expected in ["isolated", "alone; handed over; 0 of 2 reference hosts answer"] {
+        for expected in [
+            "isolated",
+            "alone; handed over; 0 of 2 reference hosts answer",
+        ] {
             assert!(text.contains(expected), "{expected} is not in {text}");
         }
         let answer = FailoverAnswer {

@@ -198,10 +198,16 @@ fn who_takes_over_is_deaf_to_the_other_one_for_a_moment() {
     assert!(machine.has_taken());
     now += DEAF - Duration::from_millis(1);
     hear(&mut machine, now, 150, address(2));
-    assert_eq!((machine.state(), actions(&mut machine)), (State::Active, vec![]));
+    assert_eq!(
+        (machine.state(), actions(&mut machine)),
+        (State::Active, vec![])
+    );
     now += Duration::from_millis(1);
     hear(&mut machine, now, 150, address(2));
-    assert_eq!((machine.state(), machine.has_taken()), (State::Backup, false));
+    assert_eq!(
+        (machine.state(), machine.has_taken()),
+        (State::Backup, false)
+    );
 }
 
 #[test]
@@ -214,7 +220,10 @@ fn only_a_backup_takes_over_and_only_an_active_one_lets_go() {
     broken.let_go(now);
     broken.begin_hand_over(&peer(), address(2), false);
     broken.left(now, address(2));
-    assert_eq!((broken.state(), actions(&mut broken)), (State::Fault, vec![]));
+    assert_eq!(
+        (broken.state(), actions(&mut broken)),
+        (State::Fault, vec![])
+    );
     let mut machine = active(150, &mut now);
     machine.let_go(now);
     assert_eq!(machine.state(), State::Backup);

@@ -6,10 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Effect, Order, PeerName, Peering, View};
+use super::{
+    Effect, Order, PeerName, Peering,
+    choice::{is_better, named},
+};
 use crate::vrrp::{
     machine::{State, Why},
-    report::{HandOverId, Message, Refusal, Report, RouterId},
+    report::{HandOverId, Message, Refusal, RouterId},
 };
 
 /// Whoever is asked has to answer within this time.
@@ -87,7 +90,9 @@ impl HandOvers {
     }
 
     fn is_giving(&self, id: RouterId) -> bool {
-        self.giving.iter().any(|giving| giving.routers.contains(&id))
+        self.giving
+            .iter()
+            .any(|giving| giving.routers.contains(&id))
     }
 }
 
@@ -104,7 +109,10 @@ impl Peering {
         token: u64,
     ) {
         let mut outcome = Outcome::default();
-        let active = self.views.iter().filter(|v| v.report.state == State::Active);
+        let active = self
+            .views
+            .iter()
+            .filter(|v| v.report.state == State::Active);
         let active: Vec<RouterId> = active.map(|view| view.report.id).collect();
         for vrid in vrids {
             if !active.iter().any(|id| id.vrid == *vrid) {
@@ -117,7 +125,9 @@ impl Peering {
             outcome.errors.push(words.into());
         }
         let mut by_peer = BTreeMap::<PeerName, BTreeSet<RouterId>>::new();
-        let wanted = active.iter().filter(|id| vrids.is_empty() || vrids.contains(&id.vrid));
+        let wanted = active
+            .iter()
+            .filter(|id| vrids.is_empty() || vrids.contains(&id.vrid));
         for id in wanted {
             if self.handovers.is_giving(*id) {
                 let words = format!("{} is being handed over already", named(*id));
@@ -130,7 +140,10 @@ impl Peering {
                 Err(why) => outcome.errors.push(format!("{}: {why}", named(*id))),
             }
         }
-        if vrids.iter().any(|vrid| !active.iter().any(|id| id.vrid == *vrid)) {
+        if vrids
+            .iter()
+            .any(|vrid| !active.iter().any(|id| id.vrid == *vrid))
+        {
             // All of it or nothing.
             by_peer.clear();
         }
@@ -145,63 +158,6 @@ impl Peering {
     /// Whether something is being handed over.
     pub fn is_handing_over(&self) -> bool {
         !self.handovers.giving.is_empty()
-    }
-
-    /// A virtual router with its sync group.
-    fn unit(&self, id: RouterId) -> Vec<RouterId> {
-        let group = self.view(id).and_then(|view| view.group.as_ref());
-        let is_in_it = |view: &&View| {
-            view.report.id == id || (group.is_some() && view.group.as_ref() == group)
-        };
-        let all = self.views.iter().filter(is_in_it);
-        all.map(|view| view.report.id).collect()
-    }
-
-    pub(super) fn view(&self, id: RouterId) -> Option<&View> {
-        self.views.iter().find(|view| view.report.id == id)
-    }
-
-    /// The best of those that could take all of them over, or why there is none.
-    fn successor(
-        &self,
-        now: Instant,
-        unit: &[RouterId],
-        to: Option<&str>,
-        with_proof: bool,
-    ) -> Result<PeerName, String> {
-        if self.peers.is_empty() {
-            return Err("no peer is heard by the peer link".into());
-        }
-        if let Some(to) = to
-            && !self.peers.contains_key(to)
-        {
-            let known: Vec<&str> = self.peers.keys().map(|name| &**name).collect();
-            return Err(format!("no peer is called {to}; there are: {}", known.join(", ")));
-        }
-        let mut reasons = Vec::new();
-        let mut best = None;
-        for (name, peer) in self.peers.iter().filter(|(n, _)| to.is_none_or(|to| ***n == *to)) {
-            let reports: Result<Vec<Report>, String> = unit
-                .iter()
-                .map(|id| match peer.fresh(*id, now) {
-                    None => Err(format!("{name} has said nothing of {} lately", named(*id))),
-                    Some((report, _)) => could_take(name, report, with_proof),
-                })
-                .collect();
-            match reports {
-                Err(why) => reasons.push(why),
-                Ok(reports) => {
-                    let sum = |of: fn(&Report) -> u8| reports.iter().map(|r| u32::from(of(r))).sum();
-                    let answered: u32 = sum(|report| report.answered);
-                    let priority: u32 = sum(|report| report.priority);
-                    let rank = (peer.in_sync, answered, priority);
-                    if best.as_ref().is_none_or(|(other, _)| rank > *other) {
-                        best = Some((rank, Arc::clone(name)));
-                    }
-                }
-            }
-        }
-        best.map(|(_, name)| name).ok_or_else(|| reasons.join("; "))
     }
 
     fn give(
@@ -378,8 +334,7 @@ impl Peering {
             Some(took) if took.number == id.number => {
                 if matches!(took.answer, Some(Message::Taken(_))) {
                     for router in took.routers {
-                        self.effects
-                            .push_back(Effect::Order(router, Order::LetGo));
+                        self.effects.push_back(Effect::Order(router, Order::LetGo));
                     }
                 }
                 self.remember(peer, id, None, Vec::new());
@@ -460,7 +415,10 @@ impl Peering {
 
     fn has_moved(&mut self, giving: Giving) {
         if let Some(outcome) = self.outcome(&giving) {
-            let moved = giving.routers.iter().map(|id| (*id, Arc::clone(&giving.peer)));
+            let moved = giving
+                .routers
+                .iter()
+                .map(|id| (*id, Arc::clone(&giving.peer)));
             outcome.moved.extend(moved);
         }
         self.answer_requests();
@@ -468,8 +426,7 @@ impl Peering {
 
     fn has_failed(&mut self, giving: Giving, words: &str) {
         for id in &giving.routers {
-            self.effects
-                .push_back(Effect::Order(*id, Order::Keep));
+            self.effects.push_back(Effect::Order(*id, Order::Keep));
         }
         self.tell(&giving.peer, Message::Cancel(giving.id).encode());
         if let Some(outcome) = self.outcome(&giving) {
@@ -483,7 +440,12 @@ impl Peering {
     }
 
     fn answer_requests(&mut self) {
-        let waiting: BTreeSet<u64> = self.handovers.giving.iter().filter_map(|g| g.token).collect();
+        let waiting: BTreeSet<u64> = self
+            .handovers
+            .giving
+            .iter()
+            .filter_map(|g| g.token)
+            .collect();
         let tokens: Vec<u64> = self.handovers.requests.keys().copied().collect();
         for token in tokens.into_iter().filter(|token| !waiting.contains(token)) {
             if let Some(outcome) = self.handovers.requests.remove(&token) {
@@ -551,35 +513,4 @@ impl Peering {
             }
         }
     }
-}
-
-/// Whether the backup `one` should be active rather than `other`. Only what has
-/// proof that it reaches its segment can say so: priority alone is no reason on a
-/// segment that is silent.
-fn is_better(one: &Report, other: &Report, preempts: bool) -> bool {
-    if one.hosts == 0 || other.hosts == 0 || !one.proof {
-        return false;
-    }
-    let score = |report: &Report| (report.able, report.proof, report.answered);
-    match score(one).cmp(&score(other)) {
-        std::cmp::Ordering::Greater => true,
-        std::cmp::Ordering::Equal => preempts && one.priority > other.priority,
-        std::cmp::Ordering::Less => false,
-    }
-}
-
-fn could_take(name: &PeerName, report: &Report, with_proof: bool) -> Result<Report, String> {
-    let id = named(report.id);
-    if report.state != State::Backup || !report.able {
-        return Err(format!("{id} is no backup on {name}"));
-    }
-    if (report.hosts > 0 || with_proof) && !report.proof {
-        return Err(format!("no reference host of {id} answers {name}"));
-    }
-    Ok(*report)
-}
-
-fn named(id: RouterId) -> String {
-    let family = if id.is_v4 { "IPv4" } else { "IPv6" };
-    format!("virtual router {} ({family})", id.vrid)
 }

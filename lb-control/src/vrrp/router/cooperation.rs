@@ -34,7 +34,14 @@ impl Router {
     pub fn view(&self, now: Instant) -> View {
         let (machine, references) = (&self.machine, &self.references);
         let able = self.link.is_some();
-        let view = View::new(now, machine, references, self.config.is_v4, able, self.changed);
+        let view = View::new(
+            now,
+            machine,
+            references,
+            self.config.is_v4,
+            able,
+            self.changed,
+        );
         View {
             group: self.config.group.clone(),
             unicast: self.config.peers.clone(),
@@ -175,6 +182,16 @@ impl Router {
         if let Err(error) = sent {
             let words = format!("reference hosts can't be asked: {error}");
             self.odd("reference_hosts", &words);
+        }
+    }
+
+    /// Closes its sockets. Closing one of packets waits for every core, which takes
+    /// some ten milliseconds: somebody else does that.
+    pub(super) fn close(&mut self) {
+        if let Some(link) = self.link.take() {
+            let thread = std::thread::Builder::new().name("vrrp-close".into());
+            // Without a thread it is closed here.
+            let _ = thread.spawn(move || drop(link));
         }
     }
 

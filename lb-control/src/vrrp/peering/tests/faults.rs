@@ -105,7 +105,10 @@ fn a_cut_trunk_leaves_the_owner_alone_and_nobody_beside_it() {
             assert_eq!(waits, Some(&Why::PeerActive("lb1".into())));
             network.trunk = true;
             network.settle();
-            assert_eq!((network.owners(), network.several), (vec![0], Duration::ZERO));
+            assert_eq!(
+                (network.owners(), network.several),
+                (vec![0], Duration::ZERO)
+            );
             assert_eq!(network.nodes[1].machine.waits(), None);
             // And the other way round: whoever dies behind the cut is followed.
             network.trunk = false;
@@ -161,7 +164,10 @@ fn an_owner_whose_cable_fails_silently_hands_over_to_who_has_proof() {
         }
         assert!(network.several <= DELAY * 2, "{:?}", network.several);
         network.settle();
-        assert_eq!((network.owners(), network.nobody), (vec![1], Duration::ZERO));
+        assert_eq!(
+            (network.owners(), network.nobody),
+            (vec![1], Duration::ZERO)
+        );
     });
 }
 

@@ -25,7 +25,11 @@ fn each(check: impl Fn(Make)) {
 
 fn has_moved(network: &Network, index: usize) -> bool {
     let outcome = network.nodes[index].outcomes.last().unwrap();
-    assert_eq!(outcome.moved.is_empty(), !outcome.errors.is_empty(), "{outcome:?}");
+    assert_eq!(
+        outcome.moved.is_empty(),
+        !outcome.errors.is_empty(),
+        "{outcome:?}"
+    );
     !outcome.moved.is_empty()
 }
 
@@ -84,8 +88,15 @@ fn who_stops_without_an_answer_says_that_it_leaves() {
         network.stop(0);
         let bound = network.nodes[1].machine.skew() + DELAY;
         network.settle();
-        assert_eq!((network.owners(), network.several), (vec![1], Duration::ZERO));
-        assert!(network.longest_nobody <= bound, "{:?}", network.longest_nobody);
+        assert_eq!(
+            (network.owners(), network.several),
+            (vec![1], Duration::ZERO)
+        );
+        assert!(
+            network.longest_nobody <= bound,
+            "{:?}",
+            network.longest_nobody
+        );
     });
 }
 
@@ -166,7 +177,14 @@ fn a_hand_over_over_a_bad_link_moves_all_or_changes_nothing() {
 #[test]
 fn without_anybody_to_take_over_the_operator_is_told_why() {
     let mut network = settled(TWO);
-    let errors = |network: &Network, index: usize| network.nodes[index].outcomes.last().unwrap().errors.join("; ");
+    let errors = |network: &Network, index: usize| {
+        network.nodes[index]
+            .outcomes
+            .last()
+            .unwrap()
+            .errors
+            .join("; ")
+    };
     network.hand_over(1, None, false);
     assert!(errors(&network, 1).contains("no virtual router is active on this node"));
     network.hand_over(0, Some(0), false);
@@ -180,7 +198,10 @@ fn without_anybody_to_take_over_the_operator_is_told_why() {
     network.settle();
     network.hand_over(0, None, false);
     assert!(errors(&network, 0).contains("lb2 has said nothing of virtual router 7 (IPv4) lately"));
-    assert_eq!((network.owners(), network.nobody), (vec![0], Duration::ZERO));
+    assert_eq!(
+        (network.owners(), network.nobody),
+        (vec![0], Duration::ZERO)
+    );
     let mut alone = settled(Make {
         has_link: false,
         ..TWO
@@ -202,7 +223,10 @@ fn no_answer_leaves_everything_as_it_was() {
     );
     // At 0, 10, 30, 50, 70 and 90 ms, and that it is cancelled.
     assert_eq!(network.nodes[0].sent.len(), 7);
-    assert_eq!((network.owners(), network.nobody), (vec![0], Duration::ZERO));
+    assert_eq!(
+        (network.owners(), network.nobody),
+        (vec![0], Duration::ZERO)
+    );
 }
 
 #[test]
@@ -216,7 +240,11 @@ fn what_is_said_again_later_has_no_effect() {
     let said = |network: &Network| -> Vec<(usize, usize, Vec<u8>)> {
         let nodes = network.nodes.iter().enumerate();
         nodes
-            .flat_map(|(from, node)| node.sent.iter().map(move |(to, bytes)| (from, *to, bytes.clone())))
+            .flat_map(|(from, node)| {
+                node.sent
+                    .iter()
+                    .map(move |(to, bytes)| (from, *to, bytes.clone()))
+            })
             .collect()
     };
     let old = said(&network);
@@ -280,7 +308,11 @@ fn a_sync_group_goes_as_a_whole() {
         has_answered_since: false,
         unicast: Vec::new(),
     };
-    peering.observe(vec![view(1, Some("site")), view(2, Some("site")), view(3, None)]);
+    peering.observe(vec![
+        view(1, Some("site")),
+        view(2, Some("site")),
+        view(3, None),
+    ]);
     let backups: Vec<Report> = (1..=3).map(|vrid| report(vrid, State::Backup)).collect();
     let peer: PeerName = "lb2".into();
     for message in Message::reports(5, 1, true, &backups) {
@@ -291,7 +323,12 @@ fn a_sync_group_goes_as_a_whole() {
         Effect::Tell(_, bytes) => Message::decode(&bytes),
         _ => None,
     });
-    let Some(Message::Take { id: _, routers, may_return: false }) = took else {
+    let Some(Message::Take {
+        id: _,
+        routers,
+        may_return: false,
+    }) = took
+    else {
         panic!("{took:?}")
     };
     assert_eq!(routers, [id(1), id(2)]);
@@ -301,5 +338,8 @@ fn a_sync_group_goes_as_a_whole() {
     let [Effect::Done(2, outcome)] = &effects[..] else {
         panic!("{effects:?}")
     };
-    assert_eq!(outcome.errors, ["virtual router 9 is not active on this node"]);
+    assert_eq!(
+        outcome.errors,
+        ["virtual router 9 is not active on this node"]
+    );
 }
