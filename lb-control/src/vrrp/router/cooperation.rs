@@ -175,10 +175,11 @@ impl Router {
         };
         let hosts = self.references.probes(now);
         let (source, mac) = (link.source, link.mac);
-        let sent: Result<(), _> = hosts
-            .into_iter()
-            .map(|host| prober.send(host, source, mac))
-            .collect();
+        let mut sent = Ok(());
+        for host in hosts {
+            // One that can't be sent is no reason to keep the others.
+            sent = sent.and(prober.send(host, source, mac));
+        }
         if let Err(error) = sent {
             let words = format!("reference hosts can't be asked: {error}");
             self.odd("reference_hosts", &words);
