@@ -34,7 +34,7 @@ pub use work::{Bound, QUOTE_BYTES, Scratch, Work};
 
 /// Version of the maps' layout, held in the one-entry map `ABI`. Pinned maps
 /// of another version are refused.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// Names of the maps, which are also the names of their pins.
 pub mod map {
@@ -52,6 +52,9 @@ pub mod map {
     pub const VIPS: &str = "VIPS";
     /// Array of `u64` by owner index: see [`super::owner`].
     pub const OWNERS: &str = "OWNERS";
+    /// Array of `u32` by owner index: index of the device on which the virtual
+    /// router has [`mod@crate::virtual_mac`]'s address; zero: it has none.
+    pub const VIRTUAL_MACS: &str = "VIRTUAL_MACS";
     /// Array of [`crate::slot::SlotWord`], all services' tables one after another, mapped.
     pub const SLOTS: &str = "SLOTS";
     /// Array by member id: [`super::MemberEntry`], mapped.

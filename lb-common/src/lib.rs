@@ -28,3 +28,4 @@ pub mod schedule;
 pub mod slot;
 pub mod track;
 pub mod tunnel;
+pub mod virtual_mac;

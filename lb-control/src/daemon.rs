@@ -7,9 +7,11 @@ pub mod conditions;
 pub mod controller;
 mod datapath;
 pub mod detach;
+mod fifo;
 mod flows;
 pub mod lock;
 mod names;
+mod notifier;
 mod observe;
 mod persistence;
 mod preview;
@@ -19,11 +21,13 @@ mod reload;
 mod replication;
 mod retry;
 pub mod run;
+mod scripts;
 mod settings;
 mod shares;
 mod sync;
 #[cfg(test)]
 mod testing;
+mod trackers;
 mod vrrp;
 
 /// A fresh key for `sync.key_file`, in hexadecimal.

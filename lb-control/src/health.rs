@@ -17,6 +17,7 @@ pub mod machine;
 pub mod memory;
 pub mod ping;
 pub mod probe;
+pub mod program;
 pub mod response;
 mod results;
 pub mod shell;

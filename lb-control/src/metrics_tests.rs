@@ -3,7 +3,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::*;
 use crate::status::{
     ConfigStatus, FlowTableStatus, Histogram as Durations, InterfaceStatus, LastReload, LinkStatus,
-    PathStatus, PoolStatus, ProbeStatus, ReloadStatus, Status, StreamStatus, VrrpStatus,
+    NotifyStatus, PathStatus, PoolStatus, ProbeStatus, ReloadStatus, Status, StreamStatus,
+    TrackerStatus, VrrpStatus,
 };
 
 fn snapshot() -> Snapshot {
@@ -105,6 +106,17 @@ fn snapshot() -> Snapshot {
             taken_over_total: 6,
             late: 8,
             rejected: [("ttl".to_owned(), 2)].into(),
+            trackers: vec![TrackerStatus {
+                kind: "script".into(),
+                name: "uplink".into(),
+                ok: true,
+                ..TrackerStatus::default()
+            }],
+            notify: Some(NotifyStatus {
+                command: [("timeout".to_owned(), 3)].into(),
+                fifo: [("dropped".to_owned(), 4)].into(),
+                waiting: 0,
+            }),
             ..VrrpStatus::default()
         }],
         probes: vec![ProbeStatus {
@@ -242,6 +254,18 @@ fn every_figure_stands_under_its_name_and_labels() {
             "7",
         ),
         (
+            r#"lb_vrrp_tracker_ok{vrid="51",family="IPv4",interface="eth0",kind="script",tracker="uplink"}"#,
+            "1",
+        ),
+        (
+            r#"lb_vrrp_notify_runs_total{vrid="51",family="IPv4",interface="eth0",result="timeout"}"#,
+            "3",
+        ),
+        (
+            r#"lb_vrrp_notify_lines_total{vrid="51",family="IPv4",interface="eth0",result="dropped"}"#,
+            "4",
+        ),
+        (
             r#"lb_vrrp_rejected_total{vrid="51",family="IPv4",interface="eth0",reason="ttl"}"#,
             "2",
         ),
@@ -291,6 +315,8 @@ fn no_label_can_name_a_client() {
         "path",
         "vrid",
         "family",
+        "kind",
+        "tracker",
     ];
     for labels in text
         .lines()

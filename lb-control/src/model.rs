@@ -20,6 +20,7 @@ mod persistence;
 mod pool;
 mod probe;
 mod sync;
+mod track;
 mod vrrp;
 
 pub use balance::{Balance, GROUPS, HashInput, Scheduler, Tracking, UdpMode};
@@ -31,6 +32,7 @@ pub use probe::{
     Agent, Dns, Exec, Ping, Secret, Smtp, Snmp, SnmpAccess, SnmpAuthentication, SnmpPrivacy, Udp,
 };
 pub use sync::{PeerSync, SyncPath, SyncPeer};
+pub use track::{Effect, Notify, Script, Track, TrackedInterface, TrackedScript, TrackedService};
 pub use vrrp::{Vrrp, owner_word};
 
 /// Everything one node does.

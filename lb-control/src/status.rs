@@ -19,7 +19,7 @@ pub use pool::PoolHealth;
 pub use probe::{Histogram, ProbeStatus};
 pub use replication::{Exported, Imported, ReplicationStatus, Standing};
 pub use sync::{LinkStatus, PathStatus, StreamStatus, UrgentStatus};
-pub use vrrp::VrrpStatus;
+pub use vrrp::{NotifyStatus, PriorityPart, TrackerStatus, VrrpStatus};
 
 /// Everything, as of one second's tick.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

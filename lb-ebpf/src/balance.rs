@@ -18,6 +18,7 @@ use crate::{
     parse::{self, Parsed, What},
     probe, reset, schedule, select,
     verdict::{NO_SERVICE, Verdict},
+    virtual_mac,
 };
 
 const ETHER_IPV4: u16 = 0x0800;
@@ -60,11 +61,11 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
     }
     // A switch floods frames for an address it has forgotten. One that isn't
     // addressed to this interface would come back and be forwarded again.
-    let for_us = frame.is_for_us();
+    let may_be_for_us = frame.is_for_us() || ethernet.destination().virtual_router().is_some();
     let for_group = ether_type == ETHER_IPV6 && ethernet.destination().is_ipv6_multicast();
     // On a bridge replies pass by, addressed to somebody behind the other port.
     let passes_by = frame.is_bridged() && config.features & feature::REPLIES != 0;
-    if !for_us && !for_group && !passes_by {
+    if !may_be_for_us && !for_group && !passes_by {
         return Verdict::PASS;
     }
     let parsed = match ether_type {
@@ -72,6 +73,10 @@ pub fn packet(ctx: &XdpContext) -> Verdict {
         _ => parse::ipv6(ctx, &packet, parsed),
     };
     let parsed = parsed.forget(config.hash_key[0]);
+    if !virtual_mac::take(&frame) {
+        return virtual_mac::NOT_OWNER;
+    }
+    let for_us = frame.is_for_us();
     match parsed.what() {
         What::Segment if for_us => segment(&frame, &parsed),
         What::Segment if passes_by => frame.hand_over(&parsed, program::REPLY),

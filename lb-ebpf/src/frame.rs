@@ -107,7 +107,10 @@ impl Frame<'_> {
     /// Whether the frame is addressed to the device that it came in by.
     #[inline(always)]
     pub fn is_for_us(&self) -> bool {
-        self.ethernet.destination() == MacWords::new(self.ingress.mac)
+        self.ethernet
+            .destination()
+            .differs(MacWords::new(self.ingress.mac))
+            == 0
     }
 
     /// Leaves the packet to the program at `place`.

@@ -59,12 +59,15 @@ pub enum Vip {
     Pool,
 }
 
-impl Vip {
-    /// Whether this node answers for it.
-    #[inline(always)]
-    pub fn is_answered(self) -> bool {
-        matches!(self, Self::Owned | Self::Pool)
-    }
+/// Index of the owner word of an address that this node answers for.
+#[inline(always)]
+pub fn owner_of_answered(address: Addr, family: u8) -> Option<u16> {
+    let entry = maps::vip(&VipKey {
+        address,
+        family,
+        reserved: [0; 3],
+    })?;
+    owns(entry.owner).then_some(entry.owner)
 }
 
 /// What an address is to this node.

@@ -8,7 +8,8 @@
 //! `full_nat` both ways, `back` knows the way to clients, `reset` ends connections, `head` puts packets into
 //! tunnels and changes VLAN tags. `defence` says what a service takes in,
 //! `persistence` which server a source has; `probe` sends health checks the way of
-//! clients' packets. `frame` is what they all start from. Packet memory is touched in `packet` alone, map
+//! clients' packets; `virtual_mac` says which frames to virtual routers are this
+//! node's. `frame` is what they all start from. Packet memory is touched in `packet` alone, map
 //! memory in `maps` alone. What can be decided without either stands in
 //! lb-common, where the host tests it.
 #![no_std]
@@ -44,6 +45,7 @@ mod schedule;
 mod select;
 mod stats;
 mod verdict;
+mod virtual_mac;
 
 use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
 

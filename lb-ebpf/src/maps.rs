@@ -57,6 +57,8 @@ static VIPS: HashMap<VipKey, VipEntry> = HashMap::pinned(64, 0);
 #[map]
 static OWNERS: Array<u64> = Array::pinned(OWNER_COUNT, 0);
 #[map]
+static VIRTUAL_MACS: Array<u32> = Array::pinned(OWNER_COUNT, 0);
+#[map]
 static SLOTS: Array<u64> = Array::pinned(1024, BPF_F_MMAPABLE);
 #[map]
 static MEMBERS: Array<MemberEntry> = Array::pinned(64, BPF_F_MMAPABLE);
@@ -151,6 +153,13 @@ pub fn owner(index: u16) -> u64 {
     OWNERS
         .get_ptr(u32::from(index))
         .map_or(0, |word| unsafe { word.read_volatile() })
+}
+
+/// Index of the device on which the virtual router with this owner word has its
+/// virtual MAC address; zero: it has none.
+#[inline(always)]
+pub fn virtual_mac_device(index: u32) -> u32 {
+    VIRTUAL_MACS.get(index).copied().unwrap_or(0)
 }
 
 /// Index of the managed device that packets with these tags come in by, or

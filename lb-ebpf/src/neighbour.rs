@@ -16,6 +16,7 @@ use crate::{
     parse::{Parsed, What},
     stats,
     verdict::{NO_SERVICE, Verdict},
+    virtual_mac,
 };
 
 const SOLICITATION: u8 = 135;
@@ -36,6 +37,9 @@ pub fn answer(frame: &Frame<'_>, parsed: &Parsed, _: &Handed) -> Verdict {
 /// An ARP packet: an answer if it asks for a VIP.
 #[inline(always)]
 fn arp(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
+    if !virtual_mac::take(frame) {
+        return virtual_mac::NOT_OWNER;
+    }
     let Some(at) = frame.packet.at::<Arp>(parsed.network_offset()) else {
         return Verdict::PASS;
     };
@@ -44,13 +48,13 @@ fn arp(frame: &Frame<'_>, parsed: &Parsed) -> Verdict {
     if arp.hardware.get() != 1 || arp.protocol.get() != 0x0800 || arp.lengths != [6, 4] {
         return Verdict::PASS;
     }
-    let own_mac = MacWords::new(frame.ingress.mac);
-    if arp.sender_mac != own_mac && is_owned(address(arp.sender), family::V4) {
-        claimed(frame, address(arp.sender), family::V4, arp.sender_mac);
-    }
-    if arp.operation.get() != 1 || !is_owned(address(arp.target), family::V4) {
+    note_claim(frame, address(arp.sender), family::V4, arp.sender_mac);
+    if arp.operation.get() != 1 {
         return Verdict::PASS;
     }
+    let Some(own_mac) = own_mac(frame, address(arp.target), family::V4) else {
+        return Verdict::PASS;
+    };
     at.write(Arp {
         operation: Be16::new(2),
         sender_mac: own_mac,
@@ -72,14 +76,26 @@ fn address(halves: [u16; 2]) -> Addr {
     Addr::v4(u32::from_ne_bytes([a[0], a[1], b[0], b[1]]))
 }
 
+/// The MAC address at which this node has an address; `None` if it doesn't
+/// answer for it.
 #[inline(always)]
-fn is_owned(address: Addr, family: u8) -> bool {
-    lookup::vip(address, family).is_answered()
+fn own_mac(frame: &Frame<'_>, address: Addr, family: u8) -> Option<MacWords> {
+    let owner = lookup::owner_of_answered(address, family)?;
+    Some(virtual_mac::of_owner(frame, owner))
 }
 
-/// Counts that somebody else has an owned VIP, and notes who.
+/// Whoever sent this says that an address is at `mac`. If that is an owned VIP,
+/// and the MAC address not this node's, it is counted and noted who.
 #[inline(always)]
-fn claimed(frame: &Frame<'_>, address: Addr, family: u8, mac: MacWords) {
+fn note_claim(frame: &Frame<'_>, address: Addr, family: u8, mac: MacWords) {
+    if mac == MacWords::new(frame.ingress.mac) {
+        return;
+    }
+    // Two nodes with one virtual MAC hear of one another by their advertisements.
+    match own_mac(frame, address, family) {
+        Some(own) if own != mac => {}
+        _ => return,
+    }
     stats::event(NO_SERVICE, Event::DuplicateVip);
     let vip = VipKey {
         address,
@@ -123,20 +139,18 @@ fn discovery(frame: &Frame<'_>, parsed: &Parsed) -> Option<Verdict> {
         return None;
     }
     let target = message.target();
-    if !is_owned(target, family::V6) {
-        return Some(Verdict::PASS);
-    }
     if kind == ADVERTISEMENT {
-        if frame.ethernet.source() != MacWords::new(frame.ingress.mac) {
-            claimed(frame, target, family::V6, frame.ethernet.source());
-        }
+        note_claim(frame, target, family::V6, frame.ethernet.source());
         return Some(Verdict::PASS);
     }
+    let Some(own_mac) = own_mac(frame, target, family::V6) else {
+        return Some(Verdict::PASS);
+    };
     let asker = Asker {
         mac: frame.ethernet.source(),
         address: ip.source(),
     };
-    Some(advertise(frame, parsed, asker, target).unwrap_or(Verdict::PASS))
+    Some(advertise(frame, parsed, asker, (target, own_mac)).unwrap_or(Verdict::PASS))
 }
 
 struct Asker {
@@ -146,7 +160,12 @@ struct Asker {
 
 /// Turns the frame into the advertisement that answers it (§7.2.4).
 #[inline(always)]
-fn advertise(frame: &Frame<'_>, parsed: &Parsed, asker: Asker, target: Addr) -> Option<Verdict> {
+fn advertise(
+    frame: &Frame<'_>,
+    parsed: &Parsed,
+    asker: Asker,
+    (target, own_mac): (Addr, MacWords),
+) -> Option<Verdict> {
     let network = parsed.network_offset();
     let frame_bytes = network + 40 + ADVERTISEMENT_BYTES;
     let packet = resize(frame.ctx, frame_bytes as i32 - parsed.frame_bytes() as i32)?;
@@ -173,7 +192,6 @@ fn advertise(frame: &Frame<'_>, parsed: &Parsed, asker: Asker, target: Addr) -> 
         target,
     };
     // Target link-layer address.
-    let own_mac = MacWords::new(frame.ingress.mac);
     let link_layer = LinkLayerOption {
         kind_length: [2, 1],
         mac: own_mac,

@@ -6,7 +6,10 @@ use aya_ebpf::{
     helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
-use lb_common::net::{Addr, Be16, Mac, NextHop};
+use lb_common::{
+    net::{Addr, Be16, Mac, NextHop},
+    virtual_mac,
+};
 
 /// Length of an Ethernet header.
 pub const ETHERNET: usize = 14;
@@ -44,6 +47,34 @@ impl MacWords {
     pub fn bytes(self) -> Mac {
         let [[a, b], [c, d], [e, f]] = self.0.map(u16::to_ne_bytes);
         [a, b, c, d, e, f]
+    }
+
+    /// Zero if they are the same. Without branches: the verifier would look at all
+    /// that follows once more for each.
+    #[inline(always)]
+    pub fn differs(self, other: Self) -> u16 {
+        let [a, b, c] = self.0;
+        let [d, e, f] = other.0;
+        (a ^ d) | (b ^ e) | (c ^ f)
+    }
+
+    /// That of the virtual router with owner word `index`.
+    #[inline(always)]
+    pub fn of_virtual_router(index: u16) -> Self {
+        Self::new(virtual_mac::of(index))
+    }
+
+    /// Index of the owner word of the virtual router whose address it is; beyond
+    /// them if it is none's. No branch but one.
+    #[inline(always)]
+    pub fn virtual_router(self) -> Option<u32> {
+        let [a, b, c, d] = virtual_mac::PREFIX;
+        let [first, second, end] = self.0;
+        let differs = (first ^ u16::from_ne_bytes([a, b])) | (second ^ u16::from_ne_bytes([c, d]));
+        if differs != 0 {
+            return None;
+        }
+        Some(virtual_mac::owner(end.to_ne_bytes()))
     }
 
     /// Whether the frame is for a group.

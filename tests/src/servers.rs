@@ -4,13 +4,14 @@ use std::{
     fmt::Write as _,
     fs,
     io::{BufRead as _, BufReader},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr, TcpStream},
     process::ChildStdout,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result};
 use serde::Deserialize;
+use socket2::{Domain, Socket, Type};
 
 use crate::{
     cleanup::TempDir,
@@ -336,6 +337,23 @@ pub fn udp(
             duration.as_secs_f64().to_string(),
         ],
     )
+}
+
+/// The echo server that answers a new connection from the address `client`.
+pub fn greeting(ns: &Netns, client: IpAddr, target: SocketAddr) -> Result<String> {
+    let name = ns.run(|| -> Result<String> {
+        let socket = Socket::new(Domain::for_address(target), Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(client, 0).into())?;
+        socket
+            .connect_timeout(&target.into(), READY_WITHIN)
+            .with_context(|| format!("{client} to {target}"))?;
+        socket.set_read_timeout(Some(READY_WITHIN))?;
+        let mut line = String::new();
+        BufReader::new(TcpStream::from(socket)).read_line(&mut line)?;
+        Ok(line.trim_end().to_owned())
+    })??;
+    anyhow::ensure!(name.starts_with("backend-"), "{client}: {name:?}");
+    Ok(name)
 }
 
 fn conns_path() -> Result<String> {

@@ -1,6 +1,10 @@
 //! A balancer is killed and its peer goes on with the same connections.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    thread,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
@@ -8,12 +12,17 @@ use lb_tests::{
     held::Held,
     pair::{Method, Pair},
     process::wait_ok,
+    servers,
     site::{LIST, family},
 };
 use serde_json::Value;
 
 /// What is waited for comes within this.
 const SOON: Duration = Duration::from_secs(10);
+
+/// For so long after a change a SYN still goes to the server of before, in case
+/// it is one that was sent again.
+const SYN_WINDOW: Duration = Duration::from_secs(4);
 
 /// Of each family, before and after a change of the pools.
 const HALF: u32 = 1_250;
@@ -82,6 +91,22 @@ fn kill_active(pair: &mut Pair, active: usize, held: &mut [Held], after: &str) -
     Ok(())
 }
 
+/// The active node has the pools of tomorrow, and dies before it could tell.
+fn killed_amid_a_reload(pair: &mut Pair, held: &mut [Held]) -> Result<()> {
+    pair.wait_state(1, "active")?;
+    pair.nodes[0].daemon.launch()?;
+    pair.wait_state(0, "active")?;
+    pair.wait_in_sync(1)?;
+    set_pools(pair, true);
+    pair.nodes[0].reload()?;
+    pair.nodes[0].daemon.kill9()?;
+    pair.wait_state(1, "active")?;
+    for held in held {
+        held.none_lost("SIGKILL amid a reload")?;
+    }
+    Ok(())
+}
+
 fn five_thousand_connections_survive(method: Method) -> Result<()> {
     let mut pair = start(method, "")?;
     let since = Instant::now();
@@ -91,6 +116,7 @@ fn five_thousand_connections_survive(method: Method) -> Result<()> {
     for node in &pair.nodes {
         node.reload()?;
     }
+    thread::sleep(SYN_WINDOW);
     held.push(Held::open(&pair.topology, LIST[0], HALF)?);
     for held in &mut held {
         held.none_lost("a backend was added")?;
@@ -121,6 +147,7 @@ fn five_thousand_connections_survive(method: Method) -> Result<()> {
     standby.daemon.write_config(&standby.config)?;
     standby.daemon.launch()?;
     kill_active(&mut pair, 0, &mut held, "the standby's return")?;
+    killed_amid_a_reload(&mut pair, &mut held)?;
     for held in held {
         held.end(since)?;
     }
@@ -195,6 +222,7 @@ fn a_peer_link_that_loses_a_twentieth_loses_no_connection() {
         for node in &pair.nodes {
             node.reload()?;
         }
+        thread::sleep(SYN_WINDOW);
         held.push(Held::open(&pair.topology, LIST[0], HALF)?);
         pair.wait_in_sync(1)?;
         print_figures(&pair, 0, 4 * HALF)?;
@@ -204,5 +232,41 @@ fn a_peer_link_that_loses_a_twentieth_loses_no_connection() {
             "nothing was lost: {dropped}"
         );
         kill_active(&mut pair, 0, &mut held, "a lossy peer link")
+    });
+}
+
+/// Sources that came before the failover.
+const SOURCES: u8 = 12;
+
+#[test]
+fn a_source_keeps_its_server_on_the_other_node() {
+    check(|| {
+        let mut pair = start(Method::Dsr, "persistence: {by: source, timeout: 10m}")?;
+        let client = &pair.topology.client.ns.clone();
+        let sources: Vec<IpAddr> = (100..100 + SOURCES).map(|n| [10, 1, 0, n].into()).collect();
+        let batch: Vec<String> = sources
+            .iter()
+            .map(|source| format!("addr add {source}/24 dev eth0\n"))
+            .collect();
+        client.feed(&["ip", "-batch", "-"], &batch.concat())?;
+        let target = SocketAddr::new(pair.topology.vip4.into(), LIST[0]);
+        // Only a client that speaks is noted.
+        let ask = || -> Result<Vec<String>> {
+            let one = |source: &IpAddr| servers::greeting(client, *source, target);
+            sources.iter().map(one).collect()
+        };
+        let before = ask()?;
+        pair.wait_in_sync(1)?;
+        wait_ok("the sources to be there", SOON, || {
+            let taken = count(&pair.replication(1)?, "received", "sources");
+            ensure!(taken >= u64::from(SOURCES), "{taken} of {SOURCES}");
+            Ok(())
+        })?;
+        pair.nodes[0].daemon.kill9()?;
+        pair.wait_state(1, "active")?;
+        let after = ask()?;
+        println!("before: {before:?}\nafter:  {after:?}");
+        ensure!(before == after, "a source lost its server");
+        Ok(())
     });
 }

@@ -3,8 +3,7 @@
 
 use std::{
     collections::BTreeMap,
-    io::{BufRead as _, BufReader},
-    net::{IpAddr, SocketAddr, TcpStream},
+    net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
@@ -12,13 +11,11 @@ use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     check,
     process::wait_ok,
+    servers,
     site::{LIST, Site, family},
     topology::{Kind, Options},
 };
 use serde_json::Value;
-use socket2::{Domain, Socket, Type};
-
-const SOON: Duration = Duration::from_secs(10);
 
 /// Clients of each family, with an address each.
 const CLIENTS: u8 = 12;
@@ -77,19 +74,7 @@ fn clients() -> Vec<IpAddr> {
 fn ask(site: &Site, client: IpAddr, port: u16) -> Result<String> {
     let [v4, v6] = site.topology.vips();
     let vip = SocketAddr::new(if client.is_ipv4() { v4 } else { v6 }, port);
-    let name = site.topology.client.ns.run(|| -> Result<String> {
-        let socket = Socket::new(Domain::for_address(vip), Type::STREAM, None)?;
-        socket.bind(&SocketAddr::new(client, 0).into())?;
-        socket
-            .connect_timeout(&vip.into(), SOON)
-            .with_context(|| format!("{client} to {vip}"))?;
-        socket.set_read_timeout(Some(SOON))?;
-        let mut line = String::new();
-        BufReader::new(TcpStream::from(socket)).read_line(&mut line)?;
-        Ok(line.trim_end().to_owned())
-    })??;
-    ensure!(name.starts_with("backend-"), "{client}: {name:?}");
-    Ok(name)
+    servers::greeting(&site.topology.client.ns, client, vip)
 }
 
 /// Each client asks twice by each service: the server that it has.

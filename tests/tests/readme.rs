@@ -17,8 +17,8 @@ use lb_control::{
     cli::Cli,
     config, metrics,
     status::{
-        BackendStatus, Histogram, InterfaceStatus, LinkStatus, PathStatus, PoolHealth, PoolStatus,
-        ProbeStatus, ServiceStatus, Snapshot, VrrpStatus,
+        BackendStatus, Histogram, InterfaceStatus, LinkStatus, NotifyStatus, PathStatus,
+        PoolHealth, PoolStatus, ProbeStatus, ServiceStatus, Snapshot, TrackerStatus, VrrpStatus,
     },
 };
 use lb_tests::process::workspace_program;
@@ -110,7 +110,8 @@ fn every_command_exists_with_its_options() {
                 .filter(|w| !w.is_empty());
             let Some(word) = words.next() else { continue };
             // A sentence about the program that begins a line.
-            if word.starts_with("--") || !word.chars().all(|c| c.is_ascii_lowercase()) {
+            let is_name = |c: char| c.is_ascii_lowercase() || c == '-';
+            if word.starts_with('-') || !word.chars().all(is_name) {
                 continue;
             }
             let found = cli.find_subcommand(word);
@@ -200,6 +201,12 @@ fn metric_names() -> BTreeSet<String> {
     }];
     snapshot.vrrp = vec![VrrpStatus {
         rejected: [("ttl".to_owned(), 1)].into(),
+        trackers: vec![TrackerStatus::default()],
+        notify: Some(NotifyStatus {
+            command: [("failed".to_owned(), 1)].into(),
+            fifo: [("written".to_owned(), 1)].into(),
+            waiting: 0,
+        }),
         ..VrrpStatus::default()
     }];
     let page = metrics::text(&snapshot).unwrap();
@@ -278,6 +285,7 @@ fn every_map_is_explained() {
         map::SERVICE_NAMES,
         map::VIPS,
         map::OWNERS,
+        map::VIRTUAL_MACS,
         map::SLOTS,
         map::MEMBERS,
         map::FLOWS,

@@ -115,6 +115,11 @@ pub(super) fn read(fields: &Fields<'_>) -> Option<CheckKind> {
     }
 }
 
+/// Reads the keys of a program.
+pub(super) fn exec(fields: &Fields<'_>) -> Option<crate::model::Exec> {
+    others::exec(fields)
+}
+
 /// "http, https and agent".
 fn listed(types: &[Type]) -> String {
     let names: Vec<&str> = TYPES

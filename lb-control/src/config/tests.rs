@@ -214,8 +214,8 @@ fn every_error_names_its_place_what_was_found_and_what_is_allowed() {
         ),
         (
             "\npools:",
-            "\nsync: []\npools:",
-            "f.yaml:3:1: sync: `sync` is not supported by this version yet; remove it",
+            "\ndns: []\npools:",
+            "f.yaml:3:1: dns: `dns` is not supported by this version yet; remove it",
         ),
         (
             "\npools:",

@@ -1,6 +1,8 @@
 //! `vrrp`: the virtual routers.
 
-use std::{net::IpAddr, time::Duration};
+mod track;
+
+use std::time::Duration;
 
 use super::{
     reader::{At, Errors, Fields, Path},
@@ -15,8 +17,6 @@ const LONGEST: Duration = Duration::from_millis(40_950);
 const LONGEST_DELAY: Duration = Duration::from_secs(3600);
 /// What an advertisement has room for within an Ethernet frame.
 const MOST_ADDRESSES: usize = 64;
-/// Each is asked ten times a second.
-const MOST_REFERENCES: usize = 8;
 
 /// Reads one of them. `None` after an error.
 pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
@@ -34,8 +34,10 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
         "unicast_peers",
         "track",
         "sync_group",
+        "notify",
+        "virtual_mac",
     ];
-    let later = ["virtual_mac", "notify"];
+    let later = [];
     let fields = at.fields(&known, &later)?;
     let vrid = fields.required("vrid")?.read(value::number(1..=255));
     let interface = fields.required("interface")?.read(value::interface);
@@ -51,9 +53,13 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
         Node::Integer(number) => value::choice(&Node::Text(number.to_string()), &versions, &[]),
         other => value::choice(other, &versions, &[]),
     });
-    let (needs, reference_hosts) = fields.get("track").map(tracked).unwrap_or_default();
+    let vrid = vrid.map(|vrid| u8::try_from(vrid).unwrap_or(u8::MAX));
+    let track = fields.get("track").map(track::track).unwrap_or_default();
+    let notify = fields
+        .get("notify")
+        .and_then(|at| track::notify(at, vrid.unwrap_or_default()));
     let vrrp = Vrrp {
-        vrid: u8::try_from(vrid?).unwrap_or(u8::MAX),
+        vrid: vrid?,
         interface: interface?,
         priority: u8::try_from(fields.or("priority", 100, value::number(1..=255))).unwrap_or(100),
         interval: fields.or(
@@ -73,34 +79,16 @@ pub(super) fn read(at: &At<'_>) -> Option<Vrrp> {
             .get("unicast_peers")
             .map(addresses)
             .unwrap_or_default(),
-        needs,
+        track,
+        notify,
         sync_group: fields.optional("sync_group", value::name),
-        reference_hosts,
+        virtual_mac: fields.or("virtual_mac", true, value::boolean),
     };
     check(&fields, &vrrp);
     Some(vrrp)
 }
 
-/// Interfaces that it needs, and reference hosts.
-fn tracked(at: &At<'_>) -> (Vec<String>, Vec<IpAddr>) {
-    let known = ["interfaces", "reference_hosts"];
-    let Some(fields) = at.fields(&known, &["scripts", "services"]) else {
-        return Default::default();
-    };
-    let names = fields.get("interfaces").map(At::items).unwrap_or_default();
-    let names = names.iter().filter_map(|at| at.read(value::interface));
-    let hosts = fields.get("reference_hosts");
-    let found = hosts.map(addresses).unwrap_or_default();
-    if let Some(at) = hosts.filter(|_| found.len() > MOST_REFERENCES) {
-        at.error(format!(
-            "found {} reference hosts; allowed: at most {MOST_REFERENCES}",
-            found.len()
-        ));
-    }
-    (names.collect(), found)
-}
-
-fn addresses(at: &At<'_>) -> Vec<IpAddr> {
+fn addresses(at: &At<'_>) -> Vec<std::net::IpAddr> {
     let items = at.items();
     if items.is_empty() && matches!(at.node, Node::List(_)) {
         at.error("found an empty list; allowed: at least one address");
@@ -140,14 +128,14 @@ fn check(fields: &Fields<'_>, vrrp: &Vrrp) {
         );
     }
     for is_v4 in [true, false] {
-        let has = |all: &[IpAddr]| all.iter().any(|a| a.is_ipv4() == is_v4);
+        let has = |all: &[std::net::IpAddr]| all.iter().any(|a| a.is_ipv4() == is_v4);
         if !vrrp.peers.is_empty() && has(&vrrp.addresses) && !has(&vrrp.peers) {
             error(
                 "unicast_peers",
                 "the addresses have a family that no peer has; IPv4 and IPv6 are advertised each by itself",
             );
         }
-        let hosts = &vrrp.reference_hosts;
+        let hosts = &vrrp.track.reference_hosts;
         if !hosts.is_empty() && has(&vrrp.addresses) && !has(hosts) {
             error(
                 "track",
@@ -157,6 +145,7 @@ fn check(fields: &Fields<'_>, vrrp: &Vrrp) {
         }
     }
     if let Some(host) = vrrp
+        .track
         .reference_hosts
         .iter()
         .find(|host| vrrp.addresses.contains(host))
@@ -186,13 +175,7 @@ pub(super) fn check_all(model: &Model, errors: &Errors) {
             );
         }
         let is_ours = |name: &String| model.interfaces.iter().any(|i| i.name == *name);
-        let tracked = vrrp.needs.iter().enumerate();
-        for (number, name) in tracked.filter(|(_, name)| !is_ours(name)) {
-            errors.add(
-                path.key("track").key("interfaces").index(number),
-                format!("{name} is not among `interfaces`; only those are followed"),
-            );
-        }
+        track::check(model, vrrp, &path, errors);
         if !is_ours(&vrrp.interface) {
             errors.add(
                 path.key("interface"),
@@ -236,7 +219,12 @@ mod tests {
         let router = &all.unwrap_or_else(|e| panic!("{e}"))[0];
         assert_eq!((router.vrid, router.priority, router.version), (51, 100, 3));
         assert_eq!(router.interval, Duration::from_secs(1));
-        assert!(router.preempt && !router.pseudo_header && router.peers.is_empty());
+        assert!(
+            router.preempt
+                && router.virtual_mac
+                && !router.pseudo_header
+                && router.peers.is_empty()
+        );
         assert_eq!(router.addresses.len(), 2);
     }
 
@@ -291,6 +279,10 @@ mod tests {
                 "vrrp[0].track.interfaces[1]: eth7 is not among `interfaces`",
             ),
             (
+                &format!("- {{{one}, virtual_mac: 7}}"),
+                "virtual_mac: found `7`",
+            ),
+            (
                 &format!("- {{{one}, track: {{reference_hosts: [\"2001:db8::1\"]}}}}"),
                 "track: the addresses have a family that no reference host has",
             ),
@@ -308,10 +300,6 @@ mod tests {
                     ["10.0.0.9"; 9].join(", ")
                 ),
                 "reference_hosts: found 9 reference hosts; allowed: at most 8",
-            ),
-            (
-                &format!("- {{{one}, virtual_mac: true}}"),
-                "`virtual_mac` is not supported by this version yet",
             ),
         ] {
             let errors = routers(text).err().unwrap_or_default();

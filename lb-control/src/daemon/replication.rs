@@ -172,7 +172,8 @@ impl Replication {
         }
         #[allow(clippy::disallowed_methods, reason = "part of the shell")]
         let took = now.elapsed();
-        if wants_sources {
+        // Where there was more to look at first, they wait for the end of it.
+        if wants_sources && !more {
             self.next_sources = now.checked_add(SOURCES.max(took * SHARE_OF_TIME));
         }
         let pause = if more {

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     signal::unix::Signal,
-    sync::{mpsc, watch},
+    sync::{Notify, mpsc, watch},
     time::MissedTickBehavior,
 };
 
@@ -28,6 +28,7 @@ use super::{
     replication::{self, Replication},
     settings,
     sync::Peers,
+    trackers::Seen,
     vrrp::VirtualRouters,
 };
 use crate::{
@@ -141,6 +142,8 @@ struct Inbox {
     health: mpsc::UnboundedReceiver<HealthChange>,
     views: watch::Receiver<Arc<NeighbourView>>,
     streams: mpsc::Receiver<StreamEvent>,
+    /// Scripts of virtual routers.
+    trackers: Arc<Notify>,
     clients: Option<NeighbourRequests>,
     reload: Signal,
     terminate: Signal,
@@ -186,6 +189,7 @@ impl Daemon {
                     self.follow_links();
                 }
                 Some(event) = inbox.streams.recv() => self.hear(event, &mut inbox.streams),
+                () = inbox.trackers.notified() => {}
                 request = next_client(&mut inbox.clients) => match request {
                     Ok(request) => self.neighbours.resolve_client(request),
                     Err(error) => {
@@ -219,6 +223,7 @@ impl Daemon {
             self.controller.look_again();
         }
         self.controller.reconcile(now);
+        self.watch_trackers();
         self.tell_members();
         let mut wanted = targets(&self.controller.model);
         // Those that have left still serve their flows.
@@ -234,6 +239,15 @@ impl Daemon {
             self.neighbours.set_targets(wanted.clone());
             self.targets = wanted;
         }
+    }
+
+    fn watch_trackers(&mut self) {
+        let seen = Seen {
+            model: &self.controller.model,
+            conditions: &self.controller.conditions,
+            links: &self.controller.neighbours,
+        };
+        self.routers.watch(&seen, Now::read().unix);
     }
 
     fn tell_members(&mut self) {
@@ -309,6 +323,8 @@ impl Daemon {
     /// Joins the groups of the VIPs on the links there are, and sees to the
     /// settings of VLAN devices that are new.
     fn follow_links(&mut self) {
+        // First: a virtual router that may not start isn't to.
+        self.watch_trackers();
         self.routers.links(&self.controller.neighbours);
         let vlans: BTreeSet<u32> = self
             .controller
@@ -452,7 +468,7 @@ impl Daemon {
     async fn stop(mut self) {
         let _ = sd_notify::notify(&[sd_notify::NotifyState::Stopping]);
         // First of all: another node waits to be told.
-        drop(std::mem::take(&mut self.routers));
+        self.routers.stop().await;
         self.peers.stop();
         self.write_health();
         self.neighbours.stop().await;

@@ -11,8 +11,8 @@ use crate::{
     dataplane::desired::BackendKey,
     model::{
         Backend, Balance, Check, CheckKind, Dataplane, Defence, ForwardingMethod, Interface, Model,
-        OnBackendDown, Pool, PoolPolicy, Ports, ProbePath, Protocol, Replies, Service, Tunnel,
-        XdpMode,
+        OnBackendDown, Pool, PoolPolicy, Ports, ProbePath, Protocol, Replies, Service, Track,
+        Tunnel, Vrrp, XdpMode,
     },
 };
 
@@ -31,6 +31,33 @@ impl Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// The name of whoever runs the tests.
+pub fn user() -> String {
+    let user = nix::unistd::User::from_uid(nix::unistd::getuid());
+    user.unwrap().unwrap().name
+}
+
+/// A virtual router with these addresses.
+pub fn vrrp(addresses: &[&str]) -> Vrrp {
+    Vrrp {
+        vrid: 51,
+        interface: "eth0".into(),
+        priority: 150,
+        interval: Duration::from_secs(1),
+        version: 3,
+        preempt: true,
+        preempt_delay: Duration::ZERO,
+        startup_delay: Duration::ZERO,
+        addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+        pseudo_header: false,
+        peers: vec!["192.0.2.2".parse().unwrap()],
+        track: Track::default(),
+        notify: None,
+        virtual_mac: true,
+        sync_group: None,
     }
 }
 

@@ -2,10 +2,18 @@
 
 use std::{
     net::{IpAddr, Ipv6Addr},
-    time::Instant,
+    sync::Arc,
+    time::{Duration, Instant},
 };
 
-use super::sync::Peers;
+use lb_common::virtual_mac;
+use tokio::sync::Notify;
+
+use super::{
+    notifier::Notifier,
+    sync::Peers,
+    trackers::{Seen, Trackers},
+};
 use crate::{
     api::Reply,
     dataplane::{owners::OwnerWords, plane::Plane},
@@ -24,10 +32,17 @@ use crate::{
     },
 };
 
-/// The thread, where the configuration has virtual routers.
+/// What `notify` tells at the end may take so long.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
+/// The thread, where the configuration has virtual routers, and what they watch.
 #[derive(Debug, Default)]
 pub struct VirtualRouters {
     thread: Option<Vrrp>,
+    notifier: Option<Notifier>,
+    trackers: Trackers,
+    /// What a former daemon left in the data path is gone.
+    has_tidied: bool,
     in_sync: bool,
 }
 
@@ -41,6 +56,11 @@ impl Ownership for Words {
     fn disown(&mut self, word: u16) -> Result<(), String> {
         self.0.disown(word).map_err(|error| error.to_string())
     }
+
+    fn place_mac(&mut self, word: u16, device: Option<u32>) -> Result<(), String> {
+        let placed = self.0.place_mac(word, device);
+        placed.map_err(|error| error.to_string())
+    }
 }
 
 impl VirtualRouters {
@@ -49,10 +69,22 @@ impl VirtualRouters {
     /// # Errors
     /// There is no thread, or the data path can't be told; in words.
     pub fn follow(&mut self, model: &Model, plane: &Plane, peers: &Peers) -> Result<(), String> {
+        let words = || plane.owner_words(model).map_err(|e| e.to_string());
+        if !self.has_tidied {
+            let kept: Vec<u16> = routers(model).iter().map(|router| router.owner).collect();
+            let tidied = words()?.forget_macs_but(&kept);
+            tidied.map_err(|error| error.to_string())?;
+            self.has_tidied = true;
+        }
         if self.thread.is_none() && !model.vrrp.is_empty() {
-            let words = plane.owner_words(model).map_err(|e| e.to_string())?;
-            let thread = Vrrp::start(Box::new(Words(words)));
+            let notifier = Notifier::start();
+            let thread = Vrrp::start(Box::new(Words(words()?)), notifier.listener());
             self.thread = Some(thread.map_err(|error| format!("VRRP: {error}"))?);
+            self.notifier = Some(notifier);
+        }
+        self.trackers.follow(model);
+        if let Some(notifier) = &self.notifier {
+            notifier.follow(model);
         }
         if let Some(thread) = &self.thread {
             peers.answer(thread.telephone());
@@ -65,6 +97,29 @@ impl VirtualRouters {
             thread.configure(routers(model));
         }
         Ok(())
+    }
+
+    /// Tells when a script has changed, so that [`Self::watch`] is due.
+    pub fn changes(&self) -> Arc<Notify> {
+        self.trackers.changes()
+    }
+
+    /// Looks at what the virtual routers watch, at `unix` in seconds since the Unix
+    /// epoch.
+    pub fn watch(&mut self, seen: &Seen<'_>, unix: u64) {
+        if let Some(thread) = &self.thread
+            && let Some(tracked) = self.trackers.look(seen, unix)
+        {
+            thread.track(tracked);
+        }
+    }
+
+    /// Stops them in order, and tells so.
+    pub async fn stop(&mut self) {
+        self.thread = None;
+        if let Some(notifier) = self.notifier.take() {
+            notifier.finish(TOLD_WITHIN).await;
+        }
     }
 
     /// Whether this node has all that its peers have told.
@@ -100,7 +155,13 @@ impl VirtualRouters {
 
     /// What they do.
     pub fn status(&self) -> Vec<VrrpStatus> {
-        self.thread.as_ref().map(Vrrp::status).unwrap_or_default()
+        let mut rows = self.thread.as_ref().map(Vrrp::status).unwrap_or_default();
+        for row in &mut rows {
+            let is_v4 = row.family == "IPv4";
+            let notifier = self.notifier.as_ref();
+            row.notify = notifier.and_then(|notifier| notifier.status((row.vrid, is_v4)));
+        }
+        rows
     }
 }
 
@@ -184,10 +245,12 @@ fn router(vrrp: &model::Vrrp, is_v4: bool, lease: bool) -> Option<RouterConfig> 
             ChecksumForm::Message
         },
         peers: of_family(&vrrp.peers),
-        needs: vrrp.needs.clone(),
         group: vrrp.sync_group.clone(),
-        references: of_family(&vrrp.reference_hosts),
+        references: of_family(&vrrp.track.reference_hosts),
         owner: owner_word(vrrp.vrid, is_v4),
+        virtual_mac: vrrp
+            .virtual_mac
+            .then(|| virtual_mac::of(owner_word(vrrp.vrid, is_v4))),
         lease,
     })
 }
@@ -209,28 +272,8 @@ fn link_local(vrid: u8) -> Ipv6Addr {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
-
-    fn vrrp(addresses: &[&str]) -> model::Vrrp {
-        model::Vrrp {
-            vrid: 51,
-            interface: "eth0".into(),
-            priority: 150,
-            interval: Duration::from_secs(1),
-            version: 3,
-            preempt: true,
-            preempt_delay: Duration::ZERO,
-            startup_delay: Duration::ZERO,
-            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-            pseudo_header: false,
-            peers: vec!["192.0.2.2".parse().unwrap()],
-            needs: Vec::new(),
-            sync_group: None,
-            reference_hosts: Vec::new(),
-        }
-    }
+    use crate::daemon::testing::vrrp;
 
     fn addresses(router: &RouterConfig) -> Vec<String> {
         let all = router.settings.addresses.iter();

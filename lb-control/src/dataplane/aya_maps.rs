@@ -239,24 +239,40 @@ pub(super) fn set_programs(ebpf: &mut Ebpf, programs: &[ProgramFd]) -> Result<()
     Ok(())
 }
 
-/// `OWNERS` once more, for who writes nothing else.
-pub(super) struct OwnerArray(Array<MapData, u64>);
+/// `OWNERS` and `VIRTUAL_MACS` once more, for who writes nothing else.
+pub(super) struct OwnerArrays {
+    words: Array<MapData, u64>,
+    devices: Array<MapData, u32>,
+}
 
-impl OwnerArray {
-    /// The one pinned at `path`.
-    pub(super) fn open(path: &Path) -> Result<Self, StoreError> {
-        let data = pinned(path, map::OWNERS)?;
-        Array::try_from(Map::Array(data))
-            .map(Self)
-            .map_err(|e| failed(map::OWNERS, "open")(io_of(e)))
+impl OwnerArrays {
+    /// Those pinned in `dir`.
+    pub(super) fn open(dir: &Path) -> Result<Self, StoreError> {
+        Ok(Self {
+            words: pinned_array(dir, map::OWNERS)?,
+            devices: pinned_array(dir, map::VIRTUAL_MACS)?,
+        })
     }
 
     /// Sets a word.
     pub(super) fn set(&mut self, word: u16, value: u64) -> Result<(), StoreError> {
-        self.0
+        self.words
             .set(u32::from(word), value, 0)
             .map_err(|e| failed(map::OWNERS, format!("entry {word}"))(io_of(e)))
     }
+
+    /// Sets the device on which the word's virtual router has its virtual MAC
+    /// address; zero: on none.
+    pub(super) fn set_device(&mut self, word: u16, device: u32) -> Result<(), StoreError> {
+        self.devices
+            .set(u32::from(word), device, 0)
+            .map_err(|e| failed(map::VIRTUAL_MACS, format!("entry {word}"))(io_of(e)))
+    }
+}
+
+fn pinned_array<V: Pod>(dir: &Path, name: &'static str) -> Result<Array<MapData, V>, StoreError> {
+    let data = pinned(&dir.join(name), name)?;
+    Array::try_from(Map::Array(data)).map_err(|e| failed(name, "open")(io_of(e)))
 }
 
 fn pinned(path: &Path, name: &'static str) -> Result<MapData, StoreError> {

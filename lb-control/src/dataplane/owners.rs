@@ -3,18 +3,18 @@
 
 use std::{path::Path, time::Instant};
 
-use lb_common::abi::{map, owner};
+use lb_common::abi::{self, map, owner};
 use nix::time::{ClockId, clock_gettime};
 
 use super::{
-    aya_maps::{self, OwnerArray},
+    aya_maps::{self, OwnerArrays},
     error::PlaneError,
     mapping::Mapping,
 };
 
 /// The owner words, and the clock that their leases count in.
 pub struct OwnerWords {
-    words: OwnerArray,
+    words: OwnerArrays,
     clock: Mapping,
     hz: u32,
 }
@@ -23,7 +23,7 @@ impl OwnerWords {
     /// Those of the data path pinned in `dir`.
     pub(super) fn open(dir: &Path, hz: u32) -> Result<Self, PlaneError> {
         Ok(Self {
-            words: OwnerArray::open(&dir.join(map::OWNERS))?,
+            words: OwnerArrays::open(dir)?,
             clock: aya_maps::pinned_clock(&dir.join(map::CLOCK))?,
             hz,
         })
@@ -47,6 +47,28 @@ impl OwnerWords {
     /// It can't be written.
     pub fn disown(&mut self, word: u16) -> Result<(), PlaneError> {
         Ok(self.words.set(word, owner::NOT_OWNED)?)
+    }
+
+    /// The virtual router of this word has its virtual MAC address on the device
+    /// with this index, or nowhere.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn place_mac(&mut self, word: u16, device: Option<u32>) -> Result<(), PlaneError> {
+        Ok(self.words.set_device(word, device.unwrap_or(0))?)
+    }
+
+    /// No virtual router has a virtual MAC address but those of `kept`: of the rest a
+    /// former daemon may have left some.
+    ///
+    /// # Errors
+    /// It can't be written.
+    pub fn forget_macs_but(&mut self, kept: &[u16]) -> Result<(), PlaneError> {
+        let words = (0..abi::OWNERS).filter_map(|word| u16::try_from(word).ok());
+        for word in words.filter(|word| !kept.contains(word)) {
+            self.place_mac(word, None)?;
+        }
+        Ok(())
     }
 
     /// The last jiffy that has begun by then: a lease is rather too short.

@@ -42,6 +42,7 @@ fn shapes(capacity: Capacity) -> Vec<Shape> {
         shape(map::SERVICE_NAMES, NAME_BYTES, Some(services)),
         shape(map::VIPS, size_of::<VipEntry>(), None),
         shape(map::OWNERS, 8, Some(abi::OWNERS)),
+        shape(map::VIRTUAL_MACS, 4, Some(abi::OWNERS)),
         shape(map::SLOTS, 8, Some(capacity.slots)),
         shape(
             map::MEMBERS,

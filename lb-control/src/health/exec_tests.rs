@@ -1,5 +1,7 @@
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
+use nix::unistd::User;
+
 use super::*;
 use crate::{
     health::{

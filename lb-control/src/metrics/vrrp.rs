@@ -1,7 +1,9 @@
 //! Virtual routers.
 
+use std::collections::BTreeMap;
+
 use super::page::{Page, counter, gauge};
-use crate::status::VrrpStatus;
+use crate::status::{NotifyStatus, VrrpStatus};
 
 const STATES: [&str; 4] = ["initialize", "backup", "active", "fault"];
 
@@ -113,6 +115,40 @@ pub(super) fn vrrp(page: &mut Page, routers: &[VrrpStatus]) {
         "lb_vrrp_rejected_total",
         "Messages that were thrown away, or are odd, by reason.",
         rejected.collect(),
+    );
+    let trackers = each().flat_map(|(router, vrid)| {
+        router.trackers.iter().map(|tracker| {
+            let mut all = with(router, vrid, "kind", &tracker.kind);
+            all.push(("tracker", tracker.name.clone()));
+            gauge(&borrowed(&all), f64::from(u8::from(tracker.ok)))
+        })
+    });
+    page.gauges(
+        "lb_vrrp_tracker_ok",
+        "1 while what a virtual router watches is as it should be.",
+        trackers.collect(),
+    );
+    let told = each().filter_map(|row| Some((row, row.0.notify.as_ref()?)));
+    let mut results = |name: &str, help: &str, of: fn(&NotifyStatus) -> &BTreeMap<String, u64>| {
+        let counted = told.clone().flat_map(|((router, vrid), notify)| {
+            of(notify)
+                .iter()
+                .map(|(result, count)| {
+                    counter(&borrowed(&with(router, vrid, "result", result)), *count)
+                })
+                .collect::<Vec<_>>()
+        });
+        page.counters(name, help, counted.collect());
+    };
+    results(
+        "lb_vrrp_notify_runs_total",
+        "Runs of the command of `notify`, by result.",
+        |notify| &notify.command,
+    );
+    results(
+        "lb_vrrp_notify_lines_total",
+        "Lines for the FIFO of `notify`, by result.",
+        |notify| &notify.fifo,
     );
 }
 

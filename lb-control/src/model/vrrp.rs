@@ -4,6 +4,8 @@ use std::{net::IpAddr, time::Duration};
 
 use serde::Serialize;
 
+use super::{Notify, Track};
+
 /// A virtual router: one VRID on one interface. Its addresses of IPv4 and those of
 /// IPv6 are decided on independently (RFC 9568 §1.2).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -30,12 +32,15 @@ pub struct Vrrp {
     pub pseudo_header: bool,
     /// Who is told; empty: the group.
     pub peers: Vec<IpAddr>,
-    /// Other interfaces that it needs.
-    pub needs: Vec<String>,
+    /// What it watches beside its peers.
+    pub track: Track,
+    /// Who is told of its state.
+    pub notify: Option<Notify>,
+    /// The addresses have the virtual router's own MAC address, and not that of the
+    /// interface (RFC 9568 §7.3).
+    pub virtual_mac: bool,
     /// Those of one name are active, backups or failed together.
     pub sync_group: Option<String>,
-    /// Hosts on its segment whose answers prove that it is reached.
-    pub reference_hosts: Vec<IpAddr>,
 }
 
 /// Which owner words there are, by VRID and family. 0 is everybody's.

@@ -21,6 +21,10 @@ pub struct VrrpStatus {
     pub since: u64,
     /// Priority that is advertised now.
     pub priority: u8,
+    /// What it is the sum of, the configured one first.
+    pub priority_parts: Vec<PriorityPart>,
+    /// What it watches.
+    pub trackers: Vec<TrackerStatus>,
     /// Milliseconds between two advertisements.
     pub interval_ms: u64,
     /// Version that is spoken.
@@ -29,6 +33,8 @@ pub struct VrrpStatus {
     pub addresses: Vec<IpAddr>,
     /// This node's address in it.
     pub source: Option<IpAddr>,
+    /// The MAC address that the virtual addresses have while this node owns them.
+    pub mac: Option<String>,
     /// Whoever was last heard to be active.
     pub active_peer: Option<IpAddr>,
     /// Its priority.
@@ -60,4 +66,45 @@ pub struct VrrpStatus {
     /// Checksum that peers use over IPv4 in version 3, where another than the RFC's
     /// was seen.
     pub peer_checksum: Option<String>,
+    /// Who is told of its state; absent: nobody.
+    pub notify: Option<NotifyStatus>,
+}
+
+/// A part of a priority.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PriorityPart {
+    /// `configured`, `limit`, or what is watched: `script check-uplink`.
+    pub what: String,
+    /// What it adds.
+    pub change: i32,
+}
+
+/// Something that a virtual router watches.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrackerStatus {
+    /// `interface`, `script` or `service`.
+    pub kind: String,
+    /// Its name.
+    pub name: String,
+    /// Whether it is as it should be.
+    pub ok: bool,
+    /// Below 0: added to the priority while it fails. Above: added while it doesn't.
+    /// Absent: the virtual router fails with it.
+    pub weight: Option<i16>,
+    /// The last result, in words.
+    pub reason: String,
+    /// Since when, in seconds since the Unix epoch.
+    pub since: u64,
+}
+
+/// What became of telling others of changes of state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NotifyStatus {
+    /// Runs of the command by result: `succeeded`, `failed`, `timeout`, `not_run`,
+    /// `dropped` (too many were waiting).
+    pub command: BTreeMap<String, u64>,
+    /// Lines for the FIFO by result: `written`, `dropped` (nobody reads), `failed`.
+    pub fifo: BTreeMap<String, u64>,
+    /// Runs that wait for those before them.
+    pub waiting: usize,
 }

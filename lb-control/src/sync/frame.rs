@@ -245,7 +245,7 @@ mod tests {
 
     #[test]
     fn the_longest_of_everything_has_room() {
-        assert!(2 + MAX_MESSAGE <= MAX_PACKET);
+        const { assert!(2 + MAX_MESSAGE <= MAX_PACKET) };
         assert!(Writer::new(false).packet(0, &[0; MAX_PACKET]).bytes().len() <= MAX_PLAINTEXT);
         assert!(Writer::new(true).urgent(&[0; MAX_MESSAGE]).bytes().len() <= MAX_PLAINTEXT);
         let acknowledgement = Acknowledgement {

@@ -42,11 +42,14 @@ pub enum Refused {
     TooLong,
 }
 
+/// Is given the peer's name and its message.
+pub type UrgentSink = Box<dyn Fn(&str, &[u8]) + Send>;
+
 /// Where what comes from peers goes.
 pub struct Sinks {
     /// Called on the links' thread for each urgent message, with the peer's name;
     /// must not block.
-    pub urgent: Box<dyn Fn(&str, &[u8]) + Send>,
+    pub urgent: UrgentSink,
     /// Ups, downs and messages of the streams. Whoever reads it late makes the
     /// peers wait: what doesn't fit is not acknowledged.
     pub stream: tokio::sync::mpsc::Sender<StreamEvent>,

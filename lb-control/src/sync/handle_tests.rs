@@ -138,7 +138,8 @@ fn what_one_sends_the_other_has_in_order_and_the_sender_knows() {
 #[test]
 fn urgent_messages_go_to_one_peer_or_to_all_and_also_in_the_last_moment() {
     let [mut one, mut other] = pair(8);
-    (one.up(), other.up());
+    one.up();
+    other.up();
     let urgent = one.links.urgent();
     urgent.tell(Some("nobody"), b"lost".to_vec()).unwrap();
     urgent.tell(Some("lb2"), b"first".to_vec()).unwrap();
@@ -202,7 +203,8 @@ fn the_same_settings_change_nothing_and_others_are_taken_over() {
     other.wait(|status| status.rejected["wrong_key"] > 0 && !status.up);
     other.links.configure(new_key(1));
     assert!(matches!(other.next(), Change::Down));
-    (one.up(), other.up());
+    one.up();
+    other.up();
 
     one.links.configure(Settings {
         peers: Vec::new(),

@@ -245,6 +245,24 @@ fn nothing_is_sent_while_it_is_down() {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
+    fn whatever_a_peer_with_the_key_says_the_node_goes_on(
+        plaintexts in proptest::collection::vec((0u8..6, proptest::collection::vec(any::<u8>(), 0..60)), 1..40),
+    ) {
+        let mut network = Network::up(51, 1);
+        for (kind, mut plaintext) in plaintexts {
+            // Mostly what begins like a message.
+            plaintext.splice(0..0, [0, kind]);
+            let session = network.links[0].sessions.current_mut().unwrap();
+            let datagram = session.seal(&plaintext).unwrap();
+            network.links[1].handle_datagram(network.now, 0, &datagram);
+            let _ = network.links[1].send(network.now, b"m");
+            network.run(Duration::from_millis(3));
+        }
+        network.run(SECOND);
+        prop_assert!(network.are_up());
+    }
+
+    #[test]
     fn random_and_mutated_datagrams_have_no_effect(
         steps in proptest::collection::vec((any::<usize>(), any::<usize>(), any::<u8>(), 0usize..4, proptest::collection::vec(any::<u8>(), 0..80)), 1..60),
     ) {

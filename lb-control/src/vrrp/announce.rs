@@ -1,23 +1,14 @@
 //! Frames that tell a segment who has an address: gratuitous ARP (RFC 5227 §3)
 //! and unsolicited neighbour advertisements (RFC 4861 §7.2.6).
 
-use std::{
-    io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::fd::AsRawFd as _,
-};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use socket2::{Domain, Protocol, Socket, Type};
-
-/// First byte first.
-pub type Mac = [u8; 6];
+use super::packet::{self, ETHER_ARP, ETHER_IPV6, Mac, ethernet};
 
 pub(super) const BROADCAST: Mac = [0xff; 6];
 /// Of ff02::1 (RFC 2464 §7).
 const ALL_NODES: Mac = [0x33, 0x33, 0, 0, 0, 1];
 const ALL_NODES_V6: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
-pub(super) const ETHER_ARP: u16 = 0x0806;
-pub(super) const ETHER_IPV6: u16 = 0x86dd;
 pub(super) const ICMPV6: u8 = 58;
 /// Override and router: this host forwards (RFC 4861 §4.4).
 const NA_FLAGS: u8 = 0xa0;
@@ -59,10 +50,6 @@ fn unsolicited_na(address: Ipv6Addr, mac: Mac) -> Vec<u8> {
     frame
 }
 
-pub(super) fn ethernet(to: Mac, from: Mac, kind: u16) -> Vec<u8> {
-    [&to[..], &from, &kind.to_be_bytes()].concat()
-}
-
 /// Of ICMPv6 (RFC 4443 §2.3).
 pub(super) fn checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) -> u16 {
     let pseudo = [
@@ -72,62 +59,7 @@ pub(super) fn checksum(source: Ipv6Addr, destination: Ipv6Addr, message: &[u8]) 
         message,
     ]
     .concat();
-    let words = pseudo.chunks(2).map(|pair| {
-        let [high, low] = [0, 1].map(|at| pair.get(at).copied().unwrap_or_default());
-        u32::from(u16::from_be_bytes([high, low]))
-    });
-    let mut sum: u32 = words.sum();
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    !(sum as u16)
-}
-
-/// Sends frames by one interface.
-#[derive(Debug)]
-pub struct Announcer {
-    socket: Socket,
-    ifindex: u32,
-}
-
-impl Announcer {
-    /// Opens it in the network namespace of the calling thread.
-    ///
-    /// # Errors
-    /// The kernel refuses.
-    pub fn open(ifindex: u32) -> io::Result<Self> {
-        // Of no protocol: it hears nothing.
-        let socket = Socket::new(Domain::PACKET, Type::RAW, Some(Protocol::from(0)))?;
-        socket.set_nonblocking(true)?;
-        Ok(Self { socket, ifindex })
-    }
-
-    /// Sends a frame.
-    ///
-    /// # Errors
-    /// It can't be sent.
-    pub fn send(&self, frame: &[u8]) -> io::Result<()> {
-        // SAFETY: plain data for which zero is valid.
-        let mut to: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
-        to.sll_family = libc::AF_PACKET as libc::sa_family_t;
-        to.sll_ifindex = self.ifindex.cast_signed();
-        to.sll_halen = 6;
-        // SAFETY: frame and address are as long as stated, and live through it.
-        let sent = unsafe {
-            libc::sendto(
-                self.socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const to).cast(),
-                size_of_val(&to) as libc::socklen_t,
-            )
-        };
-        if sent < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
-    }
+    packet::checksum(&pseudo)
 }
 
 #[cfg(test)]

@@ -10,7 +10,10 @@ use std::{
 use nix::sys::socket::MsgFlags;
 use socket2::{Domain, Protocol, Socket, Type};
 
-use super::announce::{BROADCAST, ETHER_ARP, ETHER_IPV6, ICMPV6, Mac, checksum, ethernet};
+use super::{
+    announce::{BROADCAST, ICMPV6, checksum},
+    packet::{ETHER_ARP, ETHER_IPV6, Mac, ethernet},
+};
 
 /// Longer than what is read of an answer.
 const MOST_BYTES: usize = 256;

@@ -3,34 +3,24 @@
 use std::{
     collections::BTreeMap,
     net::IpAddr,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::BorrowedFd,
     time::{Duration, Instant},
 };
 
 use super::{
-    announce::{self, Announcer, Mac},
     codec::{Advertisement, ChecksumForm, Ends, GROUP_V4, GROUP_V6, LEAVING, Malformed},
+    link::Link,
     machine::{Action, Hold, Machine, Oddity, Reason, State, Why},
     references::References,
-    references_socket::Prober,
-    socket::VrrpSocket,
+    schedule::Schedule,
     thread::{Ownership, RouterConfig},
-    words::{family, name, shown, waits, words},
+    words::{family, name, shown, shown_mac, waits, words},
 };
-use crate::status::VrrpStatus;
-use nix::ifaddrs::getifaddrs;
+use super::{notify::StateChange, trackers};
+use crate::status::{TrackerStatus, VrrpStatus};
 
 mod cooperation;
-
-/// After it became active: announcements may be lost, and switches slow.
-const ANNOUNCED_AFTER: [Duration; 3] = [
-    Duration::from_millis(100),
-    Duration::from_secs(1),
-    Duration::from_secs(5),
-];
-
-/// Switches forget an address that stays silent.
-const ANNOUNCED_EVERY: Duration = Duration::from_secs(60);
+mod tracking;
 
 /// An oddity is logged again after so long.
 const ODD_AGAIN: Duration = Duration::from_secs(3600);
@@ -45,10 +35,12 @@ pub struct Router {
     link: Option<Link>,
     reason: String,
     changed: Instant,
-    announcements: Vec<Instant>,
+    announcements: Schedule,
     counts: VrrpStatus,
     odd: BTreeMap<String, Instant>,
     moved: Option<Move>,
+    trackers: Vec<TrackerStatus>,
+    changes: Vec<StateChange>,
     references: References,
     agreed: cooperation::Agreed,
 }
@@ -62,15 +54,6 @@ pub enum Move {
     Claimed,
 }
 
-/// What needs the interface.
-struct Link {
-    socket: VrrpSocket,
-    announcer: Announcer,
-    prober: Option<Prober>,
-    source: IpAddr,
-    mac: Mac,
-}
-
 impl Router {
     /// Waits for its link.
     pub fn new(config: RouterConfig) -> Self {
@@ -82,10 +65,12 @@ impl Router {
             link: None,
             reason: "waiting for its interface".into(),
             changed: now(),
-            announcements: Vec::new(),
+            announcements: Schedule::default(),
             counts: VrrpStatus::default(),
             odd: BTreeMap::new(),
             moved: None,
+            trackers: Vec::new(),
+            changes: Vec::new(),
         }
     }
 
@@ -96,28 +81,21 @@ impl Router {
 
     /// What it hears by.
     pub fn sockets(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.link.iter().flat_map(|link| {
-            let prober = link.prober.as_ref().map(AsFd::as_fd);
-            std::iter::once(link.socket.as_fd()).chain(prober)
-        })
+        self.link.iter().flat_map(Link::sockets)
     }
 
     /// When it wants to be called next.
     pub fn due(&self) -> Option<Instant> {
-        let announcement = self.announcements.iter().min().copied();
-        self.machine
-            .poll_timeout()
-            .into_iter()
-            .chain(announcement)
-            .chain(self.references_due())
-            .min()
+        let timeout = self.machine.poll_timeout().into_iter();
+        let others = self.announcements.next().into_iter();
+        timeout.chain(others).chain(self.references_due()).min()
     }
 
     /// Takes what waits in its socket.
     pub fn read(&mut self, ownership: &mut dyn Ownership) {
         self.read_answers();
         while let Some(link) = &self.link {
-            match link.socket.receive() {
+            match link.socket().receive() {
                 Ok(Some(packet)) => {
                     let (ends, ttl) = (packet.ends, packet.ttl);
                     self.heard(&packet.message, &ends, ttl, ownership);
@@ -132,7 +110,7 @@ impl Router {
     }
 
     fn heard(&mut self, message: &[u8], ends: &Ends, ttl: u8, ownership: &mut dyn Ownership) {
-        let own = self.link.as_ref().map(|link| link.source);
+        let own = self.link.as_ref().map(Link::source);
         if Some(ends.source) == own {
             return;
         }
@@ -202,11 +180,7 @@ impl Router {
         self.machine.timeout(now);
         self.act(ownership);
         self.probe(now);
-        if self.announcements.iter().any(|at| *at <= now) {
-            self.announcements.retain(|at| *at > now);
-            if self.announcements.is_empty() {
-                self.announcements.extend(now.checked_add(ANNOUNCED_EVERY));
-            }
+        if self.announcements.take(now) {
             self.announce();
         }
     }
@@ -219,6 +193,9 @@ impl Router {
         ownership: &mut dyn Ownership,
     ) {
         if let Some(why) = broken {
+            if self.machine.state() == State::Initialize {
+                self.reason = why.to_owned();
+            }
             self.machine.broken(why);
             self.act(ownership);
             // Its own may come back as another one.
@@ -227,14 +204,16 @@ impl Router {
             return;
         }
         if self.link.is_none() {
-            match self.open() {
+            match Link::open(&self.config) {
                 Ok(link) => {
                     let mut settings = self.config.settings.clone();
-                    settings.source = link.source;
-                    if self.machine.settings().source != link.source {
+                    settings.source = link.source();
+                    if self.machine.settings().source != link.source() {
                         self.machine = Machine::new(settings);
+                        self.weigh();
                         self.machine.restrain(self.agreed.restrained);
                     }
+                    self.place_mac(link.virtual_mac_device(), ownership);
                     self.link = Some(link);
                 }
                 Err(error) => {
@@ -251,27 +230,6 @@ impl Router {
         self.machine.mended(now);
         self.machine.start(now);
         self.act(ownership);
-    }
-
-    fn open(&self) -> Result<Link, String> {
-        let name = &self.config.interface;
-        let (source, mac) = addresses(name, self.config.is_v4)?;
-        let ifindex = nix::net::if_::if_nametoindex(name.as_str()).map_err(|e| e.to_string())?;
-        let socket = VrrpSocket::open(name, ifindex, self.config.is_v4);
-        let announcer = Announcer::open(ifindex);
-        let prober = if self.references.is_empty() {
-            None
-        } else {
-            let opened = Prober::open(ifindex, self.config.is_v4);
-            Some(opened.map_err(|error| error.to_string())?)
-        };
-        Ok(Link {
-            socket: socket.map_err(|error| error.to_string())?,
-            announcer: announcer.map_err(|error| error.to_string())?,
-            prober,
-            source,
-            mac,
-        })
     }
 
     /// Whether it keeps its group from becoming active.
@@ -300,6 +258,7 @@ impl Router {
         self.machine.stop();
         self.act(ownership);
         self.disown(ownership);
+        self.place_mac(None, ownership);
         self.close();
     }
 
@@ -318,11 +277,7 @@ impl Router {
                 }
                 Action::Announce => {
                     self.announce();
-                    let now = now();
-                    self.announcements = ANNOUNCED_AFTER
-                        .iter()
-                        .filter_map(|after| now.checked_add(*after))
-                        .collect();
+                    self.announcements.begin(now());
                 }
                 Action::Changed { from, to, reason } => self.note(from, to, &reason),
             }
@@ -336,17 +291,23 @@ impl Router {
             .lease
             .then(|| now().checked_add(interval * MISSED + self.agreed.lease))
             .flatten();
-        if let Err(error) = ownership.own(self.config.owner, lease) {
-            self.odd(
-                "ownership",
-                &format!("the data path can't be told: {error}"),
-            );
-        }
+        let told = ownership.own(self.config.owner, lease);
+        self.told(told);
     }
 
     fn disown(&mut self, ownership: &mut dyn Ownership) {
-        self.announcements.clear();
-        if let Err(error) = ownership.disown(self.config.owner) {
+        self.announcements.end();
+        let told = ownership.disown(self.config.owner);
+        self.told(told);
+    }
+
+    fn place_mac(&mut self, device: Option<u32>, ownership: &mut dyn Ownership) {
+        let told = ownership.place_mac(self.config.owner, device);
+        self.told(told);
+    }
+
+    fn told(&mut self, told: Result<(), String>) {
+        if let Err(error) = told {
             self.odd(
                 "ownership",
                 &format!("the data path can't be told: {error}"),
@@ -378,11 +339,11 @@ impl Router {
         let mut failed = None;
         for destination in to {
             let ends = Ends {
-                source: link.source,
+                source: link.source(),
                 destination,
             };
             let message = advertisement.encode(&ends, self.config.checksum);
-            match link.socket.send(&message, &ends) {
+            match link.send(&message, &ends) {
                 Ok(()) => self.counts.sent += 1,
                 Err(error) => failed = Some(error),
             }
@@ -396,11 +357,7 @@ impl Router {
         let Some(link) = &self.link else {
             return;
         };
-        let frames = self.config.announced.iter();
-        let sent: Result<Vec<()>, _> = frames
-            .map(|address| link.announcer.send(&announce::frame(*address, link.mac)))
-            .collect();
-        if let Err(error) = sent {
+        if let Err(error) = link.announce(&self.config.announced) {
             self.odd("announce", &format!("announcements can't be sent: {error}"));
         }
     }
@@ -415,6 +372,7 @@ impl Router {
             _ => self.moved,
         };
         self.counts.became_active += u64::from(to == State::Active);
+        self.note_change(to);
         tracing::info!(
             vrid = self.config.settings.vrid,
             family = family(self.config.is_v4),
@@ -439,10 +397,13 @@ impl Router {
             reason: self.why_now(),
             since: unix.saturating_sub(now.saturating_duration_since(self.changed).as_secs()),
             priority: self.machine.priority(),
+            priority_parts: trackers::parts(self.config.settings.priority, &self.trackers),
+            trackers: self.trackers.clone(),
             interval_ms: u64::try_from(settings.interval.as_millis()).unwrap_or(u64::MAX),
             version: settings.version.into(),
             addresses: self.config.announced.clone(),
-            source: self.link.as_ref().map(|link| link.source),
+            source: self.link.as_ref().map(Link::source),
+            mac: self.link.as_ref().map(|link| shown_mac(link.mac())),
             active_peer: peer.map(|(address, _)| address),
             active_priority: peer.map(|(_, priority)| priority),
             handed_over: self.machine.has_handed_over(),
@@ -457,30 +418,4 @@ impl Router {
 #[allow(clippy::disallowed_methods, reason = "part of the shell")]
 fn now() -> Instant {
     Instant::now()
-}
-
-/// The primary address of an interface, its first of IPv4 or its link-local one
-/// (RFC 9568 §1.7), and its MAC address.
-fn addresses(interface: &str, is_v4: bool) -> Result<(IpAddr, Mac), String> {
-    let (mut source, mut mac) = (None, None);
-    let all = getifaddrs().map_err(|error| error.to_string())?;
-    for one in all.filter(|one| one.interface_name == interface) {
-        let Some(address) = one.address else {
-            continue;
-        };
-        if let Some(link) = address.as_link_addr() {
-            mac = mac.or(link.addr());
-        }
-        let v4 = address.as_sockaddr_in().filter(|_| is_v4);
-        let v6 = address.as_sockaddr_in6().filter(|_| !is_v4);
-        let v6 = v6.map(|v6| v6.ip()).filter(|v6| v6.is_unicast_link_local());
-        let found = v4.map(|v4| IpAddr::from(v4.ip())).or(v6.map(IpAddr::from));
-        source = source.or(found);
-    }
-    let needed = if is_v4 {
-        "has no IPv4 address"
-    } else {
-        "has no link-local address"
-    };
-    Ok((source.ok_or(needed)?, mac.ok_or("has no MAC address")?))
 }

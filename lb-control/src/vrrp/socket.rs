@@ -19,7 +19,7 @@ use super::codec::{Ends, GROUP_V4, GROUP_V6, PROTOCOL, TTL};
 const MOST_BYTES: usize = 2048;
 
 /// Internetwork control, as routing protocols have it (RFC 791 §3.1).
-const TRAFFIC_CLASS: u32 = 0xc0;
+pub const TRAFFIC_CLASS: u8 = 0xc0;
 
 /// A packet that came in.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,14 +62,14 @@ impl VrrpSocket {
             socket.set_multicast_loop_v4(false)?;
             socket.set_multicast_ttl_v4(TTL.into())?;
             socket.set_ttl_v4(TTL.into())?;
-            socket.set_tos_v4(TRAFFIC_CLASS)?;
+            socket.set_tos_v4(TRAFFIC_CLASS.into())?;
         } else {
             socket.join_multicast_v6(&GROUP_V6, ifindex)?;
             socket.set_multicast_loop_v6(false)?;
             socket.set_multicast_hops_v6(TTL.into())?;
             socket.set_unicast_hops_v6(TTL.into())?;
             socket.set_multicast_if_v6(ifindex)?;
-            socket.set_tclass_v6(TRAFFIC_CLASS)?;
+            socket.set_tclass_v6(TRAFFIC_CLASS.into())?;
             setsockopt(&socket, sockopt::Ipv6RecvHopLimit, &true)?;
             setsockopt(&socket, sockopt::Ipv6RecvPacketInfo, &true)?;
         }

@@ -25,8 +25,11 @@ use nix::{
 use super::{
     codec::ChecksumForm,
     machine::Settings,
+    notify::{Groups, StateChange, Who},
+    packet::Mac,
     peering::{Outcome, Peering},
     router::{Move, Router},
+    trackers::Tracked,
 };
 use crate::status::VrrpStatus;
 
@@ -50,26 +53,21 @@ pub struct RouterConfig {
     pub checksum: ChecksumForm,
     /// Who is told; empty: the group.
     pub peers: Vec<IpAddr>,
-    /// Other interfaces that it needs.
-    pub needs: Vec<String>,
     /// Those of one group are active, backups or failed together.
     pub group: Option<String>,
     /// Hosts on its segment that prove, by an answer, that it is reached.
     pub references: Vec<IpAddr>,
     /// Its word in the data path.
     pub owner: u16,
+    /// Its MAC address; `None`: that of the interface.
+    pub virtual_mac: Option<Mac>,
     /// The data path owns for as long as advertisements are believed, and not
     /// until it is told otherwise.
     pub lease: bool,
 }
 
-impl RouterConfig {
-    /// The interfaces that it can't do without.
-    pub fn interfaces(&self) -> impl Iterator<Item = &str> {
-        let own = std::iter::once(&self.interface);
-        own.chain(&self.needs).map(String::as_str)
-    }
-}
+/// Is told of changes of state. It doesn't wait for anything.
+pub type Listener = Box<dyn FnMut(StateChange) + Send>;
 
 /// Where the data path keeps what it owns.
 pub trait Ownership: Send {
@@ -84,6 +82,13 @@ pub trait Ownership: Send {
     /// # Errors
     /// It can't be written; in words.
     fn disown(&mut self, word: u16) -> Result<(), String>;
+
+    /// From now on the virtual router with this word has its virtual MAC address on
+    /// the device with this index, or nowhere.
+    ///
+    /// # Errors
+    /// It can't be written; in words.
+    fn place_mac(&mut self, word: u16, device: Option<u32>) -> Result<(), String>;
 }
 
 /// What the thread is told.
@@ -91,6 +96,8 @@ enum Command {
     Configure(Vec<RouterConfig>),
     /// The links that carry frames.
     Links(Vec<String>),
+    /// What is watched beside links.
+    Track(Tracked),
     Peers(peers::Command),
     Stop(Sender<()>),
 }
@@ -113,7 +120,7 @@ impl Vrrp {
     ///
     /// # Errors
     /// There is no thread to be had.
-    pub fn start(ownership: Box<dyn Ownership>) -> io::Result<Self> {
+    pub fn start(ownership: Box<dyn Ownership>, listener: Listener) -> io::Result<Self> {
         let (commands, receiver) = mpsc::channel();
         let (wake, woken) = UnixStream::pair()?;
         wake.set_nonblocking(true)?;
@@ -126,6 +133,9 @@ impl Vrrp {
             ownership,
             routers: Vec::new(),
             links: Vec::new(),
+            tracked: Tracked::new(),
+            groups: Groups::default(),
+            listener,
             peering: Peering::new(peers::epoch()),
             cooperation: peers::Cooperation::default(),
         };
@@ -149,6 +159,11 @@ impl Vrrp {
     /// These links carry frames; virtual routers on others can't forward.
     pub fn links(&self, names: Vec<String>) {
         self.tell(Command::Links(names));
+    }
+
+    /// This is how the things are that virtual routers watch.
+    pub fn track(&self, tracked: Tracked) {
+        self.tell(Command::Track(tracked));
     }
 
     /// What the virtual routers do.
@@ -193,6 +208,9 @@ struct Runner {
     ownership: Box<dyn Ownership>,
     routers: Vec<Router>,
     links: Vec<String>,
+    tracked: Tracked,
+    groups: Groups,
+    listener: Listener,
     peering: Peering,
     cooperation: peers::Cooperation,
 }
@@ -215,6 +233,7 @@ impl Runner {
             }
             self.keep_together(now);
             self.cooperate(now);
+            self.tell_changes();
             self.publish();
             if let Some(stopped) = self.has_stopped(now) {
                 let _ = stopped.send(());
@@ -251,6 +270,10 @@ impl Runner {
                     self.links = names;
                     self.follow_links();
                 }
+                Command::Track(tracked) => {
+                    self.tracked = tracked;
+                    self.follow_links();
+                }
                 Command::Peers(command) => self.obey_peers(command),
                 Command::Stop(stopped) => self.stop(stopped),
             }
@@ -263,6 +286,10 @@ impl Runner {
             .partition(|router| wanted.contains(router.config()));
         for mut router in go {
             router.stop(self.ownership.as_mut());
+            router
+                .take_changes()
+                .into_iter()
+                .for_each(&mut self.listener);
         }
         self.routers = stay;
         for config in wanted {
@@ -277,13 +304,20 @@ impl Runner {
 
     fn follow_links(&mut self) {
         let now = Instant::now();
+        for router in &mut self.routers {
+            let vrid = router.config().settings.vrid;
+            let tracked = self.tracked.iter().find(|(of, _)| *of == vrid);
+            let trackers = tracked.map_or(&[][..], |(_, trackers)| trackers);
+            router.track(trackers, self.ownership.as_mut());
+        }
         let broken: Vec<Option<String>> = self
             .routers
             .iter()
             .map(|router| {
-                let needed = || router.config().interfaces();
-                let own = needed().find(|name| !self.links.iter().any(|link| link == name));
-                own.map(|name| format!("{name} carries no frames"))
+                let name = &router.config().interface;
+                let is_there = self.links.contains(name);
+                let own = (!is_there).then(|| format!("{name} carries no frames"));
+                own.or_else(|| router.fault())
             })
             .collect();
         let groups: Vec<Option<String>> = self
@@ -339,6 +373,28 @@ impl Runner {
                     router.follow_group(now, wanted, self.ownership.as_mut());
                 }
             }
+        }
+    }
+
+    fn tell_changes(&mut self) {
+        for router in &mut self.routers {
+            router
+                .take_changes()
+                .into_iter()
+                .for_each(&mut self.listener);
+        }
+        let members: Vec<_> = self
+            .routers
+            .iter()
+            .filter_map(Router::group_state)
+            .collect();
+        for (group, to) in self.groups.follow(&members) {
+            (self.listener)(StateChange {
+                reason: format!("all of {group}"),
+                who: Who::Group(group),
+                to,
+                priority: 0,
+            });
         }
     }
 

@@ -3,6 +3,7 @@
 use super::{
     codec::Advertisement,
     machine::{Oddity, Reason, State, Why},
+    packet::Mac,
 };
 
 pub(super) fn family(is_v4: bool) -> &'static str {
@@ -75,4 +76,9 @@ pub(super) fn words(oddity: Oddity, advertisement: &Advertisement) -> (&'static 
             "has priority 255, too; only one node can have the addresses itself".into(),
         ),
     }
+}
+
+/// A MAC address as people write it.
+pub(super) fn shown_mac(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
 }

@@ -34,4 +34,5 @@ mod scheduled;
 mod tracked;
 mod tunnel;
 mod unbalanced;
+mod virtual_mac;
 mod vlan;

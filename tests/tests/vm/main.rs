@@ -6,6 +6,7 @@ mod compare;
 mod trunk;
 mod tunnels;
 mod verifier;
+mod virtual_mac;
 
 use std::{collections::BTreeSet, net::SocketAddr};
 

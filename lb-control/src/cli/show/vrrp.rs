@@ -13,7 +13,7 @@ pub fn vrrp(routers: &[VrrpStatus], colour: bool, now: u64) -> String {
         ("INTERFACE", Align::Left),
         ("STATE", Align::Left),
         ("SINCE", Align::Right),
-        ("PRIORITY", Align::Right),
+        ("PRIORITY", Align::Left),
         ("ACTIVE", Align::Left),
         ("ADDRESSES", Align::Left),
         ("WHY", Align::Left),
@@ -43,13 +43,42 @@ pub fn vrrp(routers: &[VrrpStatus], colour: bool, now: u64) -> String {
             router.interface.as_str().into(),
             Cell::toned(state, tone),
             span(now.saturating_sub(router.since)).into(),
-            router.priority.to_string().into(),
+            priority(router).into(),
             active.into(),
             addresses.join(", ").into(),
             why(router).into(),
         ]);
     }
-    table.render(colour)
+    let mut text = table.render(colour);
+    for router in routers {
+        for tracker in router.trackers.iter().filter(|tracker| !tracker.ok) {
+            text += &format!(
+                "VRID {} {}: {} {} fails since {}: {}\n",
+                router.vrid,
+                router.family,
+                tracker.kind,
+                tracker.name,
+                span(now.saturating_sub(tracker.since)),
+                tracker.reason
+            );
+        }
+    }
+    text
+}
+
+/// "130 = 150 − 20 script check-uplink".
+fn priority(router: &VrrpStatus) -> String {
+    let mut text = router.priority.to_string();
+    if let [configured, parts @ ..] = router.priority_parts.as_slice()
+        && !parts.is_empty()
+    {
+        text += &format!(" = {}", configured.change);
+        for part in parts {
+            let sign = if part.change < 0 { '−' } else { '+' };
+            text += &format!(" {sign} {} {}", part.change.unsigned_abs(), part.what);
+        }
+    }
+    text
 }
 
 /// `lbctl failover`.
@@ -77,6 +106,48 @@ fn why(router: &VrrpStatus) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::status::{PriorityPart, TrackerStatus};
+
+    #[test]
+    fn it_shows_what_a_priority_is_made_of_and_what_fails() {
+        let part = |what: &str, change| PriorityPart {
+            what: what.into(),
+            change,
+        };
+        let tracker = |name: &str, ok| TrackerStatus {
+            kind: "script".into(),
+            name: name.into(),
+            ok,
+            weight: Some(-20),
+            reason: "exit status 1".into(),
+            since: 88,
+        };
+        let router = VrrpStatus {
+            vrid: 51,
+            family: "IPv4".into(),
+            priority: 130,
+            priority_parts: vec![
+                part("configured", 150),
+                part("script check-uplink", -20),
+                part("interface eth1", 5),
+            ],
+            trackers: vec![tracker("check-uplink", false), tracker("disk", true)],
+            ..VrrpStatus::default()
+        };
+        let text = vrrp(&[router], false, 100);
+        let expected = "130 = 150 − 20 script check-uplink + 5 interface eth1 ";
+        assert!(text.contains(expected), "{text}");
+        let told: Vec<_> = text.lines().skip(2).collect();
+        let expected = "VRID 51 IPv4: script check-uplink fails since 12 s: exit status 1";
+        assert_eq!(told, [expected]);
+        let plain = VrrpStatus {
+            priority: 150,
+            priority_parts: vec![part("configured", 150)],
+            ..VrrpStatus::default()
+        };
+        assert_eq!(priority(&plain), "150");
+    }
+
     use crate::status::request::MovedRouter;
 
     #[test]

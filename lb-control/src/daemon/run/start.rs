@@ -168,6 +168,7 @@ impl Daemon {
             return Err(not_started(error));
         }
         let (peers, streams) = Peers::new();
+        let routers = VirtualRouters::default();
         let mut daemon = Self {
             adopted,
             observer: Observer::new(started),
@@ -177,7 +178,6 @@ impl Daemon {
             health,
             health_changed: false,
             probe_way,
-            routers: VirtualRouters::default(),
             peers,
             replication: Replication::default(),
             neighbours,
@@ -193,12 +193,14 @@ impl Daemon {
                 health: health_changes,
                 streams,
                 views,
+                trackers: routers.changes(),
                 clients,
                 reload: signal_of(SignalKind::hangup())?,
                 terminate: signal_of(SignalKind::terminate())?,
                 interrupt: signal_of(SignalKind::interrupt())?,
             }),
             control: None,
+            routers,
             handle,
             controller,
             _locks: locks,

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Hold, Ownership, Reason, Router, State, Why, waits};
+use super::{Hold, Link, Ownership, Reason, Router, State, Why, waits};
 use crate::vrrp::{
     peering::{Order, View},
     report::RouterId,
@@ -170,15 +170,11 @@ impl Router {
         let Some(link) = &self.link else {
             return;
         };
-        let Some(prober) = &link.prober else {
-            return;
-        };
         let hosts = self.references.probes(now);
-        let (source, mac) = (link.source, link.mac);
         let mut sent = Ok(());
         for host in hosts {
             // One that can't be sent is no reason to keep the others.
-            sent = sent.and(prober.send(host, source, mac));
+            sent = sent.and(link.ask(host));
         }
         if let Err(error) = sent {
             let words = format!("reference hosts can't be asked: {error}");
@@ -197,7 +193,7 @@ impl Router {
     }
 
     pub(super) fn read_answers(&mut self) {
-        while let Some(prober) = self.link.as_ref().and_then(|link| link.prober.as_ref()) {
+        while let Some(prober) = self.link.as_ref().and_then(Link::prober) {
             match prober.receive() {
                 Ok(Some(Some(from))) => self.references.answered(super::now(), from),
                 Ok(Some(None)) => {}
