@@ -15,17 +15,19 @@ use serde::Serialize;
 use crate::status::{
     BackendStatus, LinkStatus, ServiceStatus, Status, VrrpStatus,
     request::{
-        AdminAction, AdminAnswer, AdminRequest, FailoverAnswer, FailoverRequest, FlowsAnswer,
-        ForgetAnswer, PersistenceAnswer, PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer,
-        ProbeRequest, ReloadAnswer,
+        AdminAction, AdminAnswer, AdminRequest, FlowsAnswer, ForgetAnswer, PersistenceAnswer,
+        PersistenceFilter, PlanAnswer, PlanRequest, ProbeAnswer, ProbeRequest, ReloadAnswer,
     },
 };
 
 pub mod check;
 pub mod client;
 mod detach;
+mod failover;
 pub mod show;
 pub mod table;
+
+pub use failover::FailoverArgs;
 
 /// Exit statuses; 0 is success.
 pub mod exit {
@@ -206,20 +208,6 @@ pub enum Command {
     Detach(DetachArgs),
 }
 
-/// Arguments of `failover`.
-#[derive(Clone, Debug, Args)]
-pub struct FailoverArgs {
-    /// Only those of this VRID, with their sync groups; may be given several times.
-    #[arg(long = "vrid", value_name = "N", value_parser = clap::value_parser!(u8).range(1..))]
-    pub vrids: Vec<u8>,
-    /// To this peer, as `sync.peers` names it, and not to the best one.
-    #[arg(long, value_name = "PEER")]
-    pub to: Option<String>,
-    /// Table or JSON.
-    #[arg(long, short, value_enum, default_value_t)]
-    pub output: Output,
-}
-
 /// Arguments of `run`.
 #[derive(Clone, Debug, Args)]
 pub struct RunArgs {
@@ -367,7 +355,7 @@ pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
             println!("{}", show::forgotten(&answer, source));
             Ok(())
         }
-        Command::Failover(args) => failover(socket, args).await,
+        Command::Failover(args) => failover::failover(socket, args).await,
         Command::Probe { backend, output } => probe(socket, backend, output).await,
         Command::Reload { output } => {
             let answer: ReloadAnswer = client::post(socket, "/v1/reload", &()).await?;
@@ -402,22 +390,6 @@ pub async fn talk(socket: &Path, command: Command) -> Result<(), Failure> {
             Failure::new(exit::USAGE, "this command is not answered by a daemon"),
         ),
     }
-}
-
-async fn failover(socket: &Path, args: FailoverArgs) -> Result<(), Failure> {
-    let request = FailoverRequest {
-        vrids: args.vrids,
-        to: args.to,
-    };
-    let answer: FailoverAnswer = client::post(socket, "/v1/failover", &request).await?;
-    print(args.output, &answer, show::failover)?;
-    if answer.errors.is_empty() {
-        return Ok(());
-    }
-    Err(Failure {
-        code: exit::REFUSED,
-        errors: answer.errors,
-    })
 }
 
 async fn probe(socket: &Path, backend: BackendArg, output: Output) -> Result<(), Failure> {

@@ -121,7 +121,7 @@ fn look(maps: &[Array<MapData, u64>; 2], jiffies: Jiffies, ended: &AtomicBool) -
         seen.looks += 1;
         seen.blind = seen.blind.max(time - last);
         last = time;
-        let mut account = |is_so: bool, since: &mut Option<Instant>, longest: &mut Duration| {
+        let account = |is_so: bool, since: &mut Option<Instant>, longest: &mut Duration| {
             if is_so {
                 *longest = (*longest).max(time - *since.get_or_insert(time));
             } else {

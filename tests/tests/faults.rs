@@ -21,7 +21,7 @@ const SOON: Duration = Duration::from_secs(30);
 
 /// A moment in which two may own while one hands over: an answer's travel time, on
 /// a machine with much else to do.
-const ANSWER: Duration = Duration::from_millis(50);
+const ANSWER: Duration = Duration::from_millis(150);
 
 /// A lease's end is known to a jiffy, which has 10 ms at most.
 const JIFFY: Duration = Duration::from_millis(10);
@@ -63,6 +63,9 @@ fn moves(
     what: &str,
     fault: impl FnOnce() -> Result<()>,
 ) -> Result<Owned> {
+    // What is shown may be a second old.
+    pair.wait_state(next, "backup")?;
+    pair.wait_state(1 - next, "active")?;
     let watch = Watch::start(pair)?;
     fault()?;
     pair.wait_state(next, "active")?;
@@ -77,6 +80,20 @@ fn wait_why(pair: &Pair, node: usize, words: &str) -> Result<()> {
         ensure!(text.contains(words), "{text}");
         Ok(())
     })
+}
+
+/// Waits until a backup hears the other one on the segment again.
+fn wait_hears(pair: &Pair, node: usize) -> Result<()> {
+    wait_ok(
+        format!("lb{} to hear the other one", node + 1),
+        SOON,
+        || {
+            let text = pair.nodes[node].daemon.ctl(&["vrrp"])?;
+            let waits = ["peer link alone", "isolated", "reference hosts answer"];
+            ensure!(!waits.iter().any(|words| text.contains(words)), "{text}");
+            Ok(())
+        },
+    )
 }
 
 /// The switch forwards nothing for the port of this node, which has its carrier.
@@ -206,7 +223,7 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         stays(&pair, 0, "the trunk is cut")?;
         wait_why(&pair, 1, "lb1 is active, heard by the peer link alone")?;
         cut_trunk(&pair, false)?;
-        wait_why(&pair, 1, "advertises a better priority")?;
+        wait_hears(&pair, 1)?;
         stays(&pair, 0, "the trunk is whole again")?;
 
         // 4: the standby's own cable, with the peer link and without.
@@ -217,7 +234,7 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         wait_why(&pair, 1, "isolated")?;
         cut_cable(&pair, 1, false)?;
         cut_peer_link(&pair, false)?;
-        wait_why(&pair, 1, "advertises a better priority")?;
+        wait_hears(&pair, 1)?;
         wait_linked(&pair)?;
         stays(&pair, 0, "both are whole again")?;
 
@@ -239,9 +256,17 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         // 2: a switch dies, and takes the carrier away.
         let lost = || carrier(&pair, 0, "down");
         let owned = moves(&pair, 1, "carrier lost", lost)?;
-        ensure!(owned.both <= JIFFY && owned.nobody <= claims, "{owned:?}");
+        // As after priority 0: its skew is 61 ms.
+        ensure!(
+            owned.both <= JIFFY && owned.nobody <= INTERVAL + owned.blind,
+            "{owned:?}"
+        );
         wait_why(&pair, 0, "eth0 carries no frames")?;
-        let owned = moves(&pair, 0, "carrier found", || carrier(&pair, 0, "up"))?;
+        let watch = Watch::start(&pair)?;
+        carrier(&pair, 0, "up")?;
+        pair.wait_state(0, "active")?;
+        let owned = watch.end()?;
+        println!("carrier found: {owned:?}");
         ensure!(
             owned.nobody == Duration::ZERO && owned.both <= ANSWER,
             "{owned:?}"
@@ -251,11 +276,15 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         let hang = || pair.nodes[0].daemon.process()?.signal(libc::SIGSTOP);
         let owned = moves(&pair, 1, "SIGSTOP", hang)?;
         ensure!(
-            owned.both == Duration::ZERO && owned.nobody <= claims,
+            owned.both == Duration::ZERO && owned.nobody <= claims + owned.blind,
             "{owned:?}"
         );
-        let go_on = || pair.nodes[0].daemon.process()?.signal(libc::SIGCONT);
-        let owned = moves(&pair, 0, "SIGCONT", go_on)?;
+        let watch = Watch::start(&pair)?;
+        pair.nodes[0].daemon.process()?.signal(libc::SIGCONT)?;
+        pair.wait_state(1, "backup")?;
+        pair.wait_state(0, "active")?;
+        let owned = watch.end()?;
+        println!("SIGCONT: {owned:?}");
         ensure!(
             owned.nobody == Duration::ZERO && owned.both <= ANSWER,
             "{owned:?}"
@@ -273,19 +302,20 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         let owned = watch.end()?;
         println!("half of the time: {owned:?}");
         ensure!(
-            owned.both == Duration::ZERO && owned.nobody <= claims,
+            owned.both == Duration::ZERO && owned.nobody <= claims + owned.blind,
             "{owned:?}"
         );
         pair.wait_state(0, "active")?;
 
         // 6: it dies, and comes back.
+        pair.wait_state(1, "backup")?;
         let watch = Watch::start(&pair)?;
         pair.nodes[0].daemon.kill9()?;
         pair.wait_state(1, "active")?;
         let owned = watch.end()?;
         println!("SIGKILL: {owned:?}");
         ensure!(
-            owned.both == Duration::ZERO && owned.nobody <= claims,
+            owned.both == Duration::ZERO && owned.nobody <= claims + owned.blind,
             "{owned:?}"
         );
         pair.nodes[0].daemon.launch()?;
@@ -299,11 +329,17 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         cut_peer_link(&pair, true)?;
         pair.wait_state(1, "active")?;
         pair.wait_state(0, "active")?;
-        let owned = moves(&pair, 0, "healed", || {
-            cut_trunk(&pair, false)?;
-            cut_peer_link(&pair, false)?;
-            pair.wait_state(1, "backup")
-        })?;
+        let watch = Watch::start(&pair)?;
+        cut_trunk(&pair, false)?;
+        cut_peer_link(&pair, false)?;
+        pair.wait_state(1, "backup")?;
+        pair.wait_state(0, "active")?;
+        let owned = watch.end()?;
+        println!("healed: {owned:?}");
+        ensure!(
+            owned.both > Duration::ZERO,
+            "they never both owned: {owned:?}"
+        );
         ensure!(owned.nobody == Duration::ZERO, "{owned:?}");
         Ok(())
     });

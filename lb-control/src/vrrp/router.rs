@@ -199,7 +199,7 @@ impl Router {
             self.machine.broken(why);
             self.act(ownership);
             // Its own may come back as another one.
-            self.link = None;
+            self.close();
             self.references.forget();
             return;
         }
@@ -259,6 +259,7 @@ impl Router {
         self.act(ownership);
         self.disown(ownership);
         self.place_mac(None, ownership);
+        self.close();
     }
 
     /// What the machine says, in its order.

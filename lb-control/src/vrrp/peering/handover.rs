@@ -6,11 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Effect, Order, PeerName, Peering, View};
+use super::{Effect, Order, PeerName, Peering, choice::named};
 use crate::vrrp::{
-    machine::{State, Why},
-    report::{HandOverId, Message, Refusal, Report, RouterId},
+    machine::State,
+    report::{HandOverId, Message, Refusal, RouterId},
 };
+
+mod improve;
 
 /// Whoever is asked has to answer within this time.
 const ANSWER_WITHIN: Duration = Duration::from_millis(100);
@@ -25,9 +27,6 @@ pub const DEAF: Duration = Duration::from_millis(150);
 /// An active one without proof waits for so long before it hands over: by then a
 /// peer on the same quiet segment has found out that it has none either.
 const PEER_PROVES_WITHIN: Duration = Duration::from_millis(40);
-
-/// Reference hosts are asked so often at most.
-const NOT_URGENT: Duration = Duration::from_millis(100);
 
 /// What happens by itself is not tried more often than so.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
@@ -155,71 +154,6 @@ impl Peering {
     /// Whether something is being handed over.
     pub fn is_handing_over(&self) -> bool {
         !self.handovers.giving.is_empty()
-    }
-
-    /// A virtual router with its sync group.
-    fn unit(&self, id: RouterId) -> Vec<RouterId> {
-        let group = self.view(id).and_then(|view| view.group.as_ref());
-        let is_in_it = |view: &&View| {
-            view.report.id == id || (group.is_some() && view.group.as_ref() == group)
-        };
-        let all = self.views.iter().filter(is_in_it);
-        all.map(|view| view.report.id).collect()
-    }
-
-    pub(super) fn view(&self, id: RouterId) -> Option<&View> {
-        self.views.iter().find(|view| view.report.id == id)
-    }
-
-    /// The best of those that could take all of them over, or why there is none.
-    fn successor(
-        &self,
-        now: Instant,
-        unit: &[RouterId],
-        to: Option<&str>,
-        with_proof: bool,
-    ) -> Result<PeerName, String> {
-        if self.peers.is_empty() {
-            return Err("no peer is heard by the peer link".into());
-        }
-        if let Some(to) = to
-            && !self.peers.contains_key(to)
-        {
-            let known: Vec<&str> = self.peers.keys().map(|name| &**name).collect();
-            return Err(format!(
-                "no peer is called {to}; there are: {}",
-                known.join(", ")
-            ));
-        }
-        let mut reasons = Vec::new();
-        let mut best = None;
-        for (name, peer) in self
-            .peers
-            .iter()
-            .filter(|(n, _)| to.is_none_or(|to| ***n == *to))
-        {
-            let reports: Result<Vec<Report>, String> = unit
-                .iter()
-                .map(|id| match peer.fresh(*id, now) {
-                    None => Err(format!("{name} has said nothing of {} lately", named(*id))),
-                    Some((report, _)) => could_take(name, report, with_proof),
-                })
-                .collect();
-            match reports {
-                Err(why) => reasons.push(why),
-                Ok(reports) => {
-                    let sum =
-                        |of: fn(&Report) -> u8| reports.iter().map(|r| u32::from(of(r))).sum();
-                    let answered: u32 = sum(|report| report.answered);
-                    let priority: u32 = sum(|report| report.priority);
-                    let rank = (peer.in_sync, answered, priority);
-                    if best.as_ref().is_none_or(|(other, _)| rank > *other) {
-                        best = Some((rank, Arc::clone(name)));
-                    }
-                }
-            }
-        }
-        best.map(|(_, name)| name).ok_or_else(|| reasons.join("; "))
     }
 
     fn give(
@@ -406,22 +340,6 @@ impl Peering {
         }
     }
 
-    /// A backup that is better, and doesn't hear this node on its segment.
-    fn asked(&mut self, now: Instant, peer: &PeerName, routers: &[RouterId]) {
-        for id in routers {
-            let Some(mine) = self.view(*id).filter(|v| v.report.state == State::Active) else {
-                continue;
-            };
-            let theirs = self.peers.get(peer).and_then(|known| known.fresh(*id, now));
-            let is_better = theirs.is_some_and(|(theirs, _)| is_better(theirs, &mine.report, true));
-            let unit = self.unit(*id);
-            let is_free = !unit.iter().any(|id| self.handovers.is_giving(*id));
-            if is_better && is_free && self.successor(now, &unit, Some(peer), false).is_ok() {
-                self.give(now, Arc::clone(peer), unit, true, None);
-            }
-        }
-    }
-
     /// Resends, gives up, and begins what is better for all.
     pub(super) fn follow_hand_overs(&mut self, now: Instant) {
         for giving in std::mem::take(&mut self.handovers.giving) {
@@ -515,95 +433,4 @@ impl Peering {
             }
         }
     }
-
-    /// An active one without proof hands over to who has it; a backup that hears of
-    /// the active one by the peer link alone asks for it if it is the better one.
-    fn improve(&mut self, now: Instant, id: RouterId) {
-        let view = self.view(id);
-        let is_isolated = view.is_some_and(|v| v.report.state == State::Active && v.is_isolated());
-        let since = if is_isolated {
-            *self.handovers.isolated.entry(id).or_insert(now)
-        } else {
-            self.handovers.isolated.remove(&id);
-            now
-        };
-        let is_certain = now.saturating_duration_since(since) >= PEER_PROVES_WITHIN;
-        let tried = self.handovers.tried.get(&id);
-        let is_early = tried.is_some_and(|t| now.saturating_duration_since(*t) < TRY_AGAIN);
-        let Some(view) = self.view(id).filter(|_| !is_early) else {
-            return;
-        };
-        match (view.report.state, &view.waits) {
-            (State::Active, _) if is_certain && !self.handovers.is_giving(id) => {
-                // Whoever has no peer with proof looks again later.
-                self.handovers.tried.insert(id, now);
-                let unit = self.unit(id);
-                let is_active = |id: &RouterId| {
-                    let view = self.view(*id);
-                    view.is_some_and(|view| view.report.state == State::Active)
-                };
-                if unit.iter().all(is_active)
-                    && let Ok(peer) = self.successor(now, &unit, None, true)
-                {
-                    self.give(now, peer, unit, true, None);
-                }
-            }
-            (State::Backup, Some(Why::PeerActive(peer))) => {
-                let theirs = self.peers.get(peer).and_then(|p| p.fresh(id, now));
-                let preempts = view.preempts && !self.is_restrained(view, now);
-                let is_better =
-                    theirs.is_some_and(|(theirs, _)| is_better(&view.report, theirs, preempts));
-                if !is_better || !view.report.able {
-                    self.handovers.better.remove(&id);
-                } else {
-                    // With proof on both sides it isn't urgent; after a cut has
-                    // healed the one is answered a moment before the other.
-                    let is_urgent = theirs.is_some_and(|(theirs, _)| !theirs.proof);
-                    let lasting = view.report.interval.max(NOT_URGENT) * 4;
-                    let peer = Arc::clone(peer);
-                    let since = *self.handovers.better.entry(id).or_insert(now);
-                    if !is_urgent && now.saturating_duration_since(since) < lasting {
-                        return;
-                    }
-                    let message = Message::Give(self.unit(id)).encode();
-                    self.handovers.tried.insert(id, now);
-                    self.tell(&peer, message);
-                }
-            }
-            _ => {
-                self.handovers.better.remove(&id);
-            }
-        }
-    }
-}
-
-/// Whether the backup `one` should be active rather than `other`. Only what has
-/// proof that it reaches its segment can say so: priority alone is no reason on a
-/// segment that is silent.
-fn is_better(one: &Report, other: &Report, preempts: bool) -> bool {
-    if one.hosts == 0 || other.hosts == 0 || !one.proof {
-        return false;
-    }
-    let score = |report: &Report| (report.able, report.proof, report.answered);
-    match score(one).cmp(&score(other)) {
-        std::cmp::Ordering::Greater => true,
-        std::cmp::Ordering::Equal => preempts && one.priority > other.priority,
-        std::cmp::Ordering::Less => false,
-    }
-}
-
-fn could_take(name: &PeerName, report: &Report, with_proof: bool) -> Result<Report, String> {
-    let id = named(report.id);
-    if report.state != State::Backup || !report.able {
-        return Err(format!("{id} is no backup on {name}"));
-    }
-    if (report.hosts > 0 || with_proof) && !report.proof {
-        return Err(format!("no reference host of {id} answers {name}"));
-    }
-    Ok(*report)
-}
-
-fn named(id: RouterId) -> String {
-    let family = if id.is_v4 { "IPv4" } else { "IPv6" };
-    format!("virtual router {} ({family})", id.vrid)
 }

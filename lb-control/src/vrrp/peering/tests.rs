@@ -3,7 +3,8 @@
 use super::{
     super::{
         codec::{Advertisement, Version},
-        machine::{Action, Reason, Settings},
+        machine::{Action, Machine, Reason, Settings},
+        references::References,
         report::HandOverId,
     },
     *,

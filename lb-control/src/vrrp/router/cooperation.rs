@@ -171,10 +171,24 @@ impl Router {
             return;
         };
         let hosts = self.references.probes(now);
-        let sent: Result<(), _> = hosts.into_iter().map(|host| link.ask(host)).collect();
+        let mut sent = Ok(());
+        for host in hosts {
+            // One that can't be sent is no reason to keep the others.
+            sent = sent.and(link.ask(host));
+        }
         if let Err(error) = sent {
             let words = format!("reference hosts can't be asked: {error}");
             self.odd("reference_hosts", &words);
+        }
+    }
+
+    /// Closes its sockets. Closing one of packets waits for every core, which takes
+    /// some ten milliseconds: somebody else does that.
+    pub(super) fn close(&mut self) {
+        if let Some(link) = self.link.take() {
+            let thread = std::thread::Builder::new().name("vrrp-close".into());
+            // Without a thread it is closed here.
+            let _ = thread.spawn(move || drop(link));
         }
     }
 
