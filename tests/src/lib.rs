@@ -19,6 +19,7 @@
 //! ```
 
 pub mod bench;
+mod bpf;
 pub mod cleanup;
 pub mod config;
 pub mod conns;

@@ -1,7 +1,7 @@
 //! The real data path without an interface: its object loaded into the kernel,
 //! its maps filled by hand, packets run through it by BPF_PROG_TEST_RUN.
 
-use std::{net::IpAddr, path::Path};
+use std::net::IpAddr;
 
 use anyhow::{Context as _, Result};
 use aya::{
@@ -22,9 +22,13 @@ use lb_control::dataplane::object::DATA_PATH;
 
 use crate::cleanup::{self, Bpffs, TempDir};
 
+mod contents;
 mod counters;
 mod full_nat;
 mod ingress;
+mod pool;
+
+pub use pool::{Pool, Pooled};
 
 /// XDP's actions by number.
 pub mod action {
@@ -48,7 +52,7 @@ pub const INGRESS: u32 = 1;
 pub const SECOND_STEPS: u32 = u32::MAX;
 
 /// Sizes of the maps.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sizes {
     /// Services, and keys of them.
     pub services: u32,
@@ -90,8 +94,6 @@ pub struct Outcome {
 pub struct Program {
     ebpf: Ebpf,
     _tails: ProgramArray<MapData>,
-    fs: Bpffs,
-    _dir: TempDir,
     sizes: Sizes,
 }
 
@@ -144,7 +146,7 @@ impl Program {
                 .try_into()?;
             load(program).with_context(|| format!("the kernel refused the program {name}"))?;
         }
-        // Held by its pin and, beyond that, by this.
+        // The kernel empties it when nobody holds it, and the pins go with `fs`.
         let map = ebpf
             .take_map(map::PROGRAMS)
             .context("the object lacks its program array")?;
@@ -159,11 +161,16 @@ impl Program {
         let mut this = Self {
             ebpf,
             _tails: tails,
-            fs,
-            _dir: dir,
             sizes,
         };
-        this.configure(|config| {
+        this.initialise()?;
+        Ok(this)
+    }
+
+    /// Writes what is not zero at first into empty maps.
+    fn initialise(&mut self) -> Result<()> {
+        let sizes = self.sizes;
+        self.configure(|config| {
             *config = Config {
                 hash_key: [0x0706_0504_0302_0100, 0x0f0e_0d0c_0b0a_0908],
                 clock_shift: 63,
@@ -179,14 +186,9 @@ impl Program {
                 ..Config::default()
             };
         })?;
-        this.array::<u64>(map::OWNERS)?
-            .set(0, abi::owner::FOREVER, 0)?;
-        Ok(this)
-    }
-
-    /// Where its maps are pinned.
-    pub fn pins(&self) -> &Path {
-        self.fs.path()
+        Ok(self
+            .array::<u64>(map::OWNERS)?
+            .set(0, abi::owner::FOREVER, 0)?)
     }
 
     /// Instructions the verifier looked at in the data path.

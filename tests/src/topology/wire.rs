@@ -14,6 +14,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use super::{Port, Topology};
+use crate::bpf;
 
 const PROG_LOAD: libc::c_int = 5;
 const LINK_CREATE: libc::c_int = 28;
@@ -84,7 +85,7 @@ fn pass_program() -> io::Result<OwnedFd> {
             rest
         },
     };
-    bpf(PROG_LOAD, &load)
+    descriptor(PROG_LOAD, load)
 }
 
 fn attach(program: &OwnedFd, port: &Port) -> Result<OwnedFd> {
@@ -103,19 +104,14 @@ fn attach(program: &OwnedFd, port: &Port) -> Result<OwnedFd> {
                 flags: DRIVER_MODE,
                 rest: [0; 4],
             };
-            bpf(LINK_CREATE, &link)
+            descriptor(LINK_CREATE, link)
         })?
         .map_err(Into::into)
 }
 
 /// bpf(2) of a command that returns a descriptor.
-fn bpf<T>(command: libc::c_int, attributes: &T) -> io::Result<OwnedFd> {
-    // SAFETY: the kernel reads the attributes, which are as large as said, and
-    // what they point to, which outlives the call.
-    let fd = unsafe { libc::syscall(libc::SYS_bpf, command, attributes, size_of::<T>()) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
+fn descriptor<T>(command: libc::c_int, mut attributes: T) -> io::Result<OwnedFd> {
+    let fd = bpf::call(command, &mut attributes)?;
     // SAFETY: a new descriptor that nobody else has.
     Ok(unsafe { OwnedFd::from_raw_fd(i32::try_from(fd).map_err(io::Error::other)?) })
 }

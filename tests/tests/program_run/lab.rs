@@ -13,7 +13,7 @@ use lb_common::{
 };
 use lb_tests::{
     packet::{Mac, Packet, assert_same_frame, protocol, verify},
-    program::{self, INGRESS, Program, Sizes, action},
+    program::{self, INGRESS, Pooled, Sizes, action},
 };
 
 /// The balancer's ingress interface.
@@ -219,7 +219,7 @@ type Counters = BTreeMap<(u32, &'static str), u64>;
 
 /// See the module's description.
 pub struct Lab {
-    pub program: Program,
+    pub program: Pooled,
     next_slot: u32,
     next_service: u32,
     next_member: u32,
@@ -232,10 +232,14 @@ impl Lab {
         Self::sized(Sizes::default())
     }
 
-    /// With the links [`INGRESS`] and [`OTHER_LINK`], and features as if there
-    /// were ranges and NAT.
+    /// In a program of these sizes.
     pub fn sized(sizes: Sizes) -> Result<Self> {
-        let mut program = Program::load(sizes)?;
+        Self::of(Pooled::take(sizes)?)
+    }
+
+    /// In a program that nothing was done with, with the links [`INGRESS`] and
+    /// [`OTHER_LINK`], and features as if there were ranges and NAT.
+    pub fn of(mut program: Pooled) -> Result<Self> {
         program.add_link(INGRESS, OWN_MAC.0)?;
         program.add_link(OTHER_LINK, OTHER_MAC.0)?;
         program.configure(|c| {

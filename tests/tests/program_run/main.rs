@@ -23,6 +23,7 @@ mod mutations;
 mod neighbour;
 mod oracle;
 mod persistence;
+mod pool;
 mod probe;
 mod random;
 mod reader;

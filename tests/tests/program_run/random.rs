@@ -44,13 +44,20 @@ const SERVICES: [(&str, u32, u8, u8, u16); 10] = [
     ("[2001:db8::30]:80", 16, 6, method::L2_DSR, 3),
 ];
 
-pub fn setup() -> Result<(Lab, Vec<Known>)> {
-    let mut lab = Lab::sized(Sizes {
+pub fn sizes() -> Sizes {
+    Sizes {
         buckets: 1 << 14,
         // Room for all of a batch, whatever the core.
         fragments: 1 << 16,
         ..Sizes::default()
-    })?;
+    }
+}
+
+pub fn setup() -> Result<(Lab, Vec<Known>)> {
+    setup_in(Lab::sized(sizes())?)
+}
+
+pub fn setup_in(mut lab: Lab) -> Result<(Lab, Vec<Known>)> {
     let mut known = vec![];
     let mut number = 0;
     for (vip, bits, protocol, method, owner) in SERVICES {
