@@ -25,7 +25,7 @@ use super::{
     persistence, preview,
     probe_way::ProbeWay,
     probes,
-    replication::{self, Replication},
+    replication::Replication,
     settings,
     sync::Peers,
     trackers::Seen,
@@ -41,18 +41,16 @@ use crate::{
     metrics,
     model::Model,
     neighbours::{NeighbourView, Neighbours, Target, multicast::SolicitedNodes, targets},
-    status::{LinkStatus, Snapshot, request::AdminAction},
+    status::{Snapshot, request::AdminAction},
     sync::StreamEvent,
 };
 
+mod peers;
 mod reloading;
 mod start;
 
 /// Time between two looks at the counters.
 const TICK: Duration = Duration::from_secs(1);
-
-/// Peers may take so long to know the last flows of an address that is handed over.
-const TOLD_WITHIN: Duration = Duration::from_millis(250);
 
 /// Time between two sweeps of the flow table.
 const SWEEP: Duration = Duration::from_secs(10);
@@ -276,61 +274,6 @@ impl Daemon {
         if let Err(error) = memory::write(&self.state_dir, &self.boot_id, now, known) {
             tracing::warn!(%error, "the states of the backends could not be kept for a restart");
         }
-    }
-
-    /// What peers tell, as much as there is, but for what takes too long.
-    fn hear(&mut self, first: StreamEvent, more: &mut mpsc::Receiver<StreamEvent>) {
-        let mut next = Some(first);
-        let mut left = replication::TURN;
-        while let Some(event) = next {
-            match self.replication.take(event, &mut self.controller.data_path) {
-                Ok(false) => {}
-                Ok(true) => self.controller.adopted = self.replication.adopted(),
-                Err(error) => tracing::error!(%error, "a peer's flows were not taken over"),
-            }
-            left -= 1;
-            next = (left > 0).then(|| more.try_recv().ok()).flatten();
-        }
-    }
-
-    /// Tells peers what has changed.
-    fn replicate(&mut self) {
-        self.routers.in_sync(self.replication.in_sync());
-        if !self.replication.is_used() {
-            return;
-        }
-        let now = Now::read().instant;
-        let vrrp = self.routers.status();
-        match self
-            .replication
-            .tick(&mut self.controller.data_path, &vrrp, now)
-        {
-            Ok(false) => {}
-            Ok(true) => self.controller.adopted = self.replication.adopted(),
-            Err(error) => tracing::error!(%error, "the flows could not be told to peers"),
-        }
-    }
-
-    /// Before an address is handed over, its new owner is to know the last flows.
-    async fn tell_everything(&mut self) {
-        let began = Now::read().instant;
-        loop {
-            self.replication.hasten();
-            self.replicate();
-            let waited = Now::read().instant.saturating_duration_since(began);
-            if self.replication.is_current(began) || waited >= TOLD_WITHIN {
-                return;
-            }
-            tokio::time::sleep(TOLD_WITHIN / 50).await;
-        }
-    }
-
-    /// The links to peers, with what is replicated.
-    fn links(&mut self) -> Vec<LinkStatus> {
-        let mut links = self.peers.status();
-        self.replication.keep_only(&links);
-        self.replication.complete(&mut links, Now::read().instant);
-        links
     }
 
     fn read_health(&mut self) {

@@ -7,7 +7,7 @@
 //! and what changes twice meanwhile is told once.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::atomic::Ordering::Relaxed,
 };
 
@@ -22,12 +22,14 @@ use lb_common::{
 };
 
 use super::{
-    record::{
-        Binding, Flow, Gone, Hello, MESSAGE_BYTES, Member, MemberEnd, Record, Service, Share, Slot,
-        Source, Which,
-    },
+    record::{Binding, Flow, Gone, Hello, Member, MemberEnd, Record, Service, Share, Slot, Which},
     world::{self, World},
 };
+
+mod outbox;
+mod sources;
+
+use outbox::Outbox;
 
 /// An entry is told again after so much of its idle time.
 const REFRESHED: u32 = 8;
@@ -79,48 +81,6 @@ enum Part {
     Flows,
     Replies,
     Bindings,
-}
-
-#[derive(Debug, Default)]
-struct Outbox {
-    batch: Vec<u8>,
-    waiting: VecDeque<Vec<u8>>,
-    bytes: u64,
-}
-
-impl Outbox {
-    fn put(&mut self, record: &Record) {
-        let length = self.batch.len();
-        if self.batch.first() == Some(&record.kind()) {
-            record.put(&mut self.batch);
-            if self.batch.len() <= MESSAGE_BYTES {
-                return;
-            }
-            self.batch.truncate(length);
-        }
-        self.close();
-        self.batch.push(record.kind());
-        record.put(&mut self.batch);
-    }
-
-    fn close(&mut self) {
-        if !self.batch.is_empty() {
-            let message = std::mem::take(&mut self.batch);
-            self.bytes += message.len() as u64;
-            self.waiting.push_back(message);
-        }
-    }
-
-    /// Whether all that was closed could be sent.
-    fn drain(&mut self, send: &mut dyn FnMut(&[u8]) -> bool) -> bool {
-        while let Some(message) = self.waiting.front() {
-            if !send(message) {
-                return false;
-            }
-            self.waiting.pop_front();
-        }
-        true
-    }
 }
 
 impl Exporter {
@@ -395,7 +355,8 @@ impl Exporter {
             let is_same = !before.is_empty()
                 && (entry.tag(), entry.member()) == (before.tag(), before.member());
             let mut has_told = false;
-            if !before.is_empty() && !(is_same && told.is_some()) {
+            let is_gone = !is_same || told.is_none();
+            if !before.is_empty() && is_gone {
                 *known = 0;
                 if let Some(count) = &mut count {
                     **count = count.saturating_sub(1);
@@ -486,75 +447,6 @@ impl Exporter {
             return true;
         }
         false
-    }
-
-    /// Tells of the sources whose servers are known, of groups in `groups` (by
-    /// number, with their idle times in ticks). To be called once in a while,
-    /// with all that there are.
-    pub fn sources<T: FlowTable>(
-        &mut self,
-        world: &World<'_, T>,
-        groups: &HashMap<u32, u32>,
-        all: impl Iterator<Item = (PersistKey, PersistEntry)>,
-        send: &mut dyn FnMut(&[u8]) -> bool,
-    ) {
-        if !self.is_live() || !self.out.drain(send) {
-            return;
-        }
-        let mut before = std::mem::take(&mut self.sources);
-        for (key, entry) in all {
-            let Some(idle) = groups.get(&key.group) else {
-                continue;
-            };
-            let known = before.remove(&key);
-            let is_fresh = known.is_some_and(|known| {
-                let newer = entry.last_ticks.wrapping_sub(known.last_ticks);
-                known.backend == entry.backend && newer < (idle / REFRESHED).max(1)
-            });
-            // What the link has no room for is told the next time.
-            if !is_fresh && !self.out.drain(send) {
-                self.sources.extend(known.map(|known| (key, known)));
-                continue;
-            }
-            if is_fresh {
-                self.sources.extend(known.map(|known| (key, known)));
-                continue;
-            }
-            self.sources.insert(key, entry);
-            self.source(world, &key, &entry);
-        }
-        for (key, entry) in before {
-            if self.out.drain(send) {
-                self.source(
-                    world,
-                    &key,
-                    &PersistEntry {
-                        backend: 0,
-                        ..entry
-                    },
-                );
-            } else {
-                self.sources.insert(key, entry);
-            }
-        }
-        self.out.close();
-        let _ = self.out.drain(send);
-    }
-
-    fn source<T: FlowTable>(
-        &mut self,
-        world: &World<'_, T>,
-        key: &PersistKey,
-        entry: &PersistEntry,
-    ) {
-        self.counts.sources += 1;
-        self.out.put(&Record::Source(Source {
-            group: key.group,
-            address: key.source,
-            family: key.family as u8,
-            backend: entry.backend,
-            age_ms: world.milliseconds(world.now_ticks.wrapping_sub(entry.last_ticks)),
-        }));
     }
 }
 

@@ -8,19 +8,19 @@ use std::{
 
 use crate::status::{Imported, Standing};
 use lb_common::{
-    abi::VipKey,
-    binding::{self, Imported as ImportedBinding, Use},
-    flow::{self, BUCKET_WORDS, CONTROL, FlowTable, FlowWord, Mark, Place, transfer},
+    flow::{self, BUCKET_WORDS, FlowTable, FlowWord, Mark, Place, transfer},
     hash::{HashKey, Tuple, flow_hash, scale},
     net::{Addr, Be16, family},
     slot::SlotWord,
 };
 
 use super::record::{
-    Binding, Flow, Gone, Hello, Malformed, MemberEnd, Record, Service, Share, Slot, Source, Which,
-    decode,
+    Flow, Gone, Hello, Malformed, MemberEnd, Record, Service, Share, Slot, Source, Which, decode,
 };
 use super::world::{Catalogue, World};
+
+mod bindings;
+mod stale;
 
 /// What whoever has the data path has to do then.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -430,133 +430,6 @@ impl Importer {
             self.counts.flows += 1;
         }
     }
-
-    fn binding<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Binding) {
-        let Some((member, service)) = self.anybodys(world, told.member) else {
-            return;
-        };
-        let [pool_port, client_port, vip_port] = told.ports;
-        let key = VipKey {
-            address: told.pool,
-            family: told.family,
-            ..VipKey::default()
-        };
-        let pool = world.catalogue.pools.get(&key);
-        let index = pool.map_or(0, |pool| pool.index(pool_port));
-        let Some(at) = world.bindings.bucket(index).filter(|_| index != 0) else {
-            self.missed = true;
-            self.counts.unknown += 1;
-            return;
-        };
-        let tuple = Tuple {
-            source: told.client,
-            source_port: client_port,
-            // The hash stands for the VIP.
-            destination: told.pool,
-            destination_port: vip_port,
-            protocol: told.protocol,
-            family: told.family,
-        };
-        let flow = binding::Flow {
-            tuple: &tuple,
-            hash: told.hash,
-            service,
-        };
-        // As with entries: only what this node doesn't know.
-        if own.contains(&service)
-            && (told.flags.is_none()
-                || !binding::state(world.bindings, at).is_free()
-                || binding::find(world.bindings, world.nat_flows, &flow).is_some())
-        {
-            self.counts.own += 1;
-            return;
-        }
-        let imported = told.flags.map(|flags| ImportedBinding {
-            member,
-            flags,
-            seen_ticks: world.ticks_ago(told.age_ms),
-        });
-        let (bindings, flows) = (world.bindings, world.nat_flows);
-        let done = match imported {
-            Some(imported) => {
-                binding::import(bindings, flows, index, &flow, imported, world.now_ticks)
-            }
-            None => {
-                if let Some(found) = binding::find(bindings, flows, &flow)
-                    && found.entry.member() == index
-                {
-                    binding::end(bindings, flows, &found, world.now_ticks);
-                }
-                true
-            }
-        };
-        if !done {
-            self.counts.refused += 1;
-            return;
-        }
-        self.counts.bindings += 1;
-        let is_used = binding::state(bindings, at).usage() == Use::Used;
-        if let Some(marks) = &mut self.marks
-            && let Some(mark) = marks.bindings.get_mut(index as usize)
-        {
-            *mark = is_used;
-        }
-    }
-
-    /// What the peer has told is all there is: what else is here is from another
-    /// time, when this node owned the service or heard of it.
-    fn end<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, effects: &mut Effects) {
-        self.standing = Standing::InSync;
-        let Some(marks) = self.marks.take() else {
-            return;
-        };
-        let theirs: BTreeSet<u32> = self
-            .services
-            .keys()
-            .filter_map(|id| self.service(world.catalogue, *id))
-            .filter(|id| !own.contains(id))
-            .collect();
-        let names: BTreeSet<Arc<str>> = self.services.values().map(|s| s.name.clone()).collect();
-        let before = self.adopted.len();
-        self.adopted.retain(|name, _| names.contains(name));
-        effects.adopted |= self.adopted.len() != before;
-        for id in &theirs {
-            let Some(service) = world.catalogue.services.get(id) else {
-                continue;
-            };
-            for index in service.offset..service.offset.saturating_add(service.size()) {
-                let index = index as usize;
-                let (Some(word), Some(false)) = (world.slots.get(index), marks.slots.get(index))
-                else {
-                    continue;
-                };
-                let slot = SlotWord(word.load(Relaxed));
-                if slot.is_tracked() {
-                    word.store(SlotWord::stable(slot.current()).0, Relaxed);
-                    self.counts.stale += 1;
-                }
-            }
-        }
-        let is_theirs = |member: u32| {
-            let known = world.catalogue.service_of(member);
-            known.is_some_and(|(id, _)| theirs.contains(&id))
-        };
-        for (table, marks) in [(world.flows, &marks.flows), (world.replies, &marks.replies)] {
-            self.counts.stale += drop_stale(table, marks, is_theirs);
-        }
-        for (index, marked) in (0u32..).zip(&marks.bindings) {
-            let Some(at) = world.bindings.bucket(index).filter(|_| !marked) else {
-                continue;
-            };
-            let state = binding::state(world.bindings, at);
-            if state.is_used()
-                && is_theirs(binding::member(world.bindings, at))
-                && binding::change(world.bindings, at, state, state.ended(world.now_ticks))
-            {
-                self.counts.stale += 1;
-            }
-        }
-    }
 }
 
 /// Why the flows of one can't be the other's.
@@ -592,26 +465,6 @@ fn watch<T: FlowTable>(world: &World<'_, T>, service: u32, entry: FlowWord) -> O
     let watched = slot.watched(world.now_ticks);
     let done = word.compare_exchange(slot.0, watched.0, Relaxed, Relaxed);
     done.is_ok().then_some(index)
-}
-
-fn drop_stale<T: FlowTable>(table: &T, marks: &[bool], is_theirs: impl Fn(u32) -> bool) -> u64 {
-    let mut dropped = 0;
-    for (index, marks) in (0u32..).zip(marks.chunks(BUCKET_WORDS)) {
-        let Some(bucket) = table.bucket(index) else {
-            break;
-        };
-        for (word, marked) in marks.iter().enumerate().skip(CONTROL + 1) {
-            let entry = FlowWord(table.load(bucket, word));
-            if !marked
-                && !entry.is_empty()
-                && is_theirs(entry.member())
-                && flow::exchange(table, bucket, word, entry, FlowWord::EMPTY, Place::Free)
-            {
-                dropped += 1;
-            }
-        }
-    }
-    dropped
 }
 
 /// What a key of the flow hash makes of a flow that there isn't: nobody learns

@@ -388,7 +388,7 @@ fn a_syn_alone_is_no_flow_and_an_old_entry_is_told_again_before_it_expires() {
         pair.from.now += passed;
         pair.to.now += passed;
         let key = FlowKey::new(hash(1), BUCKETS);
-        let found = flow::find(&pair.from.flows, key, FlowWord::is_confirmed_entry).unwrap();
+        let found = flow::find(&pair.from.flows, key, |entry| entry.is_confirmed()).unwrap();
         flow::touch(&pair.from.flows, &found, pair.from.now, Mark::Open);
         pair.pass();
         assert_eq!(pair.exporter.counts().flows, told, "after {passed}");
@@ -396,16 +396,6 @@ fn a_syn_alone_is_no_flow_and_an_old_entry_is_told_again_before_it_expires() {
     let key = FlowKey::new(hash(1), BUCKETS);
     let found = flow::find(&pair.to.flows, key, |_| true).unwrap();
     assert!(found.entry.age(pair.to.now) <= 1);
-}
-
-trait Confirmed {
-    fn is_confirmed_entry(self) -> bool;
-}
-
-impl Confirmed for FlowWord {
-    fn is_confirmed_entry(self) -> bool {
-        self.is_confirmed()
-    }
 }
 
 #[test]

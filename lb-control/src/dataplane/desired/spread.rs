@@ -198,7 +198,7 @@ impl Builder<'_> {
 fn adopt(theirs: &AdoptedShares, ranked: &[Ranked]) -> Option<Vec<scheduler::Member>> {
     let member = |&(identity, share): &(u64, u32)| {
         let known = ranked.iter().map(|r| r.member);
-        let known = known.filter(|m| m.identity == identity).last()?;
+        let known = known.rev().find(|m| m.identity == identity)?;
         Some(scheduler::Member { share, ..known })
     };
     theirs.shares.iter().map(member).collect()

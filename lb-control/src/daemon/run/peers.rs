@@ -1,0 +1,72 @@
+//! The daemon's dealings with its peers: flows that they have, or are to have.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::Daemon;
+use crate::{
+    daemon::{conditions::Now, replication},
+    status::LinkStatus,
+    sync::StreamEvent,
+};
+
+/// Peers may take so long to know the last flows of an address that is handed over.
+const TOLD_WITHIN: Duration = Duration::from_millis(250);
+
+impl Daemon {
+    /// What peers tell, as much as there is, but for what takes too long.
+    pub(super) fn hear(&mut self, first: StreamEvent, more: &mut mpsc::Receiver<StreamEvent>) {
+        let mut next = Some(first);
+        let mut left = replication::TURN;
+        while let Some(event) = next {
+            match self.replication.take(event, &mut self.controller.data_path) {
+                Ok(false) => {}
+                Ok(true) => self.controller.adopted = self.replication.adopted(),
+                Err(error) => tracing::error!(%error, "a peer's flows were not taken over"),
+            }
+            left -= 1;
+            next = (left > 0).then(|| more.try_recv().ok()).flatten();
+        }
+    }
+
+    /// Tells peers what has changed.
+    pub(super) fn replicate(&mut self) {
+        self.routers.in_sync(self.replication.in_sync());
+        if !self.replication.is_used() {
+            return;
+        }
+        let now = Now::read().instant;
+        let vrrp = self.routers.status();
+        match self
+            .replication
+            .tick(&mut self.controller.data_path, &vrrp, now)
+        {
+            Ok(false) => {}
+            Ok(true) => self.controller.adopted = self.replication.adopted(),
+            Err(error) => tracing::error!(%error, "the flows could not be told to peers"),
+        }
+    }
+
+    /// Before an address is handed over, its new owner is to know the last flows.
+    pub(super) async fn tell_everything(&mut self) {
+        let began = Now::read().instant;
+        loop {
+            self.replication.hasten();
+            self.replicate();
+            let waited = Now::read().instant.saturating_duration_since(began);
+            if self.replication.is_current(began) || waited >= TOLD_WITHIN {
+                return;
+            }
+            tokio::time::sleep(TOLD_WITHIN / 50).await;
+        }
+    }
+
+    /// The links to peers, with what is replicated.
+    pub(super) fn links(&mut self) -> Vec<LinkStatus> {
+        let mut links = self.peers.status();
+        self.replication.keep_only(&links);
+        self.replication.complete(&mut links, Now::read().instant);
+        links
+    }
+}
