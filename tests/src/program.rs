@@ -28,6 +28,7 @@ mod full_nat;
 mod ingress;
 mod pool;
 
+pub use contents::Contents;
 pub use pool::{Pool, Pooled};
 
 /// XDP's actions by number.

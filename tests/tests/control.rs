@@ -412,8 +412,12 @@ fn a_clean_stop_leaves_the_data_path_and_detach_removes_everything() {
         ensure!(output.status.code() == Some(3), "exit {}", output.status);
 
         site.daemon.detach()?;
-        let links = balancer.exec(&["ip", "-d", "link", "show", "eth0"])?;
-        ensure!(!links.contains("prog/xdp"), "{links}");
+        // The kernel lets go of an unpinned link by a worker of its own.
+        wait_ok("the program to be gone", SOON, || {
+            let links = balancer.exec(&["ip", "-d", "link", "show", "eth0"])?;
+            ensure!(!links.contains("prog/xdp"), "{links}");
+            Ok(())
+        })?;
         let left: Vec<_> = match std::fs::read_dir(site.daemon.pin_dir()) {
             Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).collect(),
             Err(_) => vec![],

@@ -6,10 +6,8 @@
 
 #[path = "survival/floods.rs"]
 mod floods;
-#[path = "survival/gone.rs"]
-mod gone;
-#[path = "survival/states.rs"]
-mod states;
+#[path = "survival/start.rs"]
+mod start;
 
 use std::{
     net::SocketAddr,
@@ -20,69 +18,22 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     check,
-    config::Config,
     conns::UdpReport,
     held::Held,
     packet::{Flood, FloodKind, FloodOptions},
     process::wait_ok,
     servers,
-    site::{self, LIST, Site, UDP, family, list_config},
-    topology::{Kind, Options, Topology},
+    site::{self, LIST, Site, UDP, family},
+    topology::Kind,
 };
+
+use start::{POOLS, start};
 
 /// Of each family.
 const CONNECTIONS: u32 = 1000;
 
 /// SYNs a second, as many as leave two cores time for the connections.
 const FLOOD_RATE: u32 = 8000;
-
-const POOLS: [&str; 2] = ["many-v4", "many-v6"];
-
-/// A site of four backends, of which the configuration has the first three,
-/// and a UDP service beside the TCP one to count packets with.
-fn start(kind: Kind, adapt: impl FnOnce(&mut Config)) -> Result<Site> {
-    let options = Options {
-        backends: 4,
-        ..Options::default()
-    };
-    let topology = Topology::new(kind, &options)?;
-    ask_again_every_second(&topology)?;
-    let mut config = list_config(&topology);
-    config.set_dataplane("dead_after", "1s");
-    for pool in &mut config.pools {
-        pool.backends.truncate(3);
-    }
-    let udp: Vec<_> = config
-        .services
-        .iter()
-        .cloned()
-        .map(|mut service| {
-            service.name = service.name.replace("list", "udp");
-            service.port = UDP.to_string();
-            service.protocol = "udp".into();
-            service
-        })
-        .collect();
-    config.services.extend(udp);
-    adapt(&mut config);
-    Site::start(topology, config, false)
-}
-
-/// Clients and servers repeat unanswered segments every second at the latest
-/// (Linux 6.15 and newer). Where a queue on the way was full for seconds, TCP
-/// would else ask so rarely that a connection looks lost for long afterwards.
-/// Before the servers start: what they accept is like the socket that listens.
-fn ask_again_every_second(t: &Topology) -> Result<()> {
-    const KEY: &str = "net/ipv4/tcp_rto_max_ms";
-    for host in t.backends.iter().chain([&t.client]) {
-        if host.ns.read_sysctl(KEY).is_ok() {
-            host.ns.sysctl(KEY, "1000")?;
-        } else {
-            println!("{}: no {KEY}, TCP backs off for longer", host.name);
-        }
-    }
-    Ok(())
-}
 
 /// Datagrams every ten milliseconds from each of forty sockets while `f` runs.
 fn counting_packets(

@@ -36,6 +36,8 @@ pub struct Suite {
     pub binaries: Vec<Binary>,
     /// Its tests are run one at a time.
     pub serial: bool,
+    /// It waits most of the time: it is run beside another such one.
+    pub waits: bool,
     /// It is a failure if none of its tests is run.
     pub required: bool,
     /// What is run in the test machine instead of `binaries`, if anything is.
@@ -162,6 +164,7 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
                     name: name.to_owned(),
                     binaries,
                     serial: false,
+                    waits: false,
                     required: true,
                     machine: Vec::new(),
                 });
@@ -172,20 +175,24 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
             name: name.to_owned(),
             binaries: unit.into_iter().map(binary).collect(),
             serial: false,
+            waits: false,
             required: false,
             machine: Vec::new(),
         });
-        let serial = serial_names(package)?;
+        let serial = names(package, "serial")?;
+        let waiting = names(package, "waiting")?;
         for artifact in integration {
             let name = artifact["target"]["name"]
                 .as_str()
                 .context("a test has no name")?
                 .to_owned();
-            let serial = serial.contains(&name.as_str());
+            let waits = waiting.contains(&name.as_str());
+            let serial = waits || serial.contains(&name.as_str());
             root.push(Suite {
                 name,
                 binaries: vec![binary(artifact)],
                 serial,
+                waits,
                 required: true,
                 machine: Vec::new(),
             });
@@ -194,13 +201,15 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
         if let Some(suite) = root.iter_mut().find(|suite| suite.name == MACHINE) {
             suite.machine = guests;
         }
-        let missing = serial
-            .iter()
-            .find(|name| root.iter().all(|suite| suite.name != **name));
-        ensure!(
-            missing.is_none(),
-            "[package.metadata.lb] serial names {missing:?}, which is no suite"
-        );
+        for (key, names) in [("serial", serial), ("waiting", waiting)] {
+            let missing = names
+                .iter()
+                .find(|name| root.iter().all(|suite| suite.name != **name));
+            ensure!(
+                missing.is_none(),
+                "[package.metadata.lb] {key} names {missing:?}, which is no suite"
+            );
+        }
     }
     host.sort_by(|a, b| a.name.cmp(&b.name));
     root[1..].sort_by(|a, b| a.name.cmp(&b.name));
@@ -208,6 +217,7 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
         name: DOC.to_owned(),
         binaries: Vec::new(),
         serial: false,
+        waits: false,
         required: false,
         machine: Vec::new(),
     });
@@ -215,15 +225,15 @@ fn collect(metadata: &Value, artifacts: &[Value]) -> Result<Vec<Suite>> {
     Ok(host)
 }
 
-/// `[package.metadata.lb] serial = ["name", ..]` of the tests crate.
-fn serial_names(package: &Value) -> Result<Vec<&str>> {
-    let Some(serial) = package["metadata"]["lb"].get("serial") else {
+/// `[package.metadata.lb]` of the tests crate, where `key` is a list of suites.
+fn names<'a>(package: &'a Value, key: &str) -> Result<Vec<&'a str>> {
+    let Some(names) = package["metadata"]["lb"].get(key) else {
         return Ok(Vec::new());
     };
-    let names: Option<Vec<_>> = serial
+    let names: Option<Vec<_>> = names
         .as_array()
         .and_then(|names| names.iter().map(Value::as_str).collect());
-    names.context("[package.metadata.lb] serial must be a list of names")
+    names.with_context(|| format!("[package.metadata.lb] {key} must be a list of names"))
 }
 
 /// `[package.metadata.lb.machine]` of the tests crate: a suite, and the names of
@@ -328,6 +338,20 @@ mod tests {
     #[test]
     fn a_serial_suite_that_does_not_exist_is_an_error() {
         assert!(found(&json!(["vrpp"])).is_err());
+    }
+
+    #[test]
+    fn a_suite_that_waits_is_serial_and_the_others_do_not_wait() {
+        let mut metadata = metadata(&json!(["vrrp"]));
+        metadata["packages"][0]["metadata"]["lb"]["waiting"] = json!(["nat"]);
+        let artifacts = [artifact("t", "vrrp", "test"), artifact("t", "nat", "test")];
+        let suites = collect(&metadata, &artifacts).unwrap();
+        let found = |name: &str| {
+            let suite = suites.iter().find(|suite| suite.name == name).unwrap();
+            (suite.serial, suite.waits)
+        };
+        assert_eq!((found("nat"), found("vrrp")), ((true, true), (true, false)));
+        assert!(collect(&metadata, &artifacts[..1]).is_err(), "no suite nat");
     }
 
     fn found_in_machine(machine: &Value) -> Result<Vec<Suite>> {

@@ -3,6 +3,7 @@
 use std::{
     path::Path,
     process::{Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
     thread,
     time::{Duration, Instant},
 };
@@ -22,6 +23,9 @@ const LIMIT: Duration = Duration::from_secs(15 * 60);
 
 /// As [`LIMIT`], for complete matrices under emulation.
 const FULL_MACHINE_LIMIT: Duration = Duration::from_secs(90 * 60);
+
+/// A suite's name, counts and time.
+type Row = (String, Counts, Duration);
 
 /// Runs the suites called `names`, or all; of those in the test machine only
 /// tests that have one of `tests` in their names, if there are any. The last line on standard output is
@@ -51,7 +55,8 @@ pub fn run(names: &[String], full: bool, tests: &[String]) -> Result<bool> {
         .iter()
         .partition(|suite| !suite.machine.is_empty() && suites.len() > 1);
     // The machine takes a core: what is sensitive to time waits until it is done.
-    let (alone, beside): (Vec<_>, Vec<_>) = outside.into_iter().partition(|suite| suite.serial);
+    let (later, beside): (Vec<_>, Vec<_>) = outside.into_iter().partition(|suite| suite.serial);
+    let (waiting, alone): (Vec<_>, Vec<_>) = later.into_iter().partition(|suite| suite.waits);
     let run_shown = |suite: &Suite| {
         process::step(&suite.name);
         let mut show = |line: &str| println!("{line}");
@@ -85,20 +90,58 @@ pub fn run(names: &[String], full: bool, tests: &[String]) -> Result<bool> {
         }
         results
     });
+    if let [suite] = waiting[..] {
+        results.push(run_shown(suite));
+    } else {
+        results.extend(run_two_at_once(&waiting, |suite, show| {
+            timed(suite, &built.lbctl, full, tests, show)
+        }));
+    }
     results.extend(alone.into_iter().map(run_shown));
     let total = print_table(&results);
     close(total);
     Ok(total.failed == 0)
 }
 
-/// Runs a suite; its name, counts and time.
+/// Runs suites by `run`, two at once; what each prints is shown when it is through.
+fn run_two_at_once(
+    suites: &[&Suite],
+    run: impl Fn(&Suite, &mut dyn FnMut(&str)) -> Row + Sync,
+) -> Vec<Row> {
+    let left = Mutex::new(suites.iter());
+    let results = Mutex::new(Vec::new());
+    let lane = || {
+        loop {
+            let Some(suite) = lock(&left).next() else {
+                return;
+            };
+            let mut lines = Vec::new();
+            let result = run(suite, &mut |line| lines.push(line.to_owned()));
+            let mut results = lock(&results);
+            process::step(&suite.name);
+            lines.iter().for_each(|line| println!("{line}"));
+            results.push(result);
+        }
+    };
+    thread::scope(|scope| {
+        scope.spawn(lane);
+        lane();
+    });
+    results.into_inner().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Runs a suite.
 fn timed(
     suite: &Suite,
     lbctl: &Path,
     full: bool,
     tests: &[String],
     show: &mut dyn FnMut(&str),
-) -> (String, Counts, Duration) {
+) -> Row {
     let start = Instant::now();
     let mut counts = run_suite(suite, lbctl, full, tests, show);
     if suite.required && counts.passed + counts.failed == 0 {
@@ -217,7 +260,7 @@ fn run_command(mut command: Command, show: &mut dyn FnMut(&str)) -> Counts {
     reader.finish(success.unwrap_or(false))
 }
 
-fn print_table(results: &[(String, Counts, Duration)]) -> Counts {
+fn print_table(results: &[Row]) -> Counts {
     let mut total = Counts::default();
     println!(
         "\n{:<24} {:>8} {:>8} {:>8} {:>10}",
@@ -248,4 +291,44 @@ fn close(
     }: Counts,
 ) {
     println!("{passed} passed, {failed} failed, {skipped} skipped");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Condvar;
+
+    use super::*;
+
+    #[test]
+    fn suites_that_wait_run_two_at_once_and_never_three() {
+        let suites = ["a", "b", "c", "d"].map(|name| Suite {
+            name: name.to_owned(),
+            binaries: Vec::new(),
+            serial: true,
+            waits: true,
+            required: false,
+            machine: Vec::new(),
+        });
+        let suites: Vec<_> = suites.iter().collect();
+        // How many run, and the most that did.
+        let (running, changed) = (Mutex::new((0, 0)), Condvar::new());
+        let rows = run_two_at_once(&suites, |suite, show| {
+            show("a line");
+            let mut now = lock(&running);
+            now.0 += 1;
+            now.1 = now.1.max(now.0);
+            changed.notify_all();
+            // The first waits for a second, which comes if there are two lanes.
+            let limit = Duration::from_secs(20);
+            let waited = changed.wait_timeout_while(now, limit, |now| now.1 < 2);
+            let (mut now, waited) = waited.unwrap();
+            now.0 -= 1;
+            assert!(!waited.timed_out(), "{} runs alone", suite.name);
+            (suite.name.clone(), Counts::default(), Duration::ZERO)
+        });
+        assert_eq!(lock(&running).1, 2);
+        let mut names: Vec<_> = rows.iter().map(|row| row.0.as_str()).collect();
+        names.sort_unstable();
+        assert_eq!(names, ["a", "b", "c", "d"]);
+    }
 }

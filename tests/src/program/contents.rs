@@ -37,7 +37,7 @@ const BATCH: u32 = 8192;
 
 /// Keys and values as bytes; those of an array's elements that are zero on
 /// every core are left out, and each item of a ring buffer has an empty value.
-pub(super) type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
+pub type Contents = BTreeMap<Vec<u8>, Vec<u8>>;
 
 /// All that a map holds. Takes away what a ring buffer holds.
 pub(super) fn read(map: &mut Map) -> Result<Contents> {

@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context as _, Result};
 use aya::maps::Map;
 
-use super::{Program, Sizes, contents};
+use super::{
+    Program, Sizes,
+    contents::{self, Contents},
+};
 
 /// Programs that nobody uses.
 pub struct Pool {
@@ -130,7 +133,7 @@ impl Program {
 
     /// Keys and values of every map by its name, those that are zero in arrays
     /// left out. What ring buffers hold is taken out of them.
-    pub fn contents(&mut self) -> Result<BTreeMap<String, BTreeMap<Vec<u8>, Vec<u8>>>> {
+    pub fn contents(&mut self) -> Result<BTreeMap<String, Contents>> {
         let maps = self.ebpf.maps_mut();
         maps.map(|(name, map)| {
             let contents = contents::read(map).with_context(|| format!("map {name}"))?;

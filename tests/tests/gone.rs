@@ -1,5 +1,8 @@
 //! What becomes of the connections of a backend that is gone.
 
+#[path = "survival/start.rs"]
+mod start;
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -11,7 +14,7 @@ use lb_tests::{
     topology::Kind,
 };
 
-use super::{POOLS, start};
+use start::{POOLS, start};
 
 /// Of each family.
 const CONNECTIONS: u32 = 200;
