@@ -101,6 +101,19 @@ impl Pair {
     pub fn start(
         method: Method,
         backends: usize,
+        adapt: impl FnMut(usize, &mut Config),
+    ) -> Result<Self> {
+        let pair = Self::launch(method, backends, adapt)?;
+        pair.wait_state(0, "active")?;
+        pair.wait_state(1, "backup")?;
+        pair.wait_in_sync(1)?;
+        Ok(pair)
+    }
+
+    /// Starts both, and waits for nothing.
+    pub fn launch(
+        method: Method,
+        backends: usize,
         mut adapt: impl FnMut(usize, &mut Config),
     ) -> Result<Self> {
         let options = Options {
@@ -136,27 +149,32 @@ impl Pair {
         let nodes = nodes
             .try_into()
             .map_err(|_| anyhow::anyhow!("there are two nodes"))?;
-        let pair = Self {
+        Ok(Self {
             nodes,
             echo,
             _wires: wires,
             topology,
             _secrets: secrets,
-        };
-        pair.wait_state(0, "active")?;
-        pair.wait_state(1, "backup")?;
-        pair.wait_in_sync(1)?;
-        Ok(pair)
+        })
     }
 
     /// Waits until all virtual routers of a node are in this state.
     pub fn wait_state(&self, node: usize, state: &str) -> Result<()> {
+        self.wait_states(node, [state; 2])
+    }
+
+    /// Waits until the virtual routers of IPv4 and IPv6 of a node are in these
+    /// states.
+    pub fn wait_states(&self, node: usize, states: [&str; 2]) -> Result<()> {
         let daemon = &self.nodes[node].daemon;
-        wait_ok(format!("lb{} to be {state}", node + 1), SOON, || {
+        wait_ok(format!("lb{} to be {states:?}", node + 1), SOON, || {
             let rows = daemon.ctl_json(&["vrrp"])?;
             let rows = rows.as_array().context("no rows")?;
-            let all = rows.len() == 2 && rows.iter().all(|row| row["state"] == state);
-            ensure!(all, "{rows:?}");
+            let is_so = |row: &Value| {
+                let is_v4 = row["family"] == "IPv4";
+                row["state"] == states[usize::from(!is_v4)]
+            };
+            ensure!(rows.len() == 2 && rows.iter().all(is_so), "{rows:?}");
             Ok(())
         })
     }

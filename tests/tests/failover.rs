@@ -24,6 +24,9 @@ const SOON: Duration = Duration::from_secs(10);
 /// it is one that was sent again.
 const SYN_WINDOW: Duration = Duration::from_secs(4);
 
+/// Of each family, where the number doesn't matter.
+const SOME: u32 = 300;
+
 /// Of each family, before and after a change of the pools.
 const HALF: u32 = 1_250;
 
@@ -267,6 +270,66 @@ fn a_source_keeps_its_server_on_the_other_node() {
         let after = ask()?;
         println!("before: {before:?}\nafter:  {after:?}");
         ensure!(before == after, "a source lost its server");
+        Ok(())
+    });
+}
+
+/// One node is active for IPv4 and the other one for IPv6, and each stands by for
+/// the other.
+#[test]
+fn two_active_nodes_stand_by_for_each_other() {
+    check(|| {
+        let mut pair = Pair::launch(Method::Dsr, BACKENDS, |number, config| {
+            for name in POOLS {
+                config.pool_mut(name).backends.truncate(BACKENDS - 1);
+            }
+            config.set_dataplane("max_flows", 65_536);
+            config.extra.retain(|line| !line.starts_with("vrrp:"));
+            let priorities = [[150, 100], [100, 150]][number];
+            let vip = |is_v4: bool| {
+                let mut vips = config.services.iter().map(|service| service.address);
+                vips.find(|vip| vip.is_ipv4() == is_v4)
+                    .expect("a service of each family")
+            };
+            let router = |vrid: u8, priority: u8, address: IpAddr| {
+                format!(
+                    "\n  - {{vrid: {vrid}, interface: eth0, priority: {priority}, \
+                     advertisement_interval: 100ms, addresses: [\"{address}\"]}}"
+                )
+            };
+            let [v4, v6] = priorities;
+            let routers = router(51, v4, vip(true)) + &router(52, v6, vip(false));
+            config.extra.push(format!("vrrp:{routers}"));
+        })?;
+        let states = [["active", "backup"], ["backup", "active"]];
+        let both_active = |pair: &Pair| {
+            for (node, states) in states.into_iter().enumerate() {
+                pair.wait_states(node, states)?;
+                pair.wait_in_sync(node)?;
+            }
+            anyhow::Ok(())
+        };
+        both_active(&pair)?;
+        let mut held = vec![Held::open(&pair.topology, LIST[0], SOME)?];
+        set_pools(&mut pair, true);
+        for node in &pair.nodes {
+            node.reload()?;
+        }
+        thread::sleep(SYN_WINDOW);
+        held.push(Held::open(&pair.topology, LIST[0], SOME)?);
+        for (victim, heir) in [(1, 0), (0, 1)] {
+            both_active(&pair)?;
+            pair.nodes[victim].daemon.kill9()?;
+            pair.wait_state(heir, "active")?;
+            for held in &mut held {
+                held.none_lost(&format!("SIGKILL of lb{}", victim + 1))?;
+            }
+            pair.nodes[victim].daemon.launch()?;
+        }
+        both_active(&pair)?;
+        for held in &mut held {
+            held.none_lost("both are active again")?;
+        }
         Ok(())
     });
 }
