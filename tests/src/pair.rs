@@ -30,6 +30,10 @@ use crate::{
     topology::{Host, Interface, Kind, Options, Port, Topology, Wires},
 };
 
+mod building;
+
+pub use building::Building;
+
 /// Of the virtual router.
 pub const VRID: u8 = 51;
 
@@ -90,6 +94,8 @@ pub struct Pair {
     /// Servers on each backend.
     pub echo: Vec<EchoServer>,
     _wires: Wires,
+    /// Two of everything else, where asked for.
+    pub building: Option<Building>,
     /// Hosts and links; its balancer is the first one.
     pub topology: Topology,
     _secrets: TempDir,
@@ -114,6 +120,25 @@ impl Pair {
     pub fn launch(
         method: Method,
         backends: usize,
+        adapt: impl FnMut(usize, &mut Config),
+    ) -> Result<Self> {
+        Self::build(method, backends, false, adapt)
+    }
+
+    /// As [`Self::start`] with direct server return, with two switches and two
+    /// routers.
+    pub fn in_building(backends: usize, adapt: impl FnMut(usize, &mut Config)) -> Result<Self> {
+        let pair = Self::build(Method::Dsr, backends, true, adapt)?;
+        pair.wait_state(0, "active")?;
+        pair.wait_state(1, "backup")?;
+        pair.wait_in_sync(1)?;
+        Ok(pair)
+    }
+
+    fn build(
+        method: Method,
+        backends: usize,
+        in_building: bool,
         mut adapt: impl FnMut(usize, &mut Config),
     ) -> Result<Self> {
         let options = Options {
@@ -126,6 +151,8 @@ impl Pair {
         if method == Method::Nat {
             lead_to_gateway(&topology)?;
         }
+        let building = in_building.then(|| Building::new(&mut topology));
+        let building = building.transpose()?;
         let ports = site::any(LIST);
         let echo = topology
             .backends
@@ -153,6 +180,7 @@ impl Pair {
             nodes,
             echo,
             _wires: wires,
+            building,
             topology,
             _secrets: secrets,
         })
@@ -174,7 +202,7 @@ impl Pair {
                 let is_v4 = row["family"] == "IPv4";
                 row["state"] == states[usize::from(!is_v4)]
             };
-            ensure!(rows.len() == 2 && rows.iter().all(is_so), "{rows:?}");
+            ensure!(!rows.is_empty() && rows.iter().all(is_so), "{rows:?}");
             Ok(())
         })
     }
@@ -227,11 +255,13 @@ impl Node {
     }
 }
 
+const SECOND_MAC: Mac = Mac([0x02, 0x1b, 0, 0, 2, 20]);
+
 /// A second balancer at .20.
 fn second_balancer(t: &mut Topology) -> Result<Host> {
     let interface = Interface {
         name: "eth0".into(),
-        mac: Mac([0x02, 0x1b, 0, 0, 2, 20]),
+        mac: SECOND_MAC,
         v4: vec![Ipv4Addr::new(10, 2, 0, 20)],
         v6: vec![Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0x20)],
     };

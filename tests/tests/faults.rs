@@ -1,8 +1,11 @@
 //! Two balancers with a link between them survive what may happen to them.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
-use anyhow::{Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     check,
     config::Config,
@@ -10,6 +13,7 @@ use lb_tests::{
     owners::{Owned, Watch},
     pair::{INTERVAL, Method, Pair},
     process::wait_ok,
+    servers::Hold,
     site::LIST,
 };
 
@@ -343,4 +347,91 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         ensure!(owned.nobody == Duration::ZERO, "{owned:?}");
         Ok(())
     });
+}
+
+/// Between two lines of a connection.
+const SETTLE: Duration = Duration::from_millis(1_300);
+
+/// Two switches and a trunk, and routers that fail as well.
+#[test]
+fn connections_survive_routers_a_trunk_and_a_balancer_that_fail_one_after_another() {
+    check(|| {
+        // The gateway, and a server at each switch.
+        let hosts = "track: {reference_hosts: [10.2.0.254, 10.2.0.11, 10.2.0.12]}, addresses:";
+        let mut pair = Pair::in_building(4, |_, config| {
+            config.services.retain(|service| service.address.is_ipv4());
+            for extra in &mut config.extra {
+                *extra = extra.replace(
+                    "addresses: [\"10.2.0.100\", \"fd00:2::64\"]",
+                    "addresses: [10.2.0.100]",
+                );
+                *extra = extra.replace("addresses:", hosts);
+            }
+        })?;
+        let target = SocketAddr::new(pair.topology.vip4.into(), LIST[0]);
+        let mut held = Hold::start(&pair.topology.client.ns, target, 2 * CONNECTIONS, 400)?;
+        let report = held.wait_open(SOON)?;
+        ensure!(
+            report.failed_to_open == 0 && report.per_server.len() == 4,
+            "{report:?}"
+        );
+        let mut none_lost = |after: &str| -> Result<()> {
+            let before = held.report()?.messages;
+            std::thread::sleep(SETTLE);
+            let report = held.report()?;
+            println!(
+                "{after}: {} of {} lost, longest wait so far {} ms",
+                report.lost.total(),
+                report.opened,
+                report.max_stall_ms
+            );
+            ensure!(report.lost.total() == 0, "{report:?}");
+            ensure!(report.messages > before, "nobody spoke after {after}");
+            Ok(())
+        };
+        none_lost("opening")?;
+
+        let building = pair.building.as_mut().context("it has no building")?;
+        building.kill_router(0)?;
+        building.wait_active(1)?;
+        none_lost("a router died")?;
+        stays(&pair, 0, "a router died")?;
+
+        let building = pair.building.as_ref().context("it has no building")?;
+        building.cut_trunk(true)?;
+        let owned = stays_or_moves(&pair)?;
+        building.cut_trunk(false)?;
+        println!("the trunk was cut and mended: {owned:?}");
+        ensure!(owned.nobody <= INTERVAL * 4 + owned.blind, "{owned:?}");
+        ensure!(owned.both <= ANSWER, "{owned:?}");
+        let active = wait_ok("one active node", SOON, || {
+            let is = |node: usize| -> Result<bool> {
+                let rows = pair.nodes[node].daemon.ctl_json(&["vrrp"])?;
+                Ok(rows[0]["state"] == "active")
+            };
+            match (is(0)?, is(1)?) {
+                (true, false) => Ok(0),
+                (false, true) => Ok(1),
+                both => bail!("{both:?}"),
+            }
+        })?;
+        none_lost("the trunk was cut and mended")?;
+
+        pair.wait_in_sync(1 - active)?;
+        pair.nodes[active].daemon.kill9()?;
+        wait_ok("the other one to own", SOON, || {
+            let rows = pair.nodes[1 - active].daemon.ctl_json(&["vrrp"])?;
+            ensure!(rows[0]["state"] == "active", "{rows}");
+            Ok(())
+        })?;
+        none_lost("a balancer died")?;
+        Ok(())
+    });
+}
+
+/// Who owns while the trunk is cut: the one that reaches more.
+fn stays_or_moves(pair: &Pair) -> Result<Owned> {
+    let watch = Watch::start(pair)?;
+    std::thread::sleep(2 * LONG);
+    watch.end()
 }
