@@ -100,6 +100,9 @@ fn killed_amid_a_reload(pair: &mut Pair, held: &mut [Held]) -> Result<()> {
     pair.nodes[0].daemon.launch()?;
     pair.wait_state(0, "active")?;
     pair.wait_in_sync(1)?;
+    for held in held.iter_mut() {
+        held.none_lost("the first node came back again")?;
+    }
     set_pools(pair, true);
     pair.nodes[0].reload()?;
     pair.nodes[0].daemon.kill9()?;

@@ -127,6 +127,8 @@ impl Replication {
         if self.next.is_some_and(|next| now < next) {
             return Ok(changed);
         }
+        // Also where this one fails.
+        self.next = now.checked_add(PERIOD);
         let hello = plane.hello();
         let groups = plane.groups(&self.owned);
         let wants_sources = self.next_sources.is_none_or(|next| next <= now);
@@ -135,10 +137,11 @@ impl Replication {
         } else {
             Vec::new()
         };
+        let own = self.own(plane.ids());
         let owned = &self.owned;
         let mut more = false;
         for peer in self.peers.values_mut() {
-            if peer.importer.wants_again(plane.ids()) {
+            if peer.importer.wants_again(plane.ids(), &own) {
                 peer.exporter.ask_again();
             }
             let Some(stream) = peer.stream.clone() else {
@@ -186,7 +189,7 @@ impl Replication {
     }
 
     /// Who owns what. Whether [`Self::adopted`] has changed by that.
-    fn look_at_owners(&mut self, plane: &mut Plane, vrrp: &[VrrpStatus]) -> bool {
+    pub fn look_at_owners(&mut self, plane: &mut Plane, vrrp: &[VrrpStatus]) -> bool {
         let active: BTreeSet<u16> = vrrp
             .iter()
             .filter(|router| router.state == "active")

@@ -189,7 +189,17 @@ impl Daemon {
                     self.controller.neighbours = Arc::clone(&inbox.views.borrow_and_update());
                     self.follow_links();
                 }
-                Some(event) = inbox.streams.recv() => self.hear(event, &mut inbox.streams),
+                // Before the first change it isn't known here what they speak of.
+                Some(event) = inbox.streams.recv(), if self.controller.data_path.is_known() => {
+                    if !self.hear(event, &mut inbox.streams) {
+                        continue;
+                    }
+                }
+                () = sleep_until(self.replication.due()) => {
+                    if !self.replicate() {
+                        continue;
+                    }
+                }
                 () = inbox.trackers.notified() => {}
                 request = next_client(&mut inbox.clients) => match request {
                     Ok(request) => self.neighbours.resolve_client(request),
@@ -202,7 +212,6 @@ impl Daemon {
                 _ = tick.tick() => self.tick(),
                 () = sleep_until(deadline) => {}
             }
-            self.replicate();
             self.reconcile();
         }
         self.stop().await;
@@ -213,7 +222,6 @@ impl Daemon {
             .next_deadline()
             .into_iter()
             .chain(self.controller.data_path.next_deadline())
-            .chain(self.replication.due())
             .min()
     }
 

@@ -55,6 +55,9 @@ pub struct Importer {
     marks: Option<Marks>,
     /// Something was unknown since all was told.
     missed: bool,
+    /// Slots of services (by id here) that were not taken since all was told, for
+    /// they were this node's.
+    kept: BTreeSet<u32>,
     counts: Imported,
 }
 
@@ -104,7 +107,10 @@ impl Importer {
 
     /// What is known of the peer.
     pub fn standing(&self) -> &Standing {
-        &self.standing
+        match self.standing {
+            Standing::InSync if self.missed => &Standing::Partial,
+            _ => &self.standing,
+        }
     }
 
     /// What was taken over.
@@ -124,9 +130,13 @@ impl Importer {
         self.adopted.len() != before
     }
 
-    /// Whether ids have come to stand for something here since they were told, so
-    /// that all has to be told again. Once.
-    pub fn wants_again(&mut self, catalogue: &Catalogue) -> bool {
+    /// Whether all has to be told again, since ids have come to stand for something
+    /// here, or since a service isn't this node's any more. Once.
+    pub fn wants_again(&mut self, catalogue: &Catalogue, own: &Own) -> bool {
+        if !self.kept.is_subset(own) {
+            self.kept.clear();
+            return true;
+        }
         if self.catalogue == catalogue.version || !self.missed {
             return false;
         }
@@ -215,6 +225,7 @@ impl Importer {
                 self.members.clear();
                 self.ids.clear();
                 self.missed = false;
+                self.kept.clear();
                 self.marks = Some(Marks::new(world));
             }
             Record::End => self.end(world, own, effects),
@@ -312,6 +323,7 @@ impl Importer {
         };
         if own.contains(&id) {
             self.counts.own += 1;
+            self.kept.insert(id);
             return;
         }
         let nobody_or = |importer: &mut Self, id| match id {

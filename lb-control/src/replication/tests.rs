@@ -447,6 +447,36 @@ fn of_services_of_this_node_only_flows_that_it_does_not_know_are_taken() {
     assert!(!pair.importer.disown(&["a".into()].into()));
 }
 
+/// The peer tells of a service that it owns now, before this node has noticed.
+#[test]
+fn slots_of_a_service_that_is_not_this_nodes_any_more_are_asked_for_again() {
+    let mut pair = Pair::new();
+    pair.own = [pair.to.service("a")].into();
+    pair.to.change("a", 7, 2);
+    pair.from.change("a", 7, 2);
+    let exported = pair.from.services();
+    let mut messages = Vec::new();
+    pair.exporter
+        .step(&pair.from.world(), HELLO, &exported, usize::MAX, &mut |m| {
+            messages.push(m.to_vec());
+            true
+        });
+    let end = messages.pop().unwrap();
+    for message in messages {
+        pair.importer
+            .take(&pair.to.world(), HELLO, &pair.own, &message);
+    }
+    pair.own.clear();
+    pair.importer.take(&pair.to.world(), HELLO, &pair.own, &end);
+    let tracked = |pair: &Pair| SlotWord(pair.to.slot("a", 7).load(Relaxed)).is_tracked();
+    assert!(tracked(&pair), "it was told, but not taken");
+    assert!(pair.importer.wants_again(&pair.to.catalogue, &pair.own));
+    assert!(!pair.importer.wants_again(&pair.to.catalogue, &pair.own));
+    pair.exporter.reset();
+    pair.pass();
+    assert!(tracked(&pair));
+}
+
 #[test]
 fn an_entry_that_a_stable_slot_does_not_lead_to_makes_it_look_up() {
     let mut pair = Pair::new();
@@ -473,12 +503,14 @@ fn members_that_are_not_known_yet_are_asked_for_again() {
     pair.from.insert("a", hash(3), 3, Mark::Open);
     pair.pass();
     assert!(pair.importer.counts().unknown > 2);
-    assert!(!pair.importer.wants_again(&pair.to.catalogue));
+    assert_eq!(*pair.importer.standing(), Standing::Partial);
+    assert!(!pair.importer.wants_again(&pair.to.catalogue, &pair.own));
     pair.to.configure(4, &[1, 2, 3]);
-    assert!(pair.importer.wants_again(&pair.to.catalogue));
-    assert!(!pair.importer.wants_again(&pair.to.catalogue));
+    assert!(pair.importer.wants_again(&pair.to.catalogue, &pair.own));
+    assert!(!pair.importer.wants_again(&pair.to.catalogue, &pair.own));
     pair.exporter.reset();
     pair.pass();
+    assert_eq!(*pair.importer.standing(), Standing::InSync);
     assert!(flow::find(&pair.to.flows, FlowKey::new(hash(3), BUCKETS), |_| true).is_some());
 }
 

@@ -47,6 +47,8 @@ pub enum Standing {
     Bulk,
     /// All that it has told is here.
     InSync,
+    /// It has told all, but some of it names what this node doesn't have.
+    Partial,
     /// Its flows can't be taken over, for this reason in words.
     Incompatible(String),
 }

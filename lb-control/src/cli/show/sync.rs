@@ -86,6 +86,10 @@ fn flows(replication: &ReplicationStatus) -> String {
         Standing::Waiting => "not told yet".to_owned(),
         Standing::Bulk => "being told".to_owned(),
         Standing::InSync => "in sync".to_owned(),
+        Standing::Partial => format!(
+            "partly: {} records name what this node doesn't have",
+            replication.received.unknown
+        ),
         Standing::Incompatible(why) => format!("not taken over: {why}"),
     };
     format!("{tells}{hears}")

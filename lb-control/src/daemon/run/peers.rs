@@ -15,36 +15,55 @@ use crate::{
 const TOLD_WITHIN: Duration = Duration::from_millis(250);
 
 impl Daemon {
-    /// What peers tell, as much as there is, but for what takes too long.
-    pub(super) fn hear(&mut self, first: StreamEvent, more: &mut mpsc::Receiver<StreamEvent>) {
+    /// What peers tell, as much as there is, but for what takes too long. Whether there
+    /// is something to reconcile.
+    pub(super) fn hear(
+        &mut self,
+        first: StreamEvent,
+        more: &mut mpsc::Receiver<StreamEvent>,
+    ) -> bool {
+        // What is this node's by now isn't the peer's to tell, and the other way round.
+        let vrrp = self.routers.status();
+        let plane = &mut self.controller.data_path;
+        let mut changed = self.replication.look_at_owners(plane, &vrrp);
         let mut next = Some(first);
         let mut left = replication::TURN;
         while let Some(event) = next {
             match self.replication.take(event, &mut self.controller.data_path) {
-                Ok(false) => {}
-                Ok(true) => self.controller.adopted = self.replication.adopted(),
+                Ok(adopted) => changed |= adopted,
                 Err(error) => tracing::error!(%error, "a peer's flows were not taken over"),
             }
             left -= 1;
             next = (left > 0).then(|| more.try_recv().ok()).flatten();
         }
+        self.adopt(changed) | self.replicate()
     }
 
-    /// Tells peers what has changed.
-    pub(super) fn replicate(&mut self) {
+    fn adopt(&mut self, changed: bool) -> bool {
+        if changed {
+            self.controller.adopted = self.replication.adopted();
+        }
+        changed
+    }
+
+    /// Tells peers what has changed, if it is time to. Whether there is something to
+    /// reconcile.
+    pub(super) fn replicate(&mut self) -> bool {
         self.routers.in_sync(self.replication.in_sync());
         if !self.replication.is_used() {
-            return;
+            return false;
         }
         let now = Now::read().instant;
         let vrrp = self.routers.status();
-        match self
+        let told = self
             .replication
-            .tick(&mut self.controller.data_path, &vrrp, now)
-        {
-            Ok(false) => {}
-            Ok(true) => self.controller.adopted = self.replication.adopted(),
-            Err(error) => tracing::error!(%error, "the flows could not be told to peers"),
+            .tick(&mut self.controller.data_path, &vrrp, now);
+        match told {
+            Ok(changed) => self.adopt(changed),
+            Err(error) => {
+                tracing::error!(%error, "the flows could not be told to peers");
+                false
+            }
         }
     }
 

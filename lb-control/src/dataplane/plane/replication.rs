@@ -36,6 +36,11 @@ impl Plane {
         }
     }
 
+    /// Whether anything was applied yet.
+    pub fn is_known(&self) -> bool {
+        self.catalogue.version > 0
+    }
+
     /// What ids stand for, as of the last [`Self::apply`].
     pub fn ids(&self) -> &Catalogue {
         &self.catalogue

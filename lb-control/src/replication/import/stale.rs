@@ -31,7 +31,7 @@ impl Importer {
             .services
             .keys()
             .filter_map(|id| self.service(world.catalogue, *id))
-            .filter(|id| !own.contains(id))
+            .filter(|id| !own.contains(id) && !self.kept.contains(id))
             .collect();
         let names: BTreeSet<Arc<str>> = self.services.values().map(|s| s.name.clone()).collect();
         let before = self.adopted.len();
