@@ -210,7 +210,7 @@ impl Node {
 }
 
 /// A second balancer at .20.
-fn second_balancer(t: &mut Topology) -> Result<Host> {
+pub(crate) fn second_balancer(t: &mut Topology) -> Result<Host> {
     let interface = Interface {
         name: "eth0".into(),
         mac: Mac([0x02, 0x1b, 0, 0, 2, 20]),

@@ -160,7 +160,8 @@ impl<'a> Raw<'a> {
         let info = data.info()?;
         let value_size = info.value_size() as usize;
         let value_size = if is_per_core {
-            let cores = nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?;
+            let cores =
+                nr_cpus().map_err(|(file, error)| anyhow::Error::new(error).context(file))?;
             value_size.next_multiple_of(8) * cores
         } else {
             value_size
