@@ -10,7 +10,6 @@ mod report;
 
 use std::{
     fs,
-    net::{IpAddr, Ipv4Addr},
     process::ExitCode,
     thread,
     time::{Duration, Instant, SystemTime, UNIX_EPOCH},
@@ -21,7 +20,6 @@ use clap::Args;
 use serde::Serialize;
 
 use crate::{
-    netns::Netns,
     packet::Rng,
     topology::{Kind, Options as Parts, Topology},
 };

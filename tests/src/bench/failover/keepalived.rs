@@ -40,6 +40,9 @@ impl Keepalived {
         let hosts = [topology.balancer.clone(), second];
         let mut nodes = vec![];
         for (number, host) in (0u8..).zip(hosts) {
+            // One that routed would keep what comes for the address that it gave up,
+            // and send it to the next owner, much later.
+            host.ns.sysctl("net/ipv4/ip_forward", "0")?;
             let dir = TempDir::new()?;
             let vip = topology.vip4.to_string();
             let priority = PRIORITIES[usize::from(number)];

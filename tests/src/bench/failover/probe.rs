@@ -28,8 +28,8 @@ pub const PORT: u16 = 7001;
 /// From one datagram to the next.
 const PERIOD: Duration = Duration::from_micros(500);
 
-/// An answer that hasn't come by then is lost.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// What is answered later wasn't forwarded, but waited for an owner.
+const PATIENCE: Duration = Duration::from_millis(20);
 
 /// How often an echo looks whether it is to end.
 const WAKES: Duration = Duration::from_millis(100);
@@ -261,8 +261,11 @@ fn take(socket: &UdpSocket, seen: &mut Seen, shared: &Shared) -> Result<()> {
     while let Ok((9, _)) = socket.recv_from(&mut buffer) {
         let number = u64::from_be_bytes(buffer[..8].try_into()?);
         let (index, node) = (usize::try_from(number)?, buffer[8]);
-        let by = seen.by.get_mut(index).context("an answer to nothing")?;
-        *by = Some(node);
+        let sent = seen.sent.get(index).context("an answer to nothing")?;
+        if sent.elapsed() > PATIENCE {
+            continue;
+        }
+        seen.by[index] = Some(node);
         shared.answers[usize::from(node)].fetch_add(1, Ordering::Relaxed);
     }
     Ok(())
