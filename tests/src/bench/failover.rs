@@ -124,6 +124,7 @@ pub fn run(options: &Options) -> Result<ExitCode> {
         let text = fs::read_to_string("/proc/loadavg")?;
         Ok(text.split(' ').next().unwrap_or_default().to_owned())
     };
+    crate::cleanup::on_interrupt()?;
     let before = load()?;
     super::progress("starting the pairs");
     let mut contests = INTERVALS
