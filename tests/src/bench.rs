@@ -1,6 +1,6 @@
 //! `cargo xtask bench`: what a packet and a lookup table cost. How it is
 //! measured, and what the figures don't show, stands in docs/benchmarks.md.
-//! `cargo xtask bench failover` is in [`failover`].
+//! `cargo xtask bench failover` is in the module `failover`.
 
 mod builder;
 mod case;

@@ -35,7 +35,7 @@ const INTERVALS: [Duration; 3] = [
     Duration::from_secs(1),
 ];
 
-/// Of the node that is to be active, and of its standby.
+/// Of the node that is to be active, and of its standby: those of [`crate::pair`].
 const PRIORITIES: [u8; 2] = [150, 100];
 
 /// Both kinds of pairs have their advertisements sent by a thread of this real-time

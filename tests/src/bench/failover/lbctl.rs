@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 
 use super::{
-    Fault, PRIORITIES, Subject,
+    Fault, Subject,
     carrier::Carrier,
     probe::{self, Echo},
 };
@@ -24,7 +24,6 @@ pub struct Lbctl {
 impl Lbctl {
     /// Starts both.
     pub fn start(interval: Duration) -> Result<Self> {
-        let [high, low] = PRIORITIES;
         let pair = Pair::start(Method::Dsr, 1, |_, config| {
             let mut echo = config.services[0].clone();
             echo.name = "echo".into();
@@ -36,14 +35,6 @@ impl Lbctl {
             for extra in &mut config.extra {
                 *extra = extra.replace(&of(INTERVAL), &of(interval));
             }
-            debug_assert!(
-                config.extra.iter().any(|extra| {
-                    [high, low]
-                        .iter()
-                        .any(|p| extra.contains(&format!("priority: {p},")))
-                }),
-                "the pair's priorities are others"
-            );
         })?;
         let macs = [0, 1].map(|node| pair.nodes[node].host.interface().mac);
         let topology = &pair.topology;
