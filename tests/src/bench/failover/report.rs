@@ -26,6 +26,9 @@ struct Row {
     taken_over: Both,
 }
 
+/// What is shown of a row.
+type Part = fn(&Row) -> &Both;
+
 /// Of both kinds of pairs.
 #[derive(Clone, Debug, Serialize)]
 struct Both {
@@ -191,7 +194,7 @@ impl fmt::Display for Report {
             "ms ({} rounds: median [min..max]), load {} before and {} after",
             self.rounds, self.load[0], self.load[1]
         )?;
-        let titles: [(&str, fn(&Row) -> &Both); 2] = [
+        let titles: [(&str, Part); 2] = [
             ("nobody forwards", |row| &row.gap),
             ("the standby forwards after", |row| &row.taken_over),
         ];
