@@ -1,9 +1,11 @@
 //! `cargo xtask bench`: what a packet and a lookup table cost. How it is
 //! measured, and what the figures don't show, stands in docs/benchmarks.md.
+//! `cargo xtask bench failover` is in the module `failover`.
 
 mod builder;
 mod case;
 mod driver;
+mod failover;
 mod figures;
 #[allow(dead_code)] // The other side uses the rest.
 #[path = "../../lb-ebpf/src/bench/layout.rs"]
@@ -18,7 +20,7 @@ use std::{
 };
 
 use anyhow::{Result, ensure};
-use clap::Parser;
+use clap::{Parser, Subcommand};
 
 use case::Field;
 use driver::Driver;
@@ -26,8 +28,10 @@ use report::Report;
 
 /// Measures the data path and the table builder. Needs root.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "lb-bench")]
+#[command(name = "lb-bench", args_conflicts_with_subcommands = true)]
 pub struct Options {
+    #[command(subcommand)]
+    what: Option<What>,
     /// Fewer and shorter rounds: under a minute, figures to glance at
     #[arg(long)]
     quick: bool,
@@ -40,6 +44,12 @@ pub struct Options {
     /// Rounds, each of which measures every case once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1000))]
     rounds: Option<u32>,
+}
+
+/// What is measured instead of the data path.
+#[derive(Clone, Debug, Subcommand)]
+enum What {
+    Failover(failover::Options),
 }
 
 /// How much is measured.
@@ -83,6 +93,9 @@ impl Effort {
 
 /// Measures, prints, and says whether all went as it should.
 pub fn run(options: &Options) -> Result<ExitCode> {
+    if let Some(What::Failover(options)) = &options.what {
+        return failover::run(options);
+    }
     let effort = Effort::of(options);
     let processor = pin()?;
     progress("loading the programs and filling their tables");

@@ -258,7 +258,7 @@ impl Node {
 const SECOND_MAC: Mac = Mac([0x02, 0x1b, 0, 0, 2, 20]);
 
 /// A second balancer at .20.
-fn second_balancer(t: &mut Topology) -> Result<Host> {
+pub(crate) fn second_balancer(t: &mut Topology) -> Result<Host> {
     let interface = Interface {
         name: "eth0".into(),
         mac: SECOND_MAC,

@@ -7,8 +7,9 @@ use anyhow::{Context as _, Result};
 
 use crate::{process, setup, workspace};
 
-/// Builds `binary` and `lbctl` and becomes `binary`: its exit status, signals
-/// and output are those of the task. It finds `lbctl` by the variable `LBCTL`.
+/// Builds `binary`, `lbctl` and the servers' `lb-conns`, and becomes `binary`: its exit
+/// status, signals and output are those of the task. It finds `lbctl` by the variable
+/// `LBCTL`, and `lb-conns` beside itself.
 pub fn run(binary: &str, arguments: &[OsString]) -> Result<()> {
     setup::run()?;
     process::step(format!("building {binary} and lbctl, optimised"));
@@ -21,6 +22,8 @@ pub fn run(binary: &str, arguments: &[OsString]) -> Result<()> {
         "lb-control",
         "--bin",
         binary,
+        "--bin",
+        "lb-conns",
         "--bin",
         "lbctl",
     ]))?;

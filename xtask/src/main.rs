@@ -72,7 +72,7 @@ enum Task {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Measure the data path
+    /// Measure the data path, or take-over times beside keepalived (`bench failover`)
     Bench {
         /// Passed to lb-bench (try `-- --help`)
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

@@ -86,6 +86,8 @@ pub struct Resolver {
     keeping: VecDeque<Action>,
     /// Kept neighbours may differ from the wanted ones.
     review: bool,
+    /// See [`Resolver::take_link_loss`].
+    link_lost: bool,
 }
 
 impl Resolver {
@@ -126,6 +128,8 @@ impl Resolver {
 
     /// The kernel described a link.
     pub fn handle_link(&mut self, link: Link) {
+        let carried = self.managed_link(link.ifindex).is_some_and(|old| old.up);
+        self.link_lost |= carried && !link.up;
         let known = self.links.insert(link.ifindex, link.clone());
         self.find_devices();
         let routes_may_differ = known.is_none_or(|old| old.up != link.up || old.name != link.name);
@@ -149,6 +153,7 @@ impl Resolver {
 
     /// A link is gone.
     pub fn handle_link_gone(&mut self, ifindex: u32) {
+        self.link_lost |= self.managed_link(ifindex).is_some_and(|old| old.up);
         self.links.remove(&ifindex);
         self.addresses.retain(|own| own.ifindex != ifindex);
         self.find_devices();
@@ -245,6 +250,12 @@ impl Resolver {
         self.links
             .get(&ifindex)
             .filter(|_| self.devices.iter().any(|d| d.ifindex == ifindex))
+    }
+
+    /// Whether a managed link that carried frames doesn't since the last call. A virtual
+    /// router on it lets go, and nobody forwards until it knows.
+    pub fn take_link_loss(&mut self) -> bool {
+        std::mem::take(&mut self.link_lost)
     }
 
     fn find_devices(&mut self) {

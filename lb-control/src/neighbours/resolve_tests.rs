@@ -299,3 +299,24 @@ fn ten_thousand_targets_are_kept_without_quadratic_work() {
     resolver.handle_neighbour((2, targets[5].address), known(MAC));
     assert_eq!(actions(&mut resolver), [], "an event costs nothing");
 }
+
+#[test]
+fn the_loss_of_a_managed_link_is_told_once_and_no_other_change_is() {
+    let down = |ifindex, name| Link {
+        up: false,
+        ..link(ifindex, name)
+    };
+    let mut resolver = resolver(&[]);
+    assert!(!resolver.take_link_loss(), "they were found");
+    resolver.handle_link(down(9, "eth9"));
+    assert!(!resolver.take_link_loss(), "it isn't managed");
+    resolver.handle_link(down(2, "eth0"));
+    assert!(resolver.take_link_loss());
+    assert!(!resolver.take_link_loss());
+    resolver.handle_link(down(2, "eth0"));
+    assert!(!resolver.take_link_loss(), "it was down before");
+    resolver.handle_link(link(2, "eth0"));
+    assert!(!resolver.take_link_loss(), "it came up");
+    resolver.handle_link_gone(2);
+    assert!(resolver.take_link_loss());
+}

@@ -37,7 +37,8 @@ use super::{
     resolve::{Action, NeighbourKey, Resolver},
 };
 
-/// Events that follow one another within this time are answered together.
+/// Events that follow one another within this time are answered together, but for the
+/// loss of a link, which is told at once.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 
 /// How often neighbours are asked for where the kernel can't keep them
@@ -221,7 +222,11 @@ impl Watcher {
                             }
                         }
                     }
-                    settle_at.get_or_insert(Instant::now() + DEBOUNCE);
+                    let now = Instant::now();
+                    if self.resolver.take_link_loss() {
+                        settle_at = Some(now);
+                    }
+                    settle_at.get_or_insert(now + DEBOUNCE);
                 }
                 () = settle => {
                     settle_at = None;

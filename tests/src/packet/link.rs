@@ -20,7 +20,7 @@ pub struct LinkSocket(OwnedFd);
 
 /// One received frame.
 #[derive(Debug)]
-pub(super) struct Received {
+pub(crate) struct Received {
     pub length: usize,
     pub sent_by_us: bool,
     /// A tag the kernel took off: EtherType and tag control information.
@@ -36,7 +36,7 @@ impl LinkSocket {
     }
 
     /// Opens one that sees every frame of the interface.
-    pub(super) fn receiver(interface: &str, timeout: Duration) -> Result<Self> {
+    pub(crate) fn receiver(interface: &str, timeout: Duration) -> Result<Self> {
         let socket = Self::open(interface, ETH_P_ALL_BE)?;
         socket.set(libc::PACKET_AUXDATA, 1)?;
         let buffer: libc::c_int = 64 << 20;
@@ -156,7 +156,7 @@ impl LinkSocket {
     }
 
     /// Receives one frame into `buffer`; nothing on time-out.
-    pub(super) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
+    pub(crate) fn receive(&self, buffer: &mut [u8]) -> io::Result<Option<Received>> {
         let mut vector = libc::iovec {
             iov_base: buffer.as_mut_ptr().cast(),
             iov_len: buffer.len(),
