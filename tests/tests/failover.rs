@@ -9,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use lb_tests::{
     check,
+    config::Config,
     held::Held,
     pair::{Method, Pair},
     process::wait_ok,
@@ -46,17 +47,32 @@ fn set_pools(pair: &mut Pair, with_fourth: bool) {
     }
 }
 
+/// The fourth backend is there, but not in use; and tables that are looked at fast.
+fn common(config: &mut Config) {
+    for name in POOLS {
+        config.pool_mut(name).backends.truncate(BACKENDS - 1);
+    }
+    config.set_dataplane("max_flows", 65_536);
+}
+
+/// The fourth backend comes into use on both, and new connections get it from here on.
+fn add_fourth(pair: &mut Pair) -> Result<()> {
+    set_pools(pair, true);
+    for node in &pair.nodes {
+        node.reload()?;
+    }
+    thread::sleep(SYN_WINDOW);
+    Ok(())
+}
+
 fn start(method: Method, extra: &str) -> Result<Pair> {
     Pair::start(method, BACKENDS, |_, config| {
-        for name in POOLS {
-            config.pool_mut(name).backends.truncate(BACKENDS - 1);
-        }
+        common(config);
         if !extra.is_empty() {
             for service in &mut config.services {
                 service.extra.push(extra.into());
             }
         }
-        config.set_dataplane("max_flows", 65_536);
     })
 }
 
@@ -118,11 +134,7 @@ fn five_thousand_connections_survive(method: Method) -> Result<()> {
     let since = Instant::now();
     let mut held = vec![Held::open(&pair.topology, LIST[0], HALF)?];
     // From here on new connections to slots that moved are the new backend's.
-    set_pools(&mut pair, true);
-    for node in &pair.nodes {
-        node.reload()?;
-    }
-    thread::sleep(SYN_WINDOW);
+    add_fourth(&mut pair)?;
     held.push(Held::open(&pair.topology, LIST[0], HALF)?);
     for held in &mut held {
         held.none_lost("a backend was added")?;
@@ -224,11 +236,7 @@ fn a_peer_link_that_loses_a_twentieth_loses_no_connection() {
             )?;
         }
         let mut held = vec![Held::open(&pair.topology, LIST[0], HALF)?];
-        set_pools(&mut pair, true);
-        for node in &pair.nodes {
-            node.reload()?;
-        }
-        thread::sleep(SYN_WINDOW);
+        add_fourth(&mut pair)?;
         held.push(Held::open(&pair.topology, LIST[0], HALF)?);
         pair.wait_in_sync(1)?;
         print_figures(&pair, 0, 4 * HALF)?;
@@ -283,10 +291,7 @@ fn a_source_keeps_its_server_on_the_other_node() {
 fn two_active_nodes_stand_by_for_each_other() {
     check(|| {
         let mut pair = Pair::launch(Method::Dsr, BACKENDS, |number, config| {
-            for name in POOLS {
-                config.pool_mut(name).backends.truncate(BACKENDS - 1);
-            }
-            config.set_dataplane("max_flows", 65_536);
+            common(config);
             config.extra.retain(|line| !line.starts_with("vrrp:"));
             let priorities = [[150, 100], [100, 150]][number];
             let vip = |is_v4: bool| {
@@ -314,11 +319,7 @@ fn two_active_nodes_stand_by_for_each_other() {
         };
         both_active(&pair)?;
         let mut held = vec![Held::open(&pair.topology, LIST[0], SOME)?];
-        set_pools(&mut pair, true);
-        for node in &pair.nodes {
-            node.reload()?;
-        }
-        thread::sleep(SYN_WINDOW);
+        add_fourth(&mut pair)?;
         held.push(Held::open(&pair.topology, LIST[0], SOME)?);
         for (victim, heir) in [(1, 0), (0, 1)] {
             both_active(&pair)?;

@@ -15,6 +15,7 @@ use lb_tests::{
     process::wait_ok,
     servers::Hold,
     site::LIST,
+    topology::Port,
 };
 
 /// Of each family.
@@ -100,38 +101,22 @@ fn wait_hears(pair: &Pair, node: usize) -> Result<()> {
     )
 }
 
+/// Sets something of a node's port of the switch.
+fn set_port(port: &Port, what: &str, value: &str) -> Result<()> {
+    let argv = ["bridge", "link", "set", "dev", &port.interface, what, value];
+    port.ns.exec(&argv).map(drop)
+}
+
 /// The switch forwards nothing for the port of this node, which has its carrier.
 fn cut_cable(pair: &Pair, node: usize, cut: bool) -> Result<()> {
     let port = &pair.topology.balancer_ports[node];
-    let state = if cut { "0" } else { "3" };
-    let argv = [
-        "bridge",
-        "link",
-        "set",
-        "dev",
-        &port.interface,
-        "state",
-        state,
-    ];
-    port.ns.exec(&argv).map(drop)
+    set_port(port, "state", if cut { "0" } else { "3" })
 }
 
 /// The two don't reach each other on the segment; everybody else does.
 fn cut_trunk(pair: &Pair, cut: bool) -> Result<()> {
-    for port in &pair.topology.balancer_ports {
-        let isolated = if cut { "on" } else { "off" };
-        let argv = [
-            "bridge",
-            "link",
-            "set",
-            "dev",
-            &port.interface,
-            "isolated",
-            isolated,
-        ];
-        port.ns.exec(&argv)?;
-    }
-    Ok(())
+    let mut ports = pair.topology.balancer_ports.iter();
+    ports.try_for_each(|port| set_port(port, "isolated", if cut { "on" } else { "off" }))
 }
 
 fn cut_peer_link(pair: &Pair, cut: bool) -> Result<()> {

@@ -315,6 +315,22 @@ impl Importer {
         found.filter(|_| !is_own)
     }
 
+    /// The table that is meant, where it has this bucket.
+    fn table<'a, T: FlowTable>(
+        &mut self,
+        world: &World<'a, T>,
+        which: Which,
+        bucket: u32,
+    ) -> Option<&'a T> {
+        let table = match which {
+            Which::Flows => world.flows,
+            Which::Replies => world.replies,
+        };
+        let known = bucket < table.buckets();
+        self.counts.malformed += u64::from(!known);
+        known.then_some(table)
+    }
+
     fn slot<T: FlowTable>(&mut self, world: &World<'_, T>, own: &Own, told: Slot) {
         let Some(id) = self.service(world.catalogue, told.service) else {
             self.missed = true;
@@ -364,14 +380,9 @@ impl Importer {
         let Some((member, service)) = self.anybodys(world, told.member) else {
             return;
         };
-        let table = match told.which {
-            Which::Flows => world.flows,
-            Which::Replies => world.replies,
-        };
-        if told.bucket >= table.buckets() {
-            self.counts.malformed += 1;
+        let Some(table) = self.table(world, told.which, told.bucket) else {
             return;
-        }
+        };
         let is_theirs = |other: FlowWord| {
             let known = world.catalogue.service_of(other.member());
             known.is_some_and(|(id, _)| id == service)
@@ -419,14 +430,9 @@ impl Importer {
         let Some((member, _)) = self.member(world, own, told.member) else {
             return;
         };
-        let table = match told.which {
-            Which::Flows => world.flows,
-            Which::Replies => world.replies,
-        };
-        if told.bucket >= table.buckets() {
-            self.counts.malformed += 1;
+        let Some(table) = self.table(world, told.which, told.bucket) else {
             return;
-        }
+        };
         let is_it = |entry: FlowWord| entry.member() == member;
         let found = transfer::find_either(table, told.bucket, told.tag, is_it);
         if let Some((at, _)) = found

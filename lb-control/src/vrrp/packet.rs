@@ -90,20 +90,28 @@ impl PacketSocket {
         to.sll_family = libc::AF_PACKET as libc::sa_family_t;
         to.sll_ifindex = self.ifindex.cast_signed();
         to.sll_halen = 6;
-        // SAFETY: frame and address are as long as stated, and live through it.
-        let sent = unsafe {
-            libc::sendto(
-                self.socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const to).cast(),
-                size_of_val(&to) as libc::socklen_t,
-            )
-        };
-        if sent < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        send_to(&self.socket, frame, &to)
     }
+}
+
+/// Sends a frame by a packet socket to where the address says.
+///
+/// # Errors
+/// It can't be sent.
+pub(super) fn send_to(socket: &Socket, frame: &[u8], to: &libc::sockaddr_ll) -> io::Result<()> {
+    // SAFETY: frame and address are as long as stated, and live through it.
+    let sent = unsafe {
+        libc::sendto(
+            socket.as_raw_fd(),
+            frame.as_ptr().cast(),
+            frame.len(),
+            0,
+            std::ptr::from_ref(to).cast(),
+            size_of_val(to) as libc::socklen_t,
+        )
+    };
+    if sent < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }

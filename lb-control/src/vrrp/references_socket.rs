@@ -12,7 +12,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{
     announce::{BROADCAST, ICMPV6, checksum},
-    packet::{ETHER_ARP, ETHER_IPV6, Mac, ethernet},
+    packet::{ETHER_ARP, ETHER_IPV6, Mac, ethernet, send_to},
 };
 
 /// Longer than what is read of an answer.
@@ -88,22 +88,7 @@ impl Prober {
             (IpAddr::V6(host), IpAddr::V6(source)) => solicitation(host, source, mac),
             _ => return Err(io::Error::other("two families in one probe")),
         };
-        let to = self.address();
-        // SAFETY: frame and address are as long as stated, and live through it.
-        let sent = unsafe {
-            libc::sendto(
-                self.socket.as_raw_fd(),
-                frame.as_ptr().cast(),
-                frame.len(),
-                0,
-                (&raw const to).cast(),
-                size_of_val(&to) as libc::socklen_t,
-            )
-        };
-        if sent < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(())
+        send_to(&self.socket, &frame, &self.address())
     }
 
     /// Who has answered; `Some(None)` for what is no answer, `None` if nothing is
