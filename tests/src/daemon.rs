@@ -32,6 +32,7 @@ pub struct Daemon {
     ns: Netns,
     lbctl: PathBuf,
     starts: u32,
+    environment: Vec<(String, String)>,
 }
 
 impl Daemon {
@@ -74,6 +75,7 @@ impl Daemon {
             ns: ns.clone(),
             lbctl,
             starts: 0,
+            environment: vec![],
         };
         daemon.write_config(config)?;
         Ok(daemon)
@@ -125,7 +127,8 @@ impl Daemon {
             .arg("--socket")
             .arg(self.socket())
             .arg("--state-dir")
-            .arg(self.state_dir());
+            .arg(self.state_dir())
+            .envs(self.environment.iter().cloned());
         let label = format!("lbctl run (start {}) in {}", self.starts, self.ns.name());
         let process = self.process.insert(Process::spawn(&label, command)?);
         // An end before readiness is final; anything else may come right.
@@ -145,6 +148,11 @@ impl Daemon {
                 Err(e.context(format!("log of the daemon:\n{log}")))
             }
         }
+    }
+
+    /// Has a variable in its environment from its next start on.
+    pub fn set_environment(&mut self, name: &str, value: impl std::fmt::Display) {
+        self.environment.push((name.into(), value.to_string()));
     }
 
     /// SIGKILL; the data path stays.

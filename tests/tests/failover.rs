@@ -43,6 +43,10 @@ fn set_pools(pair: &mut Pair, with_fourth: bool) {
         for node in &mut pair.nodes {
             let pool = node.config.pool_mut(&format!("many-{}", family(vip)));
             pool.backends = backends.iter().take(used).cloned().collect();
+            // As much as the others together, so that half of the slots move.
+            if let Some(fourth) = pool.backends.get_mut(BACKENDS - 1) {
+                fourth.weight *= 3;
+            }
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Two balancers with a link between them survive what may happen to them.
 
 use std::{
+    fs,
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -8,6 +9,7 @@ use std::{
 use anyhow::{Context as _, Result, bail, ensure};
 use lb_tests::{
     check,
+    cleanup::TempDir,
     config::Config,
     held::Held,
     owners::{Owned, Watch},
@@ -331,6 +333,69 @@ fn no_single_fault_makes_a_second_owner_or_leaves_none() {
         );
         ensure!(owned.nobody == Duration::ZERO, "{owned:?}");
         Ok(())
+    });
+}
+
+/// Where Debian has it for this machine.
+fn faketime() -> Result<String> {
+    let shown = std::process::Command::new("faketime")
+        .args(["-f", "+0", "printenv", "LD_PRELOAD"])
+        .output()
+        .context("faketime is missing: `cargo xtask setup` installs it")?;
+    Ok(String::from_utf8(shown.stdout)?.trim().to_owned())
+}
+
+/// Day and hour so many hours from now, as logs begin.
+fn hour(offset: i8) -> Result<String> {
+    let when = format!("{offset:+} hours");
+    let shown = std::process::Command::new("date")
+        .args(["-u", "-d", &when, "+%Y-%m-%dT%H"])
+        .output()?;
+    Ok(String::from_utf8(shown.stdout)?.trim().to_owned())
+}
+
+/// Somebody sets the clock of both nodes, forward and back.
+#[test]
+fn a_step_of_the_clock_moves_nothing() {
+    check(|| {
+        let mut pair = start()?;
+        let dir = TempDir::new()?;
+        let file = dir.join("clock");
+        fs::write(&file, "+0h\n")?;
+        for number in [1, 0] {
+            let daemon = &mut pair.nodes[number].daemon;
+            daemon.set_environment("LD_PRELOAD", faketime()?);
+            daemon.set_environment("FAKETIME_TIMESTAMP_FILE", file.display());
+            daemon.set_environment("FAKETIME_NO_CACHE", 1);
+            // As the kernel has it: nobody can set that one.
+            daemon.set_environment("FAKETIME_DONT_FAKE_MONOTONIC", 1);
+            daemon.stop()?;
+            daemon.launch()?;
+        }
+        pair.wait_state(0, "active")?;
+        pair.wait_state(1, "backup")?;
+        let mut held = Held::open(&pair.topology, LIST[0], CONNECTIONS)?;
+        pair.wait_in_sync(1)?;
+        for offset in [5, -3, 0] {
+            let before = hour(offset)?;
+            fs::write(&file, format!("{offset:+}h\n"))?;
+            stays(&pair, 0, &format!("the clock was set {offset:+} h"))?;
+            for node in &pair.nodes {
+                node.reload()?;
+                let log = node.daemon.log();
+                let last = log
+                    .lines()
+                    .rfind(|line| line.contains("configuration reloaded"));
+                let stamp = last.context("no reload in the log")?.to_owned();
+                let is_set = [before.clone(), hour(offset)?]
+                    .iter()
+                    .any(|hour| stamp.contains(hour));
+                ensure!(is_set, "its clock wasn't set {offset:+} h: {stamp}");
+            }
+            pair.wait_in_sync(1)?;
+        }
+        wait_linked(&pair)?;
+        held.none_lost("steps of the clock")
     });
 }
 

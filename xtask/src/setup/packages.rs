@@ -45,6 +45,11 @@ pub const TOOLS: &[Package] = &[
     package("socat", "socat", "client and backend of the tests"),
     package("snmpd", "snmpd", "tells its load in the tests"),
     package("keepalived", "keepalived", "speaks VRRP in the tests"),
+    package(
+        "faketime",
+        "faketime",
+        "steps a daemon's clock in the tests",
+    ),
 ];
 
 /// A rustc with a precompiled `core` for BPF.
