@@ -267,10 +267,13 @@ impl Replication {
         }
     }
 
-    /// Forgets the peers that aren't configured any more.
-    pub fn keep_only(&mut self, links: &[LinkStatus]) {
+    /// Forgets the peers that aren't configured any more. Whether [`Self::adopted`]
+    /// has changed.
+    pub fn keep_only(&mut self, links: &[LinkStatus]) -> bool {
         let is_known = |name: &str| links.iter().any(|link| link.peer == name);
+        let before = self.peers.len();
         self.peers.retain(|name, _| is_known(name));
+        self.peers.len() != before
     }
 }
 

@@ -84,7 +84,8 @@ impl Daemon {
     /// The links to peers, with what is replicated.
     pub(super) fn links(&mut self) -> Vec<LinkStatus> {
         let mut links = self.peers.status();
-        self.replication.keep_only(&links);
+        let changed = self.replication.keep_only(&links);
+        self.adopt(changed);
         self.replication.complete(&mut links, Now::read().instant);
         links
     }
