@@ -245,6 +245,12 @@ fn trackers_move_the_owner_and_others_are_told() {
             Ok(())
         })?;
         second.set("hang", false)?;
+        // At its end it waits for a while, but not for all of that on a busy machine.
+        wait_ok("lb2's commands to have run", SOON, || {
+            let row = second.row()?;
+            ensure!(row["notify"]["waiting"] == 0, "{row}");
+            Ok(())
+        })?;
         ensure!(second.daemon.stop()?.success(), "lb2 ended badly");
         let told = fs::read_to_string(second.flags.join("told"))?;
         let expected = [

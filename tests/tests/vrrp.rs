@@ -564,7 +564,7 @@ fn a_sync_group_moves_outside_and_inside_together() {
         fs::write(other.dir.join("keepalived.conf"), inside(200))?;
         other.start()?;
         let better = "advertises a better priority";
-        let together = [(51, "backup", "its sync group did"), (52, "backup", better)];
+        let together = [(51, "backup", "its sync group"), (52, "backup", better)];
         wait_states(&site, together)?;
         // Nobody is better outside; it waits for the inside all the same.
         std::thread::sleep(Duration::from_secs(3));

@@ -199,6 +199,8 @@ impl Runner {
         }
         self.configure(Vec::new());
         self.cooperate(now);
+        // That a group has stopped is known when its last member has.
+        self.tell_changes();
         self.publish();
         self.cooperation.stopping.take()
     }
