@@ -1,28 +1,9 @@
 //! The six faults, and others.
 
 use super::{
-    network::{DELAY, Make, Network, TWO, settled},
+    network::{DELAY, INTERVALS, Make, Network, TWO, each, settled},
     *,
 };
-
-const INTERVALS: [Duration; 3] = [
-    Duration::from_millis(10),
-    Duration::from_millis(100),
-    Duration::from_secs(1),
-];
-
-/// Each case with every interval and several seeds.
-fn each(check: impl Fn(Make)) {
-    for interval in INTERVALS {
-        for seed in 0..5 {
-            check(Make {
-                interval,
-                seed,
-                ..TWO
-            });
-        }
-    }
-}
 
 #[test]
 fn a_dead_one_is_followed_as_soon_as_without_a_peer_link() {

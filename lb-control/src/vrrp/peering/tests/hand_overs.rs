@@ -1,27 +1,9 @@
 //! Hand-overs that are asked for.
 
 use super::{
-    network::{DELAY, ID, Make, Network, TWO, settled},
+    network::{DELAY, ID, INTERVALS, Make, Network, TWO, each, settled},
     *,
 };
-
-const INTERVALS: [Duration; 3] = [
-    Duration::from_millis(10),
-    Duration::from_millis(100),
-    Duration::from_secs(1),
-];
-
-fn each(check: impl Fn(Make)) {
-    for interval in INTERVALS {
-        for seed in 0..5 {
-            check(Make {
-                interval,
-                seed,
-                ..TWO
-            });
-        }
-    }
-}
 
 fn has_moved(network: &Network, index: usize) -> bool {
     let outcome = network.nodes[index].outcomes.last().unwrap();

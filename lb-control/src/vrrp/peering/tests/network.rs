@@ -509,3 +509,22 @@ pub fn settled(make: Make) -> Network {
     network.forget();
     network
 }
+
+pub const INTERVALS: [Duration; 3] = [
+    Duration::from_millis(10),
+    Duration::from_millis(100),
+    Duration::from_secs(1),
+];
+
+/// Each case with every interval and several seeds.
+pub fn each(check: impl Fn(Make)) {
+    for interval in INTERVALS {
+        for seed in 0..5 {
+            check(Make {
+                interval,
+                seed,
+                ..TWO
+            });
+        }
+    }
+}
