@@ -113,19 +113,14 @@ impl Replication {
         self.next.filter(|_| is_linked)
     }
 
-    /// Looks at what has changed and tells it. Whether [`Self::adopted`] has changed.
+    /// Looks at what has changed and tells it, if it is time to. Who owns what is as of
+    /// the last [`Self::look_at_owners`].
     ///
     /// # Errors
     /// The data path can't be read.
-    pub fn tick(
-        &mut self,
-        plane: &mut Plane,
-        vrrp: &[VrrpStatus],
-        now: Instant,
-    ) -> Result<bool, PlaneError> {
-        let changed = self.look_at_owners(plane, vrrp);
+    pub fn tick(&mut self, plane: &mut Plane, now: Instant) -> Result<(), PlaneError> {
         if self.next.is_some_and(|next| now < next) {
-            return Ok(changed);
+            return Ok(());
         }
         // Also where this one fails.
         self.next = now.checked_add(PERIOD);
@@ -185,7 +180,7 @@ impl Replication {
             PERIOD.max(took * SHARE_OF_TIME)
         };
         self.next = now.checked_add(pause);
-        Ok(changed)
+        Ok(())
     }
 
     /// Who owns what. Whether [`Self::adopted`] has changed by that.

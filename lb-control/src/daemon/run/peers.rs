@@ -23,9 +23,7 @@ impl Daemon {
         more: &mut mpsc::Receiver<StreamEvent>,
     ) -> bool {
         // What is this node's by now isn't the peer's to tell, and the other way round.
-        let vrrp = self.routers.status();
-        let plane = &mut self.controller.data_path;
-        let mut changed = self.replication.look_at_owners(plane, &vrrp);
+        let mut changed = self.look_at_owners();
         let mut next = Some(first);
         let mut left = replication::TURN;
         while let Some(event) = next {
@@ -36,7 +34,8 @@ impl Daemon {
             left -= 1;
             next = (left > 0).then(|| more.try_recv().ok()).flatten();
         }
-        self.adopt(changed) | self.replicate()
+        self.tell_changes();
+        self.adopt(changed)
     }
 
     fn adopt(&mut self, changed: bool) -> bool {
@@ -46,24 +45,28 @@ impl Daemon {
         changed
     }
 
+    fn look_at_owners(&mut self) -> bool {
+        let vrrp = self.routers.status();
+        self.replication
+            .look_at_owners(&mut self.controller.data_path, &vrrp)
+    }
+
     /// Tells peers what has changed, if it is time to. Whether there is something to
     /// reconcile.
     pub(super) fn replicate(&mut self) -> bool {
+        let changed = self.replication.is_used() && self.look_at_owners();
+        self.tell_changes();
+        self.adopt(changed)
+    }
+
+    fn tell_changes(&mut self) {
         self.routers.in_sync(self.replication.in_sync());
-        if !self.replication.is_used() {
-            return false;
-        }
         let now = Now::read().instant;
-        let vrrp = self.routers.status();
-        let told = self
-            .replication
-            .tick(&mut self.controller.data_path, &vrrp, now);
-        match told {
-            Ok(changed) => self.adopt(changed),
-            Err(error) => {
-                tracing::error!(%error, "the flows could not be told to peers");
-                false
-            }
+        let plane = &mut self.controller.data_path;
+        if self.replication.is_used()
+            && let Err(error) = self.replication.tick(plane, now)
+        {
+            tracing::error!(%error, "the flows could not be told to peers");
         }
     }
 
